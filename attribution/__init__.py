@@ -1,0 +1,1 @@
+"""The mathematics, in torch alone: adapters, capture, projection, preconditioning, weighting and scoring."""

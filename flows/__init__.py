@@ -1,0 +1,1 @@
+"""Prefect flows: ingest, index, audit. They read like the story."""

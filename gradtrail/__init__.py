@@ -1,0 +1,63 @@
+"""gradtrail: which training data made this output, under which licence, and how far can that answer be trusted.
+
+Public names load on first use, so that `import gradtrail` stays instant and heavy libraries load only when needed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradtrail.api import Connection as Connection
+    from gradtrail.api import connect as connect
+    from gradtrail.attribution.adapters import ClassificationAdapter as ClassificationAdapter
+    from gradtrail.attribution.adapters import ModelAdapter as ModelAdapter
+    from gradtrail.attribution.adapters import RegressionAdapter as RegressionAdapter
+    from gradtrail.nouns import Example as Example
+    from gradtrail.nouns import Preview as Preview
+    from gradtrail.registration import register as register
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "flows" / "__init__.py").is_file():
+    __path__.append(str(_CHECKOUT))
+
+_EXPORTS = {
+    "ClassificationAdapter": "gradtrail.attribution.adapters",
+    "Connection": "gradtrail.api",
+    "Example": "gradtrail.nouns",
+    "ModelAdapter": "gradtrail.attribution.adapters",
+    "Preview": "gradtrail.nouns",
+    "RegressionAdapter": "gradtrail.attribution.adapters",
+    "connect": "gradtrail.api",
+    "register": "gradtrail.registration",
+}
+
+__all__ = [
+    "ClassificationAdapter",
+    "Connection",
+    "Example",
+    "ModelAdapter",
+    "Preview",
+    "RegressionAdapter",
+    "__version__",
+    "connect",
+    "register",
+]
+
+try:
+    __version__ = version("gradtrail")
+except PackageNotFoundError:
+    __version__ = "0+checkout"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'gradtrail' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

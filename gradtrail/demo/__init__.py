@@ -1,0 +1,1 @@
+"""The demo: handwritten digits, three sources, a few planted wrong labels."""

@@ -1,0 +1,59 @@
+"""Every error gradtrail raises on purpose. Each message names the thing, the cause and the remedy."""
+
+from __future__ import annotations
+
+
+class GradtrailError(Exception):
+    """Base of all expected errors; the command line prints its message and exits with `exit_code`.
+
+    Args:
+        what: what happened, naming the id, file or layer concerned.
+        remedy: what to do next, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what} {remedy}".strip())
+        self.what = what
+        self.remedy = remedy
+
+
+class UsageError(GradtrailError):
+    """A request that cannot be understood: unknown id, bad option, unreadable setting."""
+
+    exit_code = 2
+
+
+class NotFoundError(UsageError):
+    """A model, alias, output, example, audit or file that does not exist."""
+
+
+class CheckpointError(GradtrailError):
+    """Weights that cannot be loaded: damaged, of another architecture, or in a refused format."""
+
+
+class UntrustedCodeError(GradtrailError):
+    """Something that would have to execute code nobody allowed: a pickle, an unlisted adapter."""
+
+
+class DataError(GradtrailError):
+    """Training data, gradients or outputs that must not get in: duplicate, non-finite, mis-shaped, drifted."""
+
+
+class ModelError(GradtrailError):
+    """A model that cannot be attributed as it stands: random or coupled losses, no covered parameters."""
+
+
+class StoreError(GradtrailError):
+    """The gradient store does not hold what it should: gaps, wrong count, wrong configuration."""
+
+
+class LedgerError(GradtrailError):
+    """The ledger cannot be read, written or trusted."""
+
+
+class VerificationError(GradtrailError):
+    """`gradtrail verify` found something changed, missing or unexplained."""
+
+    exit_code = 3

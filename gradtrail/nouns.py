@@ -1,0 +1,313 @@
+"""The nouns of gradtrail: one frozen type each, used by every room. Standard library only.
+
+Ids are lower-case hexadecimal sha256 digests unless a field says otherwise. Times are timezone-aware UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from gradtrail.digests import content_sha256, sha256_json
+
+Side = Literal["proponent", "opponent"]
+Target = Literal["emitted", "label"]
+Severity = Literal["high", "medium", "low", "info"]
+PreviewMode = Literal["full", "redacted", "none"]
+
+SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "info")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training instance, or an observed output turned into something with a loss.
+
+    `example_id` is the user's own stable id. `inputs` and `target` are whatever the adapter's `collate` understands.
+    `attributes` are text by name: source, licence, label, author…
+    """
+
+    example_id: str
+    inputs: Any
+    target: Any
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_sha256(self) -> str:
+        """Digest of inputs and target; see `gradtrail.digests.content_sha256`."""
+        return content_sha256(self.inputs, self.target)
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One line of a dataset version's manifest: an example without its content."""
+
+    example_id: str
+    content_sha256: str
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """An ordered manifest of examples; its id is the sha256 of the manifest file."""
+
+    dataset_version_id: str
+    name: str
+    example_count: int
+    manifest_uri: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The MLflow run that trained a model. `run_id` is MLflow's."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    started_at: datetime | None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights at one step; `checkpoint_id` is the sha256 of the registered file.
+
+    `weights_uri` is the safetensors file gradtrail reads. It is the registered file itself, or its safe copy when that
+    file had another `format`; `weights_sha256` is its digest.
+    """
+
+    checkpoint_id: str
+    step: int
+    learning_rate: float
+    format: str
+    source_uri: str
+    weights_uri: str
+    weights_sha256: str
+    byte_size: int
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered MLflow model version, with the adapter whose source digest is pinned.
+
+    `checkpoint_ids` are in order of steps; the last is the one that serves.
+    """
+
+    name: str
+    version: int
+    run_id: str
+    dataset_version_id: str
+    adapter: str
+    adapter_sha256: str
+    checkpoint_ids: tuple[str, ...]
+
+    @property
+    def model_version_id(self) -> str:
+        """Name and number, for example `digits/3`."""
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What share of the model and of the data an index speaks for, and what it leaves out."""
+
+    covered_parameters: int
+    total_parameters: int
+    uncovered: tuple[str, ...]
+    indexed_examples: int
+    total_examples: int
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameter_share(self) -> float:
+        """Covered parameters over all parameters, 0 to 1."""
+        return self.covered_parameters / self.total_parameters if self.total_parameters else 0.0
+
+    @property
+    def example_share(self) -> float:
+        """Indexed examples over all examples of the dataset version, 0 to 1."""
+        return self.indexed_examples / self.total_examples if self.total_examples else 0.0
+
+
+@dataclass(frozen=True)
+class Index:
+    """The gradient table for one checkpoint, dataset version and feature configuration."""
+
+    checkpoint_id: str
+    dataset_version_id: str
+    feature_config: Mapping[str, Any]
+    coverage: Coverage
+    table_uri: str
+    table_version: int
+
+    @property
+    def index_id(self) -> str:
+        """Digest of checkpoint, dataset version and feature configuration."""
+        return index_id(self.checkpoint_id, self.dataset_version_id, self.feature_config)
+
+
+def index_id(checkpoint_id: str, dataset_version_id: str, feature_config: Mapping[str, Any]) -> str:
+    """The id an index has, or will have once it is built."""
+    return sha256_json(
+        {"checkpoint": checkpoint_id, "dataset_version": dataset_version_id, "features": dict(feature_config)}
+    )
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Importance of each parameter group, with the objective it was fitted for and the evidence.
+
+    An empty `group_weights` is the uniform weighting: every group counts 1.
+    """
+
+    objective: str = "uniform"
+    group_weights: Mapping[str, float] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def weighting_id(self) -> str:
+        """Digest of objective and weights."""
+        return sha256_json({"objective": self.objective, "group_weights": dict(self.group_weights)})
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a method measured against further training on one checkpoint (arXiv 2412.03906)."""
+
+    checkpoint_id: str
+    method: str
+    weighting_id: str
+    metric: str
+    value: float
+    standard_error: float
+    ceiling: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """One thing the model produced. `output_id` is `source:record_id`; see `gradtrail.storage.outputs`."""
+
+    output_id: str
+    source: str
+    record_id: str
+    produced_at: datetime
+    model_version_id: str
+    payload_sha256: str
+    target: Target = "emitted"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Outputs × indexes × method × weighting × policy, pinned. Time is an attribute, never part of the key."""
+
+    outputs: tuple[tuple[str, Target], ...]
+    model_version_id: str
+    index_ids: tuple[str, ...]
+    method: str
+    parameters: Mapping[str, Any]
+    weighting_id: str
+    policy_sha256: str
+
+    @property
+    def audit_id(self) -> str:
+        """Digest of everything that determines the answer."""
+        pinned = asdict(self)
+        pinned["outputs"] = sorted([list(output) for output in self.outputs])
+        pinned["index_ids"] = list(self.index_ids)
+        pinned["parameters"] = dict(self.parameters)
+        return sha256_json(pinned)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One scored pair: a positive score means that training on the example lowers the output's loss."""
+
+    output_id: str
+    example_id: str
+    side: Side
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the influence on an output came from one attribute value (METHODS: share).
+
+    `output_id` is None for the mean over the audit's outputs; only then is the permutation interval measured.
+    """
+
+    output_id: str | None
+    side: Side
+    attribute: str
+    value: str
+    share: float
+    training_share: float
+    interval_low: float | None = None
+    interval_high: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Share of influence over share of the training set; above 1 means more than its size explains."""
+        return self.share / self.training_share if self.training_share else 0.0
+
+
+@dataclass(frozen=True)
+class OutputResult:
+    """What an audit found about one output as a whole.
+
+    `prediction` is what the model emitted, as text; `loss` that of the measured target; `reproduced` whether the pinned
+    checkpoint emits it again. `proponent_mass` and `opponent_mass` are the sums of positive and of negative scores.
+    """
+
+    output_id: str
+    prediction: str
+    loss: float
+    reproduced: bool
+    proponent_mass: float
+    opponent_mass: float
+
+
+@dataclass(frozen=True)
+class ExampleInfluence:
+    """Mean share of one example over all outputs of an audit, per side."""
+
+    example_id: str
+    side: Side
+    rank: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A policy that fired. `output_id` is None when it concerns the audit as a whole."""
+
+    rule: str
+    severity: Severity
+    message: str
+    output_id: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the ledger's history; `event_hash` covers the entry and `previous_hash`."""
+
+    sequence: int
+    recorded_at: datetime
+    kind: str
+    subject: str
+    payload: Mapping[str, Any]
+    previous_hash: str
+    event_hash: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a report may show of an example: `text`, a PNG `image`, or the fields of a table `row`."""
+
+    kind: Literal["text", "image", "row"]
+    text: str = ""
+    png: bytes = b""
+    row: Mapping[str, str] = field(default_factory=dict)

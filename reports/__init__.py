@@ -1,0 +1,1 @@
+"""Audit reports: model, template, HTML, JSON and Parquet; policies and their findings."""

@@ -1,0 +1,1 @@
+"""Gradient store, model registry, safe checkpoint loading, sources and payloads of outputs."""

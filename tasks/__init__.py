@@ -1,0 +1,1 @@
+"""Prefect tasks: one side effect each; the only place where the rooms below meet."""

@@ -74,12 +74,12 @@ class Checkpoint:
     """Weights at one step; `checkpoint_id` is the sha256 of the registered file.
 
     `weights_uri` is the safetensors file gradtrail reads. It is the registered file itself, or its safe copy when that
-    file had another `format`; `weights_sha256` is its digest.
+    file had another `format`; `weights_sha256` is its digest. `learning_rate` is None where nobody recorded it.
     """
 
     checkpoint_id: str
     step: int
-    learning_rate: float
+    learning_rate: float | None
     format: str
     source_uri: str
     weights_uri: str

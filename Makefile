@@ -1,0 +1,40 @@
+# gradtrail: `make demo` and `make test` are all a newcomer needs; both set up what they use.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all lint lock picture clean help
+
+help: ## what there is to run
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) with $(PYTHON): a few minutes the first time, nothing after that."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	@touch $(READY)
+
+demo: $(READY) ## train, register, index and audit a real model; ends with a report to open
+	@$(BIN)/gradtrail demo
+
+test: $(READY) ## the tests, in a few minutes
+	@$(BIN)/python -m pytest -m "not slow" --durations=8
+	@echo "Tests passed. Next: make demo, or read docs/."
+
+test-all: $(READY) ## the tests, the slow ones too
+	@$(BIN)/python -m pytest --durations=20
+
+lint: $(READY) ## style, types, layers
+	@.ci/lint
+
+lock: $(READY) ## write requirements.lock anew from pyproject.toml
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock.sh
+
+picture: $(READY) ## the README's picture, from the newest demo report
+	@$(BIN)/python scripts/readme_picture.py
+
+clean: ## remove the demo's data and the environment
+	rm -rf $(VENV) .gradtrail .cache

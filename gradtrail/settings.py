@@ -1,0 +1,85 @@
+"""Settings: gradtrail.toml and GRADTRAIL_* variables, read here and handed down as values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gradtrail.errors import UsageError
+from gradtrail.nouns import PreviewMode
+from gradtrail.tasks.workspace import Workspace
+
+SETTINGS_FILE = "gradtrail.toml"
+
+
+class Settings(BaseSettings):
+    """What may be configured. Environment variables win over the file; the defaults keep everything under one folder."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADTRAIL_", toml_file=SETTINGS_FILE, extra="forbid")
+
+    home: Path = Field(Path(".gradtrail"), description="Folder of everything embedded.")
+    mlflow_tracking_uri: str = Field("", description="MLflow server or database; default: sqlite in the home folder.")
+    mlflow_url: str = Field("http://127.0.0.1:5000", description="Public address of the MLflow UI, for links.")
+    gradients_uri: str = Field("", description="LanceDB folder or object-store URI; default: in the home folder.")
+    allowed_adapters: tuple[str, ...] = Field((), description="Adapters that may run, as module:Class patterns.")
+    adapter_path: Path = Field(Path(), description="Folder to import adapters from.")
+    policy: Path | None = Field(None, description="Policy file; default: the built-in policy.")
+    preview: PreviewMode = Field("full", description="What reports show of examples: full, redacted or none.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Given values, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def workspace(self) -> Workspace:
+        """The same as plain values, every default filled in."""
+        home = self.home.resolve()
+        embedded = not (self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        tracking_uri = self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+        return Workspace(
+            home=str(home),
+            tracking_uri=embedded_tracking_uri(home) if embedded else tracking_uri,
+            artifact_root=str(home / "artifacts") if embedded else "",
+            gradients_uri=self.gradients_uri or str(home / "gradients"),
+            mlflow_url=self.mlflow_url.rstrip("/"),
+            allowed_adapters=self.allowed_adapters,
+            adapter_path=str(self.adapter_path.resolve()),
+            policy=str(self.policy.resolve()) if self.policy else "",
+            preview=self.preview,
+        )
+
+
+def embedded_tracking_uri(home: Path) -> str:
+    """MLflow's database inside a home folder."""
+    return f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; overrides that are None count as not given.
+
+    Raises:
+        UsageError: for unknown keys and unusable values, naming each.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UsageError(
+            f"The settings in {SETTINGS_FILE} or GRADTRAIL_* cannot be used: {problems}.",
+            f"Known keys: {', '.join(Settings.model_fields)}.",
+        ) from error

@@ -1,0 +1,89 @@
+"""An audit as an MLflow run, and the links between MLflow's pages and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from gradtrail.nouns import DatasetVersion
+from gradtrail.storage.registry import RegisteredVersion, Registry
+
+AUDIT_TAG = "gradtrail.audit"
+AUDIT_EXPERIMENT = "gradtrail audits"
+NOTE_TAG = "mlflow.note.content"
+_SECTION_START = "[//]: # (gradtrail: written by gradtrail, do not edit)"
+_SECTION_END = "[//]: # (gradtrail: end)"
+
+
+@dataclass(frozen=True)
+class Links:
+    """Deep links into the MLflow UI at a public base URL; each part is URL-encoded."""
+
+    base_url: str
+
+    def run(self, experiment_id: str, run_id: str) -> str:
+        """Page of a run."""
+        return f"{self.base_url}/#/experiments/{quote(experiment_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
+        """Page that shows one artifact of a run."""
+        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path, safe='')}"
+
+    def model_version(self, name: str, version: int) -> str:
+        """Page of a registered model version."""
+        return f"{self.base_url}/#/models/{quote(name, safe='')}/versions/{version}"
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """The MLflow run that holds an audit."""
+
+    run_id: str
+    experiment_id: str
+
+
+def open_audit_run(registry: Registry, audit_id: str, name: str) -> AuditRun:
+    """Find the audit's run by its tag, or create it with the tag in one call, so that a repeat never makes a second."""
+    experiment_id = registry.experiment_id(AUDIT_EXPERIMENT)
+    found = registry.client.search_runs([experiment_id], f"tags.`{AUDIT_TAG}` = '{audit_id}'", max_results=1)
+    if found:
+        return AuditRun(str(found[0].info.run_id), experiment_id)
+    run = registry.client.create_run(experiment_id, run_name=name, tags={AUDIT_TAG: audit_id})
+    return AuditRun(str(run.info.run_id), experiment_id)
+
+
+def publish_audit(
+    registry: Registry,
+    run: AuditRun,
+    *,
+    note: str,
+    tags: Mapping[str, str],
+    parameters: Mapping[str, str],
+    metrics: Mapping[str, float],
+    files: Sequence[Path],
+    dataset: DatasetVersion,
+) -> None:
+    """Fill the audit's run: note, tags, parameters, metrics, training data, report files. Repeating it changes nothing."""
+    client = registry.client
+    for key, value in parameters.items():
+        client.log_param(run.run_id, key, value)
+    for key, number in metrics.items():
+        client.log_metric(run.run_id, key, number, step=0)
+    registry.log_dataset(run.run_id, dataset)
+    for file in files:
+        client.log_artifact(run.run_id, str(file))
+    for key, value in {**tags, NOTE_TAG: note}.items():
+        client.set_tag(run.run_id, key, value)
+    client.set_terminated(run.run_id)
+
+
+def describe_version(registry: Registry, version: RegisteredVersion, section: str) -> None:
+    """Put gradtrail's section into a model version's description and leave what people wrote there as it is."""
+    current = registry.client.get_model_version(version.name, str(version.version)).description or ""
+    before, _, rest = current.partition(_SECTION_START)
+    _, _, after = rest.partition(_SECTION_END)
+    own = f"{_SECTION_START}\n\n{section}\n\n{_SECTION_END}"
+    parts = [part for part in (before.strip(), own, after.strip()) if part]
+    registry.client.update_model_version(version.name, str(version.version), description="\n\n".join(parts))

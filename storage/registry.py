@@ -1,0 +1,185 @@
+"""The MLflow registry: model versions in, tags and links out. Aliases are resolved once and pinned by number."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
+
+from gradtrail.errors import NotFoundError, UsageError
+from gradtrail.nouns import DatasetVersion, Run
+
+ARTIFACT_FOLDER = "gradtrail"
+CHECKPOINT_LIST = "checkpoints.json"
+MANIFEST_FILE = "manifest.jsonl"
+ADAPTER_TAG = "gradtrail.adapter"
+ADAPTER_SHA256_TAG = "gradtrail.adapter_sha256"
+DATASET_TAG = "gradtrail.dataset_version"
+CHECKPOINT_TAG = "gradtrail.checkpoint"
+
+_NAME = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A model version as MLflow has it. `version` is the number; `source_uri` is where its files lie."""
+
+    name: str
+    version: int
+    run_id: str
+    source_uri: str
+    tags: Mapping[str, str]
+
+    @property
+    def model_version_id(self) -> str:
+        """Name and number, for example `digits/3`."""
+        return f"{self.name}/{self.version}"
+
+
+class Registry:
+    """MLflow's tracking store and model registry at one URI.
+
+    Args:
+        tracking_uri: `sqlite:///…`, `http://…`, `postgresql://…`.
+        artifact_root: folder for the artifacts of new experiments; empty leaves that to the server.
+    """
+
+    def __init__(self, tracking_uri: str, artifact_root: str = "") -> None:
+        self.tracking_uri = tracking_uri
+        self._artifact_root = artifact_root
+        if tracking_uri.startswith("sqlite:///"):
+            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+    def experiment_id(self, name: str) -> str:
+        """The id of an experiment, created when it does not exist."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = Path(self._artifact_root).resolve().as_uri() if self._artifact_root else None
+        return str(self.client.create_experiment(name, artifact_location=location))
+
+    def resolve(self, reference: str) -> RegisteredVersion:
+        """Find `NAME@alias`, `NAME/3`, or `NAME` for its newest version.
+
+        Raises:
+            UsageError: if the reference has another form.
+            NotFoundError: if there is no such model, alias or version; it names those that exist.
+        """
+        parts = _NAME.fullmatch(reference)
+        if parts is None:
+            raise UsageError(f"{reference!r} does not name a model version.", "Write NAME@alias, NAME/3 or NAME.")
+        name, alias, number = parts["name"], parts["alias"], parts["version"]
+        try:
+            model = self.client.get_registered_model(name)
+        except MlflowException as error:
+            known = sorted(m.name for m in self.client.search_registered_models(max_results=20))
+            raise NotFoundError(
+                f"No model named {name} is registered at {self.tracking_uri}.",
+                f"Registered: {', '.join(known)}." if known else "Nothing is registered there yet.",
+            ) from error
+        try:
+            if alias:
+                return _as_version(self.client.get_model_version_by_alias(name, alias))
+            if number:
+                return _as_version(self.client.get_model_version(name, number))
+        except MlflowException as error:
+            aliases = ", ".join(f"@{a} → {v}" for a, v in sorted(model.aliases.items())) or "none"
+            missing = f"alias {alias}" if alias else f"version {number}"
+            raise NotFoundError(f"The model {name} has no {missing}.", f"Its aliases: {aliases}.") from error
+        versions = self.client.search_model_versions(f"name = '{name.replace(chr(39), '')}'")
+        if not versions:
+            raise NotFoundError(f"The model {name} has no versions.", "Register one with gradtrail.register.")
+        return _as_version(max(versions, key=lambda v: int(v.version)))
+
+    def fetch(self, version: RegisteredVersion, destination: Path) -> Path:
+        """Copy the files of a model version below `destination` and return their folder.
+
+        Raises:
+            NotFoundError: if MLflow no longer has them.
+        """
+        uri = self.client.get_model_version_download_uri(version.name, str(version.version))
+        destination.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = download_artifacts(artifact_uri=uri, dst_path=str(destination), tracking_uri=self.tracking_uri)
+        except (MlflowException, OSError) as error:
+            raise NotFoundError(
+                f"The files of {version.model_version_id} at {uri} cannot be read: {error}",
+                "Check the artifact store, or register the model again.",
+            ) from error
+        return Path(folder)
+
+    def run(self, run_id: str) -> Run:
+        """The training run as a noun."""
+        try:
+            found = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise NotFoundError(
+                f"The run {run_id} is not in MLflow at {self.tracking_uri}.",
+                "Restore it, or register the model again from a run that exists.",
+            ) from error
+        started = found.info.start_time
+        return Run(
+            run_id=run_id,
+            experiment_id=str(found.info.experiment_id),
+            name=found.info.run_name or run_id,
+            started_at=datetime.fromtimestamp(started / 1000, UTC) if started else None,
+            parameters=dict(found.data.params),
+        )
+
+    def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
+        """Create a run and return its id."""
+        run = self.client.create_run(self.experiment_id(experiment), run_name=name, tags=dict(tags or {}))
+        return str(run.info.run_id)
+
+    def log_dataset(self, run_id: str, dataset: DatasetVersion) -> None:
+        """Attach the dataset version to a run as its training input. MLflow cuts digests at 36 characters."""
+        source = json.dumps({"uri": dataset.manifest_uri, "sha256": dataset.dataset_version_id})
+        entry = Dataset(
+            name=dataset.name,
+            digest=dataset.dataset_version_id[:36],
+            source_type="gradtrail",
+            source=source,
+            profile=json.dumps({"num_rows": dataset.example_count}),
+        )
+        self.client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])])
+
+    def add_version(
+        self, name: str, run_id: str, tags: Mapping[str, str], aliases: Sequence[str] = ()
+    ) -> RegisteredVersion:
+        """Register the gradtrail files of a run as the next version of `name`."""
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException:
+            self.client.create_registered_model(name)
+        created = self.client.create_model_version(
+            name, source=f"runs:/{run_id}/{ARTIFACT_FOLDER}", run_id=run_id, tags=dict(tags)
+        )
+        for alias in aliases:
+            self.client.set_registered_model_alias(name, alias, created.version)
+        return _as_version(created)
+
+    def tag_version(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
+        """Set tags on the version and on its run."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(version.name, str(version.version), key, value)
+            if version.run_id:
+                self.client.set_tag(version.run_id, key, value)
+
+
+def _as_version(found: object) -> RegisteredVersion:
+    return RegisteredVersion(
+        name=found.name,  # type: ignore[attr-defined]  # mlflow's entity carries no types
+        version=int(found.version),  # type: ignore[attr-defined]
+        run_id=found.run_id or "",  # type: ignore[attr-defined]
+        source_uri=found.source,  # type: ignore[attr-defined]
+        tags=dict(found.tags),  # type: ignore[attr-defined]
+    )

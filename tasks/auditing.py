@@ -1,0 +1,242 @@
+"""Audit: measure outputs, score every training example against them exactly, apply the policy, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from safetensors.torch import load_file
+
+from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.curvature import (
+    BlockCurvature,
+    default_curvature_kind,
+    empirical_curvature,
+    model_curvature,
+)
+from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.methods import METHODS, prepare_queries
+from gradtrail.attribution.scoring import overall_influence, score, shares
+from gradtrail.errors import DataError, NotFoundError
+from gradtrail.lineage import queries
+from gradtrail.nouns import Attribution, Audit, Example, ExampleInfluence, Index, Output, OutputResult, Target, Weighting
+from gradtrail.reports.policies import evaluate
+from gradtrail.reports.policy_file import load_policy
+from gradtrail.storage.checkpoints import write_safetensors
+from gradtrail.storage.gradients import IndexTable
+from gradtrail.storage.payloads import PayloadStore
+from gradtrail.storage.outputs import payload_record
+from gradtrail.tasks.indexing import MEASURE_BATCH, IndexOptions
+from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.policy_facts import policy_facts
+from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.workspace import Workspace
+
+OVERALL_TOP = 50
+PERMUTATIONS = 200
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How an audit scores.
+
+    Attributes:
+        method: name in the registry of methods; see `gradtrail methods`.
+        target: what is measured of an output: what the model `emitted`, or the true `label`.
+        top_k: proponents and opponents kept an output.
+        curvature: kind of curvature for methods that need one; empty picks `fisher` where the adapter can sample.
+        relative_damping: part of the mean eigenvalue added to the curvature.
+        absolute_damping: absolute part, for example the objective's ridge.
+        device: where the outputs are measured.
+    """
+
+    method: str = "grad_dot"
+    target: Target = "emitted"
+    top_k: int = 10
+    curvature: str = ""
+    relative_damping: float = 0.1
+    absolute_damping: float = 0.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class MeasuredOutput:
+    """An output as the pinned checkpoint sees it."""
+
+    output_id: str
+    prediction: str
+    reproduced: bool
+
+
+@task(cache_policy=NO_CACHE)
+def ready_index(workspace: Workspace, model_version_id: str) -> str:
+    """The newest index of the serving checkpoint.
+
+    Raises:
+        NotFoundError: if none was built; it says how.
+    """
+    with workspace.ledger().read() as connection:
+        model_version = queries.get_model_version(connection, model_version_id)
+        found = queries.indexes_of(connection, model_version.checkpoint_ids[-1], model_version.dataset_version_id)
+    if not found:
+        raise NotFoundError(
+            f"The model version {model_version_id} has no index of its training data yet.",
+            f"Build it: gradtrail index {model_version_id}.",
+        )
+    return found[-1].index_id
+
+
+@task(cache_policy=NO_CACHE)
+def measure_outputs(
+    workspace: Workspace, model_version_id: str, index_id: str, output_ids: Sequence[str], options: AuditOptions
+) -> list[MeasuredOutput]:
+    """Store φ(q) of every output beside the index. An output that cannot be measured is quarantined with its cause."""
+    pinned = pinned_model(workspace, model_version_id)
+    index, plan, table = _open(workspace, pinned, index_id)
+    model = pinned.load(pinned.serving).to(options.device)
+    payloads, ledger = workspace.payloads(), workspace.ledger()
+    with ledger.read() as connection:
+        outputs = queries.outputs(connection, output_ids)
+    measured: list[MeasuredOutput] = []
+    with progress_bar("measuring outputs", len(outputs)) as bar:
+        for start in range(0, len(outputs), MEASURE_BATCH):
+            chunk = outputs[start : start + MEASURE_BATCH]
+            examples, predictions = [], []
+            for output in chunk:
+                try:
+                    record = payload_record(payloads.get(output.payload_sha256))
+                    example = output_example(pinned, output, record, options.target)
+                    compute_features(
+                        pinned.adapter, model, [example], plan, target=options.target, device=options.device
+                    )
+                except DataError as error:
+                    ledger.record_quarantine(output.source, output.record_id, str(error))
+                    continue
+                examples.append(example)
+                predictions.append(str(record["prediction"]))
+            if examples:
+                measured += _measure(pinned, model, plan, table, examples, predictions, options)
+            bar.advance(len(chunk))
+    return measured
+
+
+@task(cache_policy=NO_CACHE)
+def score_outputs(
+    workspace: Workspace,
+    model_version_id: str,
+    index_id: str,
+    measured: Sequence[MeasuredOutput],
+    options: AuditOptions,
+) -> str:
+    """Score all training examples against the measured outputs, apply the policy, record the audit; returns its id."""
+    pinned = pinned_model(workspace, model_version_id)
+    index, plan, table = _open(workspace, pinned, index_id)
+    policy = load_policy(Path(workspace.policy) if workspace.policy else None)
+    weighting = Weighting()
+    parameters = _parameters(pinned, options)
+    audit = Audit(
+        outputs=tuple((m.output_id, options.target) for m in measured),
+        model_version_id=model_version_id,
+        index_ids=(index_id,),
+        method=options.method,
+        parameters=parameters,
+        weighting_id=weighting.weighting_id,
+        policy_sha256=policy.sha256,
+    )
+    rows = stored_rows(table, index)
+    stored = table.queries([m.output_id for m in measured], target=options.target)
+    query_rows = FeatureRows(
+        example_ids=list(stored.output_ids),
+        vectors=torch.from_numpy(stored.vectors),
+        losses=torch.from_numpy(stored.losses),
+        squared_norms=torch.from_numpy(stored.squared_norms),
+    )
+    curvature = None
+    if "curvature" in parameters:
+        curvature = _curvature(workspace, pinned, index, plan, rows, str(parameters["curvature"]), options)
+    prepared = prepare_queries(
+        options.method,
+        query_rows,
+        plan,
+        weighting,
+        curvature=curvature,
+        relative_damping=options.relative_damping,
+        absolute_damping=options.absolute_damping,
+    )
+    result = score(prepared, rows, top_k=options.top_k)
+    overall = overall_influence(prepared, rows, result, top_k=OVERALL_TOP, permutations=PERMUTATIONS)
+    by_id = {m.output_id: m for m in measured}
+    results = [
+        OutputResult(
+            output_id=output_id,
+            prediction=by_id[output_id].prediction,
+            loss=float(query_rows.losses[i]),
+            reproduced=by_id[output_id].reproduced,
+            proponent_mass=float(result.positive_mass[i]),
+            opponent_mass=float(result.negative_mass[i]),
+        )
+        for i, output_id in enumerate(query_rows.example_ids)
+    ]
+    attributions = [
+        Attribution(output_id, example_id, side, rank, value)
+        for i, output_id in enumerate(query_rows.example_ids)
+        for side, ranked in (("proponent", result.proponents[i]), ("opponent", result.opponents[i]))
+        for rank, (example_id, value) in enumerate(ranked, start=1)
+    ]
+    influences = [
+        ExampleInfluence(example_id, side, rank, value)
+        for side, ranked in (("proponent", overall.proponents), ("opponent", overall.opponents))
+        for rank, (example_id, value) in enumerate(ranked, start=1)
+    ]
+    measured_shares = shares(result, overall, query_rows.example_ids)
+    ledger = workspace.ledger()
+    with ledger.read() as connection:
+        named = {a.example_id for a in attributions} | {e.example_id for e in influences}
+        examples = queries.examples(connection, index.dataset_version_id, sorted(named))
+    attributes = {example_id: dict(row.attributes) for example_id, row in examples.items()}
+    facts = policy_facts(results, attributions, measured_shares, influences, attributes, index.coverage)
+    ledger.record_weighting(weighting)
+    ledger.record_audit(
+        audit,
+        method_notes={
+            "meaning_of_scores": pinned.adapter.meaning_of_scores,
+            "curvature_examples": curvature.example_count if curvature else 0,
+        },
+        results=results,
+        attributions=attributions,
+        shares=measured_shares,
+        influences=influences,
+        findings=evaluate(policy, facts),
+    )
+    return audit.audit_id
+
+
+def output_example(pinned: PinnedModel, output: Output, record: Mapping[str, Any], target: Target) -> Example:
+    """An observed output as something with a loss, under the output's own id.
+
+    Raises:
+        DataError: if the record lacks what the adapter needs.
+    """
+    example = pinned.adapter.output_to_example(record, target)
+    return Example(output.output_id, example.inputs, example.target, example.attributes)
+
+
+def stored_rows(table: IndexTable, index: Index) -> Callable[[], Iterator[FeatureRows]]:
+    """The index's rows at its pinned version, as often as a method needs a pass over them."""
+
+    def stream() -> Iterator[FeatureRows]:
+        for batch in table.stream(version=index.table_version):
+            yield FeatureRows(
+                example_ids=batch.example_ids,
+                vectors=torch.from_numpy(batch.vectors),
+                losses=torch.from_numpy(batch.losses),
+                squared_norms=torch.from_numpy(batch.squared_norms),
+                attributes=batch.attributes,
+            )
+
+    return stream

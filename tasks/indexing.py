@@ -1,0 +1,187 @@
+"""Index: one pass over the training data writes a projected gradient per example to LanceDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from gradtrail.attribution.capture import check_determinism, iterate_features
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.errors import DataError
+from gradtrail.lineage import queries
+from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
+from gradtrail.storage.gradients import GradientStore, IndexTable
+from gradtrail.storage.manifests import read_manifest
+from gradtrail.tasks.datasets import checked_example, refuse_drift
+from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.workspace import Workspace
+
+MEASURE_BATCH = 64
+WRITE_BATCH = 2048
+DETERMINISM_BATCH = 8
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How gradients are stored: numbers kept a parameter group, seed of the projection, device of the pass."""
+
+    group_dimension: int = 256
+    seed: int = 0
+    device: str = "cpu"
+
+    def plan(self, pinned: PinnedModel) -> FeaturePlan:
+        """The groups of this model and how each is stored."""
+        settings = FeatureSettings(group_dimension=self.group_dimension, seed=self.seed)
+        return plan_features(pinned.load(pinned.serving), settings)
+
+
+@dataclass(frozen=True)
+class IndexOutcome:
+    """What an index pass did."""
+
+    index_id: str
+    new: bool
+    rows_written: int
+    rows_resumed: int
+    quarantined: int
+
+
+@task(cache_policy=NO_CACHE)
+def list_checkpoints(workspace: Workspace, model_version_id: str, every: bool) -> list[str]:
+    """The checkpoints to index: the serving one, or all in order of steps."""
+    with workspace.ledger().read() as connection:
+        ids = queries.get_model_version(connection, model_version_id).checkpoint_ids
+    return list(ids if every else ids[-1:])
+
+
+@task(cache_policy=NO_CACHE)
+def build_index(
+    workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions
+) -> IndexOutcome:
+    """Measure every training example that the index does not hold yet, check that none is missing, pin and record it.
+
+    A killed pass resumes where it stopped: rows are keyed by example id and content.
+
+    Raises:
+        ModelError: if the model's losses are random or coupled, or nothing of it can be measured.
+        DataError: if the training data is not what the dataset version recorded.
+    """
+    pinned = pinned_model(workspace, model_version_id)
+    checkpoint = next(c for c in pinned.checkpoints if c.checkpoint_id == checkpoint_id)
+    plan = options.plan(pinned)
+    planned_id = index_id(checkpoint_id, pinned.dataset.dataset_version_id, plan.config())
+    with workspace.ledger().read() as connection:
+        if queries.index(connection, planned_id) is not None:
+            return IndexOutcome(planned_id, new=False, rows_written=0, rows_resumed=0, quarantined=0)
+
+    model = pinned.load(checkpoint).to(options.device)
+    manifest = {row.example_id: row for row in _manifest(pinned)}
+    attribute_names = sorted({name for row in manifest.values() for name in row.attributes})
+    table = workspace.gradients().open_index(
+        planned_id,
+        dimension=plan.dimension,
+        group_count=len(plan.groups),
+        attribute_names=attribute_names,
+        config=plan.config(),
+    )
+    training_data = pinned.adapter.training_data()
+    if len(training_data) != len(manifest):
+        raise DataError(
+            f"The adapter {pinned.model_version.adapter} returns {len(training_data)} training examples; the dataset "
+            f"version has {len(manifest)}.",
+            "Let it return the data that the model was registered with, or register the model again.",
+        )
+    present = table.present()
+    first = [checked_example(training_data[i], i) for i in range(min(DETERMINISM_BATCH, len(training_data)))]
+    check_determinism(pinned.adapter, model, first)
+
+    quarantined: dict[str, str] = {}
+    written = 0
+    with progress_bar("measuring gradients", len(manifest)) as bar:
+        bar.advance(len(present))
+        examples = _missing_examples(training_data, manifest, present)
+        rows = iterate_features(
+            pinned.adapter,
+            model,
+            examples,
+            plan,
+            batch_size=MEASURE_BATCH,
+            device=options.device,
+            on_non_finite=quarantined.__setitem__,
+        )
+        for batch in _merged(rows, WRITE_BATCH):
+            written += _append(table, batch, manifest, attribute_names)
+            bar.advance(len(batch.example_ids))
+    expected = {key: row.content_sha256 for key, row in manifest.items() if key not in quarantined}
+    version = table.seal(expected)
+    coverage = Coverage(
+        covered_parameters=plan.covered_parameters,
+        total_parameters=plan.total_parameters,
+        uncovered=plan.uncovered,
+        indexed_examples=len(expected),
+        total_examples=len(manifest),
+        quarantined=quarantined,
+    )
+    built = Index(
+        checkpoint_id, pinned.dataset.dataset_version_id, plan.config(), coverage, table.uri, version
+    )
+    workspace.ledger().record_index(built)
+    return IndexOutcome(planned_id, True, written, len(present), len(quarantined))
+
+
+@task(cache_policy=NO_CACHE)
+def publish_snapshot(workspace: Workspace) -> str:
+    """Publish the ledger for ad hoc readers; returns the snapshot's path."""
+    return str(workspace.ledger().publish_snapshot())
+
+
+def estimate_bytes(row_count: int, plan: FeaturePlan) -> int:
+    """Disk that an index takes."""
+    return GradientStore.estimate(row_count, plan.dimension, len(plan.groups))
+
+
+def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:
+    return read_manifest(
+        Path(pinned.dataset.manifest_uri), expected_sha256=pinned.dataset.dataset_version_id
+    )
+
+
+def _missing_examples(
+    training_data: Sequence[Example], manifest: dict[str, ManifestRow], present: dict[str, str]
+) -> Iterator[Example]:
+    for position, (example_id, row) in enumerate(manifest.items()):
+        if example_id not in present:
+            example = checked_example(training_data[position], position)
+            yield refuse_drift(example, example_id, row.content_sha256)
+
+
+def _merged(batches: Iterator[FeatureRows], row_count: int) -> Iterator[FeatureRows]:
+    per_write = max(1, row_count // MEASURE_BATCH)
+    while group := list(islice(batches, per_write)):
+        yield FeatureRows(
+            example_ids=[example_id for batch in group for example_id in batch.example_ids],
+            vectors=torch.cat([batch.vectors for batch in group]),
+            losses=torch.cat([batch.losses for batch in group]),
+            squared_norms=torch.cat([batch.squared_norms for batch in group]),
+        )
+
+
+def _append(
+    table: IndexTable, rows: FeatureRows, manifest: dict[str, ManifestRow], attribute_names: Sequence[str]
+) -> int:
+    recorded = [manifest[example_id] for example_id in rows.example_ids]
+    return table.append(
+        example_ids=rows.example_ids,
+        content_sha256=[row.content_sha256 for row in recorded],
+        vectors=rows.vectors.cpu().numpy(),
+        losses=rows.losses.cpu().numpy(),
+        squared_norms=rows.squared_norms.cpu().numpy(),
+        attributes={name: [row.attributes.get(name, "") for row in recorded] for name in attribute_names},
+    )

@@ -1,0 +1,90 @@
+"""Where everything lives: the values that settings hand down to flows and tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradtrail.lineage.ledger import Ledger
+from gradtrail.nouns import PreviewMode
+from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.payloads import PayloadStore
+from gradtrail.storage.registry import Registry
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Locations and rules of one gradtrail installation; plain values, so that a Prefect flow takes it as a parameter.
+
+    Attributes:
+        home: folder of everything embedded: ledger, snapshot, gradients, payloads, checkpoints, inbox, reports.
+        tracking_uri: MLflow tracking and registry.
+        artifact_root: where new embedded MLflow experiments put their files; empty means MLflow's own default.
+        gradients_uri: LanceDB folder or object-store URI.
+        mlflow_url: public address of the MLflow UI, for links.
+        allowed_adapters: patterns of adapters that may run.
+        adapter_path: folder to import adapters from.
+        policy: path of the policy file; empty means the built-in policy.
+        preview: how much of the examples and outputs a report shows.
+    """
+
+    home: str
+    tracking_uri: str
+    artifact_root: str
+    gradients_uri: str
+    mlflow_url: str
+    allowed_adapters: tuple[str, ...] = ()
+    adapter_path: str = "."
+    policy: str = ""
+    preview: PreviewMode = "full"
+
+    @property
+    def root(self) -> Path:
+        """The home folder as an absolute path."""
+        return Path(self.home).resolve()
+
+    @property
+    def inbox(self) -> Path:
+        """Folder into which outputs are dropped as Parquet or JSON Lines."""
+        return self.root / "inbox"
+
+    @property
+    def reports(self) -> Path:
+        """Folder with one sub-folder an audit."""
+        return self.root / "reports"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of safetensors files named by their digest."""
+        return self.root / "checkpoints"
+
+    @property
+    def manifests(self) -> Path:
+        """Folder of dataset manifests named by their digest."""
+        return self.root / "manifests"
+
+    @property
+    def curvatures(self) -> Path:
+        """Folder of fitted curvature, one file an index and kind."""
+        return self.root / "curvature"
+
+    @property
+    def snapshot(self) -> Path:
+        """The published read-only copy of the ledger."""
+        return self.root / "snapshot.duckdb"
+
+    def ledger(self) -> Ledger:
+        """The ledger; opening it creates nothing."""
+        return Ledger(self.root / "ledger.duckdb", self.snapshot)
+
+    def gradients(self) -> GradientStore:
+        """The gradient store."""
+        return GradientStore(self.gradients_uri)
+
+    def payloads(self) -> PayloadStore:
+        """The store of output payloads."""
+        return PayloadStore(self.root / "payloads")
+
+    def registry(self) -> Registry:
+        """The MLflow registry."""
+        return Registry(self.tracking_uri, self.artifact_root)

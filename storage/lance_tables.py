@@ -1,0 +1,93 @@
+"""What every LanceDB table of gradtrail needs: opening once, scanning in batches, inserting only what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from lancedb.expr import Expr
+
+from gradtrail.errors import StoreError
+
+# With a primary key in the field metadata Lance detects two writers that insert the same key at once, and lets the
+# second one try again on what the first has written. Without it both rows stay (seen on lancedb 0.40).
+_PRIMARY_KEY_POSITION = b"lance-schema:unenforced-primary-key:position"
+
+_FAULTS = (OSError, RuntimeError, ValueError, pa.ArrowException)
+
+
+def key_field(name: str, position: int = 1) -> pa.Field:
+    """A text column that is part number `position` of the table's primary key."""
+    return pa.field(name, pa.string(), nullable=False, metadata={_PRIMARY_KEY_POSITION: str(position).encode()})
+
+
+@contextmanager
+def lance_faults(action: str, remedy: str) -> Iterator[None]:
+    """Turn a failure inside LanceDB into a StoreError that says which action failed and what to do."""
+    try:
+        yield
+    except _FAULTS as fault:
+        raise StoreError(f"{action} failed: {fault}", remedy) from fault
+
+
+def open_existing(connection: Any, name: str) -> Any | None:
+    """The table called `name`, or None where there is none.
+
+    Raises:
+        StoreError: the table exists and cannot be read.
+    """
+    with lance_faults(f"Opening the LanceDB table {name}", "Run `gradtrail verify`, or restore it from a backup."):
+        try:
+            return connection.open_table(name)
+        except ValueError as fault:
+            if "not found" in str(fault):
+                return None
+            raise
+
+
+def open_or_create(connection: Any, name: str, schema: pa.Schema) -> Any:
+    """The table called `name`; created empty where there is none. Two processes may do this at once.
+
+    Raises:
+        StoreError: the table can be neither opened nor created.
+    """
+    table = open_existing(connection, name)
+    if table is not None:
+        return table
+    with lance_faults(f"Creating the LanceDB table {name}", "Check that the store's folder or bucket is writable."):
+        try:
+            return connection.create_table(name, schema=schema)
+        except ValueError as fault:
+            if "already exists" not in str(fault):
+                raise
+            return connection.open_table(name)
+
+
+def scan(
+    table: Any, columns: Sequence[str], *, batch_size: int, matching: Expr | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Stream the named columns of every row, or of the rows `matching` an expression, in batches.
+
+    Raises:
+        StoreError: a file of the table is missing or damaged.
+    """
+    with lance_faults(f"Reading the LanceDB table {table.name}", "Restore its files from a backup, or index again."):
+        query = table.search()
+        if matching is not None:
+            query = query.where(matching)
+        yield from query.select(list(columns)).limit(None).to_batches(batch_size=batch_size)
+
+
+def insert_missing(table: Any, keys: Sequence[str], rows: pa.Table) -> int:
+    """Insert the rows whose key the table does not hold yet; return how many that were.
+
+    `rows` must not repeat a key: LanceDB would write both.
+
+    Raises:
+        StoreError: nothing was written.
+    """
+    with lance_faults(f"Writing to the LanceDB table {table.name}", "Run the same command again: it resumes."):
+        result = table.merge_insert(list(keys)).when_not_matched_insert_all().execute(rows)
+    return int(result.num_inserted_rows)

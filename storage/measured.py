@@ -1,0 +1,151 @@
+"""What is measured for a training example or an output: its columns, the checks on the way in, and row digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gradtrail.errors import DataError
+
+DIGEST_BYTES = 32
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`vectors` (B, D) float32, `losses` (B,) float64 and unweighted `squared_norms` (B, G) float64 of B rows."""
+
+    vectors: NDArray[np.float32]
+    losses: NDArray[np.float64]
+    squared_norms: NDArray[np.float64]
+
+
+def measured_fields(dimension: int, group_count: int) -> list[pa.Field]:
+    """The columns that index rows and query rows share, and the digest of the whole row."""
+    return [
+        pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("squared_norms", pa.list_(pa.float64(), group_count), nullable=False),
+        pa.field("row_sha256", pa.binary(DIGEST_BYTES), nullable=False),
+    ]
+
+
+def measured_columns(
+    kind: str,
+    keys: Sequence[tuple[str, ...]],
+    measured: Measured,
+    fields: Sequence[pa.Field],
+) -> list[pa.Array]:
+    """Check what was measured for each of B rows and return it as the columns of `measured_fields`.
+
+    Args:
+        kind: what a row is, for messages: "example" or "output".
+        keys: B tuples of text that begin with the row's id; they enter its digest.
+        measured: vectors (B, D), losses (B,), squared norms (B, G).
+        fields: those of `measured_fields`; they say what D and G must be.
+
+    Raises:
+        DataError: a wrong shape or type, or a value that is not finite; the message names the row.
+    """
+    vectors, losses, squared_norms = measured.vectors, measured.losses, measured.squared_norms
+    vector_type, norms_type = fields[0].type, fields[2].type
+    _require_shape(kind, "vectors", vectors, (len(keys), vector_type.list_size))
+    _require_shape(kind, "losses", losses, (len(keys),))
+    _require_shape(kind, "squared norms", squared_norms, (len(keys), norms_type.list_size))
+    if not np.can_cast(vectors.dtype, np.float32, "safe"):
+        raise DataError(
+            f"The vectors of {kind} {keys[0][0] if keys else ''} are {vectors.dtype}; the store holds float32.",
+            "Convert them to float32 first, so that the rounding is yours.",
+        )
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    losses = np.ascontiguousarray(losses, dtype=np.float64)
+    squared_norms = np.ascontiguousarray(squared_norms, dtype=np.float64)
+    for name, values in (("gradient", vectors), ("loss", losses), ("squared norm", squared_norms)):
+        _require_finite(kind, name, keys, values)
+    digests = row_digests(keys, Measured(vectors, losses, squared_norms))
+    return [
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=vector_type),
+        pa.array(losses),
+        pa.FixedSizeListArray.from_arrays(pa.array(squared_norms.reshape(-1)), type=norms_type),
+        pa.array(digests, type=pa.binary(DIGEST_BYTES)),
+    ]
+
+
+def row_digests(keys: Iterable[tuple[str, ...]], measured: Measured) -> list[bytes]:
+    """The sha256 of each row: its keys as JSON, then its vector, loss and norms as little-endian bytes."""
+    vectors = np.ascontiguousarray(measured.vectors, dtype="<f4")
+    scalars = np.ascontiguousarray(np.column_stack([measured.losses, measured.squared_norms]), dtype="<f8")
+    digests = []
+    for position, key in enumerate(keys):
+        digest = hashlib.sha256(json.dumps(key).encode())
+        digest.update(vectors[position].data)
+        digest.update(scalars[position].data)
+        digests.append(digest.digest())
+    return digests
+
+
+def require_unique(kind: str, keys: Sequence[tuple[str, ...]]) -> None:
+    """Refuse a batch that holds one key twice, or an empty id.
+
+    Raises:
+        DataError: naming the first few.
+    """
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"The same {kind} comes more than once in one batch: {first_few(' '.join(key) for key in repeated)}.",
+            f"Give every {kind} an id of its own, or remove the duplicates.",
+        )
+    if any(not key[0] for key in keys):
+        raise DataError(f"A row without {kind} id.", f"Give every {kind} a stable, non-empty id.")
+
+
+def text_column(kind: str, values: Sequence[str | None]) -> pa.Array:
+    """Text as an Arrow column.
+
+    Raises:
+        DataError: a value is not text, or not valid Unicode.
+    """
+    try:
+        return pa.array(values, type=pa.string())
+    except (pa.ArrowException, TypeError, UnicodeError) as fault:
+        raise DataError(f"The {kind} of a row is not valid text: {fault}.", "Convert it to text first.") from fault
+
+
+def matrix(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A fixed-size list column as a (B, size) view of its Arrow memory, without a copy."""
+    column = batch.column(name)
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)  # type: ignore[no-any-return]  # pyarrow has no types
+
+
+def first_few(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    listed = ", ".join(names[:_NAMED_AT_MOST])
+    return f"{listed} and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else listed
+
+
+def _require_shape(kind: str, name: str, values: NDArray[Any], expected: tuple[int, ...]) -> None:
+    if tuple(values.shape) != expected:
+        raise DataError(
+            f"The {name} of a batch of {kind}s have shape {tuple(values.shape)}; this index needs {expected}.",
+            "Measure them with the feature configuration the index was opened with.",
+        )
+
+
+def _require_finite(kind: str, name: str, keys: Sequence[tuple[str, ...]], values: NDArray[Any]) -> None:
+    finite = np.isfinite(values.reshape(len(keys), -1)).all(axis=1) if len(keys) else np.ones(0, dtype=bool)
+    if not finite.all():
+        damaged = [keys[position][0] for position in np.flatnonzero(~finite)]
+        raise DataError(
+            f"The {name} of {kind} {first_few(damaged)} is not finite (NaN or infinity).",
+            f"Look at its data and its loss, mend it, or quarantine the {kind}.",
+        )

@@ -1,0 +1,117 @@
+"""The queries of an index: φ(q), loss and norms of each output, kept so that a new question needs no payload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lancedb.expr import Expr, col
+from numpy.typing import NDArray
+
+from gradtrail.storage.lance_tables import insert_missing, key_field, open_existing, open_or_create, scan
+from gradtrail.storage.measured import (
+    Measured,
+    first_few,
+    matrix,
+    measured_columns,
+    measured_fields,
+    require_unique,
+    row_digests,
+    text_column,
+)
+
+_KEYS = ("output_id", "target")
+_BATCH_ROWS = 1024
+_IDS_PER_SCAN = 1000
+
+
+@dataclass(frozen=True)
+class StoredQueries:
+    """Outputs as measured: unweighted `vectors` (Q, D) float32, `losses` (Q,) and `squared_norms` (Q, G) float64."""
+
+    output_ids: list[str]
+    targets: list[str]
+    vectors: NDArray[np.float32]
+    losses: NDArray[np.float64]
+    squared_norms: NDArray[np.float64]
+
+
+class QueriesTable:
+    """One LanceDB table beside the index table, keyed by (output_id, target); created by the first write."""
+
+    def __init__(self, connection: Any, name: str, *, dimension: int, group_count: int) -> None:
+        self._connection = connection
+        self._name = name
+        fields = [key_field("output_id", 1), key_field("target", 2)]
+        self._schema = pa.schema(fields + measured_fields(dimension, group_count))
+
+    def put(
+        self,
+        output_ids: Sequence[str],
+        targets: Sequence[str],
+        measured: Measured,
+    ) -> int:
+        """Insert the outputs that are not there yet; one that is stays as it was first measured.
+
+        Raises:
+            DataError: a value that is not finite, a wrong shape, or one output twice in the batch.
+        """
+        keys = list(zip(output_ids, targets, strict=True))
+        require_unique("output", keys)
+        columns = [text_column("output id", output_ids), text_column("target", targets)]
+        columns += measured_columns("output", keys, measured, list(self._schema)[len(_KEYS) :])
+        if not keys:
+            return 0
+        table = open_or_create(self._connection, self._name, self._schema)
+        table.checkout_latest()
+        return insert_missing(table, _KEYS, pa.Table.from_arrays(columns, schema=self._schema))
+
+    def read(self, output_ids: Sequence[str] | None) -> StoredQueries:
+        """The stored outputs among `output_ids`, in that order, each with all its targets; None asks for all."""
+        batches = list(self._batches(output_ids))
+        rows = pa.Table.from_batches(batches, schema=self._schema).combine_chunks()
+        ids, targets = rows["output_id"].to_pylist(), rows["target"].to_pylist()
+        rank = {output_id: position for position, output_id in enumerate(output_ids or sorted(set(ids)))}
+        order = sorted(range(len(ids)), key=lambda row: (rank[ids[row]], targets[row]))
+        batch = rows.take(pa.array(order, type=pa.int64())).combine_chunks().to_batches()
+        return _from_batch(batch[0] if batch else pa.RecordBatch.from_pylist([], schema=self._schema))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the stored outputs; empty when nothing is."""
+        damaged = []
+        for batch in self._batches(None):
+            stored = _from_batch(batch)
+            keys = list(zip(stored.output_ids, stored.targets, strict=True))
+            digests = row_digests(keys, Measured(stored.vectors, stored.losses, stored.squared_norms))
+            recorded = batch.column("row_sha256").to_pylist()
+            damaged += [key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then]
+        return [f"Queries changed since they were measured: {first_few(damaged)}."] if damaged else []
+
+    def _batches(self, output_ids: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        table = open_existing(self._connection, self._name)
+        if table is None:
+            return
+        for matching in _matching(output_ids):
+            yield from scan(table, self._schema.names, batch_size=_BATCH_ROWS, matching=matching)
+
+
+def _matching(output_ids: Sequence[str] | None) -> Iterator[Expr | None]:
+    if output_ids is None:
+        yield None
+        return
+    wanted = list(dict.fromkeys(output_ids))
+    for start in range(0, len(wanted), _IDS_PER_SCAN):
+        yield col("output_id").isin(wanted[start : start + _IDS_PER_SCAN])
+
+
+def _from_batch(batch: pa.RecordBatch) -> StoredQueries:
+    return StoredQueries(
+        output_ids=batch.column("output_id").to_pylist(),
+        targets=batch.column("target").to_pylist(),
+        vectors=matrix(batch, "vector"),
+        losses=batch.column("loss").to_numpy(zero_copy_only=False),
+        squared_norms=matrix(batch, "squared_norms"),
+    )

@@ -1,0 +1,138 @@
+"""Features of examples: the projected gradient of each example's loss, in batches, with what must not get in left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.checks import check_determinism as check_determinism
+from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.layers import Projections
+from gradtrail.attribution.recording import Recording, recording, working_projections
+from gradtrail.errors import DataError, UsageError
+from gradtrail.nouns import Example, Target
+
+
+def compute_features(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    examples: Sequence[Example],
+    plan: FeaturePlan,
+    *,
+    target: Target | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureRows:
+    """Features of one batch; `model` must already be on `device`.
+
+    `target` None is the training loss and "label" the same loss of an output's true label; "emitted" is what the
+    adapter measures for an output's own target (`emitted_losses`).
+
+    Raises:
+        DataError: naming every example whose loss or gradient is not finite.
+        ModelError: when losses are mis-shaped, or the model cannot be tracked.
+    """
+    projections = working_projections(plan, model, device)
+    rows, faults = _measure(adapter, model, examples, plan, projections, target, device)
+    if faults:
+        raise _non_finite(faults)
+    return rows
+
+
+def iterate_features(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    examples: Iterable[Example],
+    plan: FeaturePlan,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    target: Target | None = None,
+    on_non_finite: Callable[[str, str], None] | None = None,
+) -> Iterator[FeatureRows]:
+    """Features of all `examples` in order, a batch at a time; memory does not grow with their number.
+
+    With `on_non_finite(example_id, cause)` a row that is not finite is reported and left out; without it, it raises.
+
+    Raises:
+        DataError, ModelError: as `compute_features`.
+        UsageError: for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"A batch size of {batch_size}.", "Choose at least 1.")
+    projections = working_projections(plan, model, device)
+    remaining = iter(examples)
+    while batch := list(islice(remaining, batch_size)):
+        rows, faults = _measure(adapter, model, batch, plan, projections, target, device)
+        if faults and on_non_finite is None:
+            raise _non_finite(faults)
+        if on_non_finite is not None:
+            for example_id, cause in faults.items():
+                on_non_finite(example_id, cause)
+        if rows.example_ids:
+            yield rows
+
+
+def measured_losses(adapter: ModelAdapter, record: Recording, target: Target | None) -> Tensor:
+    """What is measured for each example of a recorded batch: (batch,)."""
+    measure = adapter.emitted_losses if target == "emitted" else adapter.losses
+    return measure(record.outputs, record.batch)
+
+
+def _measure(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    examples: Sequence[Example],
+    plan: FeaturePlan,
+    projections: Sequence[Projections],
+    target: Target | None,
+    device: str | torch.device,
+) -> tuple[FeatureRows, dict[str, str]]:
+    """Features of the finite rows, and the cause for each example that is not finite."""
+    if not examples:
+        raise DataError("A batch without examples.", "Pass at least one example.")
+    with recording(adapter, model, examples, plan, projections, device) as record:
+        losses = measured_losses(adapter, record, target)
+        vectors = record.vectors(losses)
+    losses = losses.detach().double().cpu()
+    vectors = vectors.to(device="cpu", dtype=plan.dtype)
+    squares = plan.group_squares(vectors)
+    faults = _faults(examples, losses, squares, plan)
+    kept = [row for row, example in enumerate(examples) if example.example_id not in faults]
+    if faults:
+        vectors, losses, squares = vectors[kept], losses[kept], squares[kept]
+    rows = FeatureRows(
+        example_ids=[examples[row].example_id for row in kept],
+        vectors=vectors,
+        losses=losses,
+        squared_norms=squares,
+        attributes=_attribute_lists([examples[row].attributes for row in kept]),
+    )
+    return rows, faults
+
+
+def _faults(examples: Sequence[Example], losses: Tensor, squares: Tensor, plan: FeaturePlan) -> dict[str, str]:
+    faults = {}
+    sound = torch.isfinite(losses) & torch.isfinite(squares).all(1)
+    for row in torch.nonzero(~sound).flatten().tolist():
+        layers = [group.name for group, square in zip(plan.groups, squares[row], strict=True) if not square.isfinite()]
+        loss = losses[row].item()
+        cause = f"gradient not finite in {', '.join(layers)}" if losses[row].isfinite() else f"loss is {loss}"
+        faults[examples[row].example_id] = cause
+    return faults
+
+
+def _non_finite(faults: Mapping[str, str]) -> DataError:
+    listed = "; ".join(f"{example_id}: {cause}" for example_id, cause in list(faults.items())[:10])
+    return DataError(
+        f"{len(faults)} example(s) without a finite loss and gradient: {listed}.",
+        "Correct or remove these examples, or quarantine them; if all are affected, look at the checkpoint.",
+    )
+
+
+def _attribute_lists(attributes: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    names = sorted({name for mapping in attributes for name in mapping})
+    return {name: [mapping.get(name, "") for mapping in attributes] for name in names}

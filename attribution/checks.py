@@ -1,0 +1,153 @@
+"""Refusals before the first pass: models whose examples couple, whose loss is random, or which are not what they seem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.features import FeaturePlan
+from gradtrail.attribution.layers import Projections, find_rule
+from gradtrail.attribution.recording import recording, working_projections
+from gradtrail.attribution.working_mode import frozen_in_eval
+from gradtrail.errors import ModelError
+from gradtrail.nouns import Example
+
+
+def check_determinism(
+    adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device = "cpu"
+) -> None:
+    """Run the batch `examples` twice, and its last example alone; all must agree, in eval mode.
+
+    Raises:
+        ModelError: when losses are mis-shaped, random, coupled between examples or averaged over the batch.
+    """
+    first_outputs, first = _run(adapter, model, examples, device)
+    second_outputs, second = _run(adapter, model, examples, device)
+    slack = _loss_slack(first_outputs)
+    if not (_agree(first, second, slack) and _agree(first_outputs, second_outputs)):
+        raise ModelError(
+            "The same batch gave two different results: the model or its loss is random even in eval mode.",
+            "Look for dropout with training=True, sampling or noise in forward, outputs or losses; fix its seed.",
+        )
+    if len(examples) < 2:
+        return
+    lone_outputs, lone = _run(adapter, model, examples[-1:], device)
+    example_id = examples[-1].example_id
+    same_loss = _agree(lone, first[-1:], slack)
+    if not same_loss and _agree(lone / len(examples), first[-1:], slack):
+        raise ModelError(
+            f"The loss of example {example_id} is divided by the number of examples in its batch.",
+            "Return per-example losses that are not averaged: no division by the batch size.",
+        )
+    comparable = first_outputs[-1:].shape == lone_outputs.shape
+    if not same_loss or (comparable and not _agree(lone_outputs, first_outputs[-1:])):
+        raise ModelError(
+            f"Example {example_id} gives another result alone than in a batch: the examples of a batch are coupled.",
+            "Look for BatchNorm that uses batch statistics even in eval mode (track_running_stats=False, or train() in "
+            "forward), normalisation over the batch, or losses averaged over it.",
+        )
+
+
+def check_capture(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    examples: Sequence[Example],
+    plan: FeaturePlan,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Compare the features of the batch's first and last example with autograd's own weight gradients, once.
+
+    This finds what no rule can know: a weight used without calling its layer, or a batch that is not the first
+    dimension inside the model.
+
+    Raises:
+        ModelError: naming the group whose features are not the gradient.
+    """
+    projections = working_projections(plan, model, device)
+    with recording(adapter, model, examples, plan, projections, device) as record:
+        losses = adapter.losses(record.outputs, record.batch)
+        vectors = record.vectors(losses)
+    for row in sorted({0, len(examples) - 1}):
+        expected = _autograd_vector(adapter, model, examples[row], plan, projections, device)
+        if not torch.isfinite(expected).all():
+            continue
+        allowed = _rounding(losses.dtype) * expected.norm()
+        for group, columns in zip(plan.groups, plan.slices, strict=True):
+            if (vectors[row, columns] - expected[columns]).norm() > allowed:
+                raise ModelError(
+                    f"The features of layer {group.name} are not its gradient for example {examples[row].example_id}.",
+                    "Its weight is used in another way than by calling the layer, or the batch is not the first "
+                    "dimension there; leave the layer out with FeatureSettings.exclude.",
+                )
+
+
+def _autograd_vector(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    example: Example,
+    plan: FeaturePlan,
+    projections: Sequence[Projections],
+    device: str | torch.device,
+) -> Tensor:
+    """The projected weight gradient of one example by plain autograd: (dimension,)."""
+    parameters = dict(model.named_parameters())
+    tracked = [parameters[name] for group in plan.groups for name in group.parameters]
+    with frozen_in_eval(model):
+        for parameter in tracked:
+            parameter.requires_grad_(True)
+        batch = adapter.collate([example]).to(device)
+        loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
+        gradients = torch.autograd.grad(loss, tracked, allow_unused=True, materialize_grads=True)
+    by_name = dict(zip((name for group in plan.groups for name in group.parameters), gradients, strict=True))
+    pieces = []
+    for group, projection in zip(plan.groups, projections, strict=True):
+        layer = model.get_submodule(group.modules[0])
+        rule = find_rule(layer)
+        if rule is None:
+            raise ModelError(f"Layer {group.name} lost its rule.", "Plan the features again.")
+        names = [name for name, _ in layer.named_parameters()]
+        own = {name: by_name[full] for name, full in zip(names, group.parameters, strict=True)}
+        blocks = rule.matrix(layer, own).to(projection.inputs.dtype)
+        summed = "bop,boi,biq->bpq" if projection.exact else "bop,boi,biq->pq"
+        pieces.append(torch.einsum(summed, projection.outputs, blocks, projection.inputs).flatten())
+    return torch.cat(pieces)
+
+
+def _run(
+    adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    batch = adapter.collate(examples).to(device)
+    with frozen_in_eval(model), torch.no_grad():
+        outputs = adapter.outputs(model, batch)
+        losses = adapter.losses(outputs, batch)
+    if losses.shape != (len(examples),):
+        raise ModelError(
+            f"Losses have shape {tuple(losses.shape)}, but the batch holds {len(examples)} examples.",
+            "The adapter's losses must return one loss per example: sum over tokens or pixels, and use "
+            'reduction="none" so that nothing is averaged over examples.',
+        )
+    return outputs, losses
+
+
+def _agree(left: Tensor, right: Tensor, slack: float = 0.0) -> bool:
+    """Equal up to rounding of the largest finite entry; entries that are not finite are judged elsewhere."""
+    finite = torch.isfinite(left) & torch.isfinite(right)
+    if not finite.any():
+        return True
+    pair = torch.stack([left[finite], right[finite]]).double()
+    allowed = _rounding(left.dtype) * pair.abs().max().item() + slack
+    return (pair[0] - pair[1]).abs().max().item() <= allowed
+
+
+def _loss_slack(outputs: Tensor) -> float:
+    """Rounding of a loss near zero, which comes from the size of the outputs and not from its own."""
+    finite = outputs[torch.isfinite(outputs)]
+    return 16 * torch.finfo(outputs.dtype).eps * finite.abs().max().item() if len(finite) else 0.0
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return sqrt(torch.finfo(dtype).eps)

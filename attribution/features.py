@@ -1,0 +1,239 @@
+"""The plan of an index: which parameter groups are measured, how each is projected, and what that leaves out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import accumulate
+from math import isqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.layers import GradientShape, Projections, find_rule
+from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
+from gradtrail.errors import ModelError, UsageError
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How gradients are reduced.
+
+    `group_dimension` is the largest number of values stored per group; a group that is no larger is stored exactly.
+    `exclude` names layers to leave out, as shell patterns on module names; their parameters count as uncovered.
+    """
+
+    group_dimension: int = 256
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """One layer: weight and bias together, d_out × d_in per block, reduced to p_out × p_in.
+
+    `modules` holds more than one name when layers share all their parameters: their gradients add up.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    dimension: int
+    exact: bool
+    blocks: int
+    d_out: int
+    d_in: int
+    p_out: int
+    p_in: int
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Every group in the order of its columns, and the parameters no group covers."""
+
+    groups: tuple[Group, ...]
+    settings: FeatureSettings
+    covered_parameters: int
+    total_parameters: int
+    uncovered: tuple[str, ...]
+    measurement: str = "loss"
+
+    @cached_property
+    def dimension(self) -> int:
+        """Number of columns of a feature vector."""
+        return sum(group.dimension for group in self.groups)
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The columns of each group."""
+        ends = list(accumulate(group.dimension for group in self.groups))
+        return tuple(slice(end - group.dimension, end) for end, group in zip(ends, self.groups, strict=True))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type feature vectors are kept in."""
+        return _DTYPES[self.settings.dtype]
+
+    def config(self) -> dict[str, Any]:
+        """Everything that determines the numbers of an index besides checkpoint and data; JSON-able, part of its id."""
+        return {
+            "measurement": self.measurement,
+            "groups": [
+                {
+                    "name": group.name,
+                    "parameters": list(group.parameters),
+                    "dimension": group.dimension,
+                    "exact": group.exact,
+                    "projected": [group.p_out, group.p_in],
+                }
+                for group in self.groups
+            ],
+            "projection": {"kind": "random", "seed": self.settings.seed, "version": PROJECTION_VERSION},
+            "dtype": self.settings.dtype,
+        }
+
+    def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:
+        """The projection matrices of every group, in the order of `groups`."""
+        return tuple(_projections(group, self.settings.seed, dtype, device) for group in self.groups)
+
+    def group_squares(self, vectors: Tensor) -> Tensor:
+        """Squared norm per group, (batch, groups) float64, of unweighted vectors (batch, dimension)."""
+        return torch.stack([vectors[:, columns].double().square().sum(1) for columns in self.slices], dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of one batch, unweighted as computed, or weighted as stored (see `gradtrail.attribution.weights`).
+
+    `vectors` (batch, dimension) in the plan's type, `losses` (batch,) float64, `squared_norms` (batch, groups) float64
+    of the unweighted vectors, and `attributes` as one list of text per name, with "" where an example has none.
+    """
+
+    example_ids: list[str]
+    vectors: Tensor
+    losses: Tensor
+    squared_norms: Tensor
+    attributes: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:
+    """Choose the groups of `model`, in the order of its modules.
+
+    Raises:
+        ModelError: when no parameter is covered, or when a covered layer shares some of its parameters with another.
+        UsageError: when a setting makes no sense.
+    """
+    settings = settings or FeatureSettings()
+    if settings.group_dimension < 1 or settings.dtype not in _DTYPES:
+        raise UsageError(
+            f"Feature settings with group_dimension={settings.group_dimension} and dtype={settings.dtype!r}.",
+            f"Choose a group_dimension of at least 1 and a dtype of {', '.join(_DTYPES)}.",
+        )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = _layers_by_parameters(model, settings)
+    _refuse_partial_sharing(model, layers, names)
+    groups = tuple(
+        _group(model, modules, tuple(names[identity] for identity in identities), settings)
+        for identities, modules in layers.items()
+    )
+    covered = {name for group in groups for name in group.parameters}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    if not groups:
+        raise ModelError(
+            f"No parameter of {type(model).__name__} is covered by a layer rule; its parameters are "
+            f"{', '.join(list(sizes)[:5]) or 'none'}.",
+            "Use layers that have a rule, or add one (docs/attribution.md), and look at FeatureSettings.exclude.",
+        )
+    return FeaturePlan(
+        groups=groups,
+        settings=settings,
+        covered_parameters=sum(sizes[name] for name in covered),
+        total_parameters=sum(sizes.values()),
+        uncovered=tuple(name for name in sizes if name not in covered),
+    )
+
+
+def _layers_by_parameters(model: nn.Module, settings: FeatureSettings) -> dict[tuple[int, ...], tuple[str, ...]]:
+    """Names of the layers with a rule, by the identities of the parameters they own."""
+    layers: dict[tuple[int, ...], tuple[str, ...]] = {}
+    for name, module in model.named_modules():
+        if any(fnmatchcase(name, pattern) for pattern in settings.exclude) or find_rule(module) is None:
+            continue
+        identities = tuple(id(parameter) for parameter in module.parameters(recurse=False))
+        layers[identities] = (*layers.get(identities, ()), name)
+    return layers
+
+
+def _refuse_partial_sharing(
+    model: nn.Module, layers: Mapping[tuple[int, ...], tuple[str, ...]], names: Mapping[int, str]
+) -> None:
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].append(name)
+    for identities, modules in layers.items():
+        for identity in identities:
+            if set(owners[identity]) != set(modules):
+                raise ModelError(
+                    f"Parameter {names[identity]} is shared by {', '.join(owners[identity])}, and not every use of it "
+                    "is covered by one layer rule, so its gradient would be incomplete.",
+                    "Leave all these layers out with FeatureSettings.exclude; they are then reported as uncovered.",
+                )
+
+
+def _group(model: nn.Module, modules: tuple[str, ...], parameters: tuple[str, ...], settings: FeatureSettings) -> Group:
+    layer = model.get_submodule(modules[0])
+    rule = find_rule(layer)
+    if rule is None:
+        raise ModelError(f"Layer {modules[0]} has no rule.", "Plan the features of the model that is measured.")
+    shape = rule.shape(layer)
+    exact = shape.size <= settings.group_dimension
+    p_out, p_in = (shape.rows, shape.columns) if exact else _projected_sides(shape, settings.group_dimension)
+    return Group(
+        name=modules[0] or type(layer).__name__,
+        modules=modules,
+        parameters=parameters,
+        dimension=shape.size if exact else p_out * p_in,
+        exact=exact,
+        blocks=shape.blocks,
+        d_out=shape.rows,
+        d_in=shape.columns,
+        p_out=p_out,
+        p_in=p_in,
+    )
+
+
+def _projected_sides(shape: GradientShape, dimension: int) -> tuple[int, int]:
+    """Equal sides, unless one side of the gradient is smaller: it is kept whole and the other gets the rest."""
+    side = isqrt(dimension)
+    outputs, inputs = shape.blocks * shape.rows, shape.blocks * shape.columns
+    if outputs <= side:
+        return outputs, min(inputs, dimension // outputs)
+    if inputs <= side:
+        return min(outputs, dimension // inputs), inputs
+    return side, side
+
+
+def _projections(group: Group, seed: int, dtype: torch.dtype, device: str | torch.device) -> Projections:
+    def matrix(side: ProjectionSide, width: int, projected: int) -> Tensor:
+        if group.exact:
+            return torch.eye(width, dtype=dtype, device=device).expand(group.blocks, width, width)
+        rows = group.blocks * width
+        if projected == rows:
+            whole = torch.eye(rows, dtype=dtype)
+        else:
+            whole = projection_matrix(rows, projected, seed=seed, group=group.name, side=side, dtype=dtype)
+        return whole.reshape(group.blocks, width, projected).to(device)
+
+    return Projections(
+        outputs=matrix("outputs", group.d_out, group.p_out),
+        inputs=matrix("inputs", group.d_in, group.p_in),
+        exact=group.exact,
+    )

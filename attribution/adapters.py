@@ -23,6 +23,9 @@ _SAME_NUMBER = 1e-3
 """Relative difference up to which a recomputed number counts as the one that was emitted."""
 
 
+_LOGITS_NDIM = 2
+
+
 class TrainingData(Protocol):
     """A map-style data set of examples: a list, or any object with these two methods."""
 
@@ -103,7 +106,7 @@ class ModelAdapter(ABC):
         )
 
     def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor | None:  # noqa: ARG002
-        """Optional, enables curvature `ggn`: (K, *outputs.shape) with Σ_k f_k f_kᵀ = Hessian of the loss in the outputs."""
+        """Optional, enables curvature `ggn`: (K, *outputs.shape), Σ_k f_k f_kᵀ = Hessian of the loss in the outputs."""
         return None
 
     def target_text(self, target: Any) -> str:
@@ -179,7 +182,7 @@ class ClassificationAdapter(ModelAdapter):
             number = -1.0
         if number < 0 or number != int(number) or 0 < len(self.class_names) <= number:
             raise DataError(
-                f"Output record {record.get('record_id', '(no record_id)')!s} names class {value!r}, which is no class.",
+                f"Output record {record.get('record_id', '(no record_id)')!s} names {value!r}, which is no class.",
                 f"Use {'one of ' + ', '.join(self.class_names) if self.class_names else 'a class number from 0'}.",
             )
         return int(number)
@@ -206,7 +209,7 @@ class ClassificationAdapter(ModelAdapter):
         )
 
     def _check(self, outputs: Tensor, targets: Tensor) -> None:
-        if outputs.ndim != 2:
+        if outputs.ndim != _LOGITS_NDIM:
             raise ModelError(
                 f"Outputs have shape {tuple(outputs.shape)}, where logits of shape (batch, classes) are expected.",
                 "Return logits from outputs, or subclass ModelAdapter for another kind of output.",

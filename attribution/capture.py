@@ -1,4 +1,4 @@
-"""Features of examples: the projected gradient of each example's loss, in batches, with what must not get in left out."""
+"""Features of examples: the projected gradient of each example's loss, in batches, without what must not get in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import ModelAdapter
-from gradtrail.attribution.checks import check_determinism as check_determinism
+from gradtrail.attribution.checks import check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.layers import Projections
-from gradtrail.attribution.recording import Recording, recording, working_projections
+from gradtrail.attribution.recording import Instrument, build_instrument, recording
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Example, Target
+
+__all__ = ["FeatureRows", "check_determinism", "compute_features", "iterate_features"]
 
 
 def compute_features(
@@ -35,8 +36,7 @@ def compute_features(
         DataError: naming every example whose loss or gradient is not finite.
         ModelError: when losses are mis-shaped, or the model cannot be tracked.
     """
-    projections = working_projections(plan, model, device)
-    rows, faults = _measure(adapter, model, examples, plan, projections, target, device)
+    rows, faults = _measure(build_instrument(adapter, model, plan, device), examples, target)
     if faults:
         raise _non_finite(faults)
     return rows
@@ -63,10 +63,10 @@ def iterate_features(
     """
     if batch_size < 1:
         raise UsageError(f"A batch size of {batch_size}.", "Choose at least 1.")
-    projections = working_projections(plan, model, device)
+    instrument = build_instrument(adapter, model, plan, device)
     remaining = iter(examples)
     while batch := list(islice(remaining, batch_size)):
-        rows, faults = _measure(adapter, model, batch, plan, projections, target, device)
+        rows, faults = _measure(instrument, batch, target)
         if faults and on_non_finite is None:
             raise _non_finite(faults)
         if on_non_finite is not None:
@@ -76,26 +76,16 @@ def iterate_features(
             yield rows
 
 
-def measured_losses(adapter: ModelAdapter, record: Recording, target: Target | None) -> Tensor:
-    """What is measured for each example of a recorded batch: (batch,)."""
-    measure = adapter.emitted_losses if target == "emitted" else adapter.losses
-    return measure(record.outputs, record.batch)
-
-
 def _measure(
-    adapter: ModelAdapter,
-    model: nn.Module,
-    examples: Sequence[Example],
-    plan: FeaturePlan,
-    projections: Sequence[Projections],
-    target: Target | None,
-    device: str | torch.device,
+    instrument: Instrument, examples: Sequence[Example], target: Target | None
 ) -> tuple[FeatureRows, dict[str, str]]:
     """Features of the finite rows, and the cause for each example that is not finite."""
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
-    with recording(adapter, model, examples, plan, projections, device) as record:
-        losses = measured_losses(adapter, record, target)
+    plan = instrument.plan
+    with recording(instrument, examples) as record:
+        measure = instrument.adapter.emitted_losses if target == "emitted" else instrument.adapter.losses
+        losses = measure(record.outputs, record.batch)
         vectors = record.vectors(losses)
     losses = losses.detach().double().cpu()
     vectors = vectors.to(device="cpu", dtype=plan.dtype)

@@ -1,4 +1,4 @@
-"""Refusals before the first pass: models whose examples couple, whose loss is random, or which are not what they seem."""
+"""Refusals before the first pass: models whose examples couple, whose loss is random, or which hide a weight's use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.attribution.features import FeaturePlan
-from gradtrail.attribution.layers import Projections, find_rule
-from gradtrail.attribution.recording import recording, working_projections
+from gradtrail.attribution.recording import Instrument, build_instrument, planned_layer, recording
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
@@ -33,7 +32,7 @@ def check_determinism(
             "The same batch gave two different results: the model or its loss is random even in eval mode.",
             "Look for dropout with training=True, sampling or noise in forward, outputs or losses; fix its seed.",
         )
-    if len(examples) < 2:
+    if len(examples) == 1:
         return
     lone_outputs, lone = _run(adapter, model, examples[-1:], device)
     example_id = examples[-1].example_id
@@ -67,12 +66,12 @@ def check_capture(
     Raises:
         ModelError: naming the group whose features are not the gradient.
     """
-    projections = working_projections(plan, model, device)
-    with recording(adapter, model, examples, plan, projections, device) as record:
+    instrument = build_instrument(adapter, model, plan, device)
+    with recording(instrument, examples) as record:
         losses = adapter.losses(record.outputs, record.batch)
         vectors = record.vectors(losses)
     for row in sorted({0, len(examples) - 1}):
-        expected = _autograd_vector(adapter, model, examples[row], plan, projections, device)
+        expected = _autograd_vector(instrument, examples[row])
         if not torch.isfinite(expected).all():
             continue
         allowed = _rounding(losses.dtype) * expected.norm()
@@ -85,32 +84,21 @@ def check_capture(
                 )
 
 
-def _autograd_vector(
-    adapter: ModelAdapter,
-    model: nn.Module,
-    example: Example,
-    plan: FeaturePlan,
-    projections: Sequence[Projections],
-    device: str | torch.device,
-) -> Tensor:
+def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
     """The projected weight gradient of one example by plain autograd: (dimension,)."""
+    adapter, model = instrument.adapter, instrument.model
     parameters = dict(model.named_parameters())
-    tracked = [parameters[name] for group in plan.groups for name in group.parameters]
+    tracked = [parameters[name] for group in instrument.plan.groups for name in group.parameters]
     with frozen_in_eval(model):
         for parameter in tracked:
             parameter.requires_grad_(True)
-        batch = adapter.collate([example]).to(device)
+        batch = adapter.collate([example]).to(instrument.device)
         loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
-        gradients = torch.autograd.grad(loss, tracked, allow_unused=True, materialize_grads=True)
-    by_name = dict(zip((name for group in plan.groups for name in group.parameters), gradients, strict=True))
+        gradients = iter(torch.autograd.grad(loss, tracked, allow_unused=True, materialize_grads=True))
     pieces = []
-    for group, projection in zip(plan.groups, projections, strict=True):
-        layer = model.get_submodule(group.modules[0])
-        rule = find_rule(layer)
-        if rule is None:
-            raise ModelError(f"Layer {group.name} lost its rule.", "Plan the features again.")
-        names = [name for name, _ in layer.named_parameters()]
-        own = {name: by_name[full] for name, full in zip(names, group.parameters, strict=True)}
+    for group, projection in zip(instrument.plan.groups, instrument.projections, strict=True):
+        layer, rule = planned_layer(model, group.modules[0])
+        own = {name: next(gradients) for name, _ in layer.named_parameters()}
         blocks = rule.matrix(layer, own).to(projection.inputs.dtype)
         summed = "bop,boi,biq->bpq" if projection.exact else "bop,boi,biq->pq"
         pieces.append(torch.einsum(summed, projection.outputs, blocks, projection.inputs).flatten())

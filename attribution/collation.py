@@ -39,7 +39,7 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     Raises:
         DataError: naming the example, when one is no array of numbers or has another shape than the first.
     """
-    tensors = []
+    tensors: list[Tensor] = []
     for example in examples:
         tensor = as_tensor(getattr(example, part), f"The {part} of example {example.example_id}").detach().to(dtype)
         if tensors and tensor.shape != tensors[0].shape:

@@ -1,8 +1,8 @@
 """What the gradient of one layer is, one rule per layer type, found through a registry.
 
-A rule sees a layer's gradient for one example as `blocks` matrices of `rows` × `columns` (outputs × inputs, the bias as a
-last input that is always 1) and never forms it: it projects inputs when the layer runs forward, output gradients when
-backward passes, and multiplies the small results (arXiv 2405.13954, LoGra). Blocks are those of a block-diagonal matrix.
+A rule sees a layer's gradient for one example as `blocks` matrices of `rows` × `columns` (outputs × inputs, the bias as
+a last input that is always 1), the blocks of a block-diagonal matrix. It never forms it: it projects inputs when the
+layer runs forward, output gradients when backward passes, and multiplies the small results (arXiv 2405.13954, LoGra).
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class LayerRule(ABC):
     def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
         """Parameter gradients by name ("weight", "bias") in the rule's own arrangement: (blocks, rows, columns)."""
         shape = self.shape(layer)
-        parts = [gradients[name].reshape(shape.blocks, shape.rows, -1) for name in ("weight", "bias") if name in gradients]
+        parts = [
+            gradients[name].reshape(shape.blocks, shape.rows, -1) for name in ("weight", "bias") if name in gradients
+        ]
         return torch.cat(parts, dim=2)
 
 
@@ -146,7 +148,8 @@ class ConvolutionRule(OuterProductRule):
         kernels = projections.inputs[:, :patch].transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
         ones = projections.inputs[:, patch].reshape(blocks * width) if columns > patch else None
         # The layer's own convolution with other kernels: it knows stride, dilation, groups and every padding mode.
-        return layer._conv_forward(inputs, kernels, ones).reshape(len(inputs), blocks, width, -1)
+        projected: Tensor = layer._conv_forward(inputs, kernels, ones)
+        return projected.reshape(len(inputs), blocks, width, -1)
 
     def output_blocks(self, layer: nn.Conv2d, output_gradients: Tensor) -> Tensor:
         return output_gradients.reshape(len(output_gradients), layer.groups, layer.out_channels // layer.groups, -1)

@@ -15,6 +15,7 @@ from gradtrail.nouns import Preview
 
 _LONGEST_ROW = 64
 _CHANNELS = (1, 3)
+_PLANE, _CHANNELS_AND_PLANE = 2, 3
 
 
 def preview_inputs(inputs: Any, owner: str, names: Sequence[str] = ()) -> Preview:
@@ -30,7 +31,8 @@ def preview_inputs(inputs: Any, owner: str, names: Sequence[str] = ()) -> Previe
         return Preview(kind="text", text=f"{type(inputs).__name__} without a default preview")
     if not torch.isfinite(values).all():
         return Preview(kind="text", text=f"array of shape {tuple(values.shape)} with values that are not finite")
-    if values.numel() and (values.ndim == 2 or (values.ndim == 3 and values.shape[0] in _CHANNELS)):
+    colours = values.ndim == _CHANNELS_AND_PLANE and values.shape[0] in _CHANNELS
+    if values.numel() and (values.ndim == _PLANE or colours):
         return Preview(kind="image", png=_png(values))
     if values.ndim <= 1 and values.numel() <= _LONGEST_ROW:
         numbers = values.reshape(-1).tolist()
@@ -43,7 +45,7 @@ def _png(values: Tensor) -> bytes:
     from PIL import Image
 
     pixels = _as_bytes(values)
-    if pixels.ndim == 3:
+    if pixels.ndim == _CHANNELS_AND_PLANE:
         pixels = pixels.permute(1, 2, 0).squeeze(2)
     stream = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(stream, format="PNG")

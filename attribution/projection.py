@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PROJECTION_VERSION = 1
@@ -47,8 +48,9 @@ def _key(seed: int, group: str, side: ProjectionSide) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     # The SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014); unsigned arithmetic wraps by design.
     values = (values ^ (values >> np.uint64(30))) * _FIRST_MULTIPLIER
     values = (values ^ (values >> np.uint64(27))) * _SECOND_MULTIPLIER
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,19 +23,41 @@ from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
 
+@dataclass(frozen=True)
+class Instrument:
+    """Everything that stays the same from batch to batch; `model` is on `device`."""
+
+    adapter: ModelAdapter
+    model: nn.Module
+    plan: FeaturePlan
+    projections: tuple[Projections, ...]
+    device: str | torch.device
+
+
+def build_instrument(
+    adapter: ModelAdapter, model: nn.Module, plan: FeaturePlan, device: str | torch.device = "cpu"
+) -> Instrument:
+    """The projections are in the type the arithmetic runs in: the model's, but at least float32 and the plan's."""
+    dtype = torch.promote_types(torch.float32, plan.dtype)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    return Instrument(adapter, model, plan, plan.projections(dtype, device), device)
+
+
 class Recording:
     """The outputs of one batch, and feature vectors for any per-example quantity computed from them."""
 
-    def __init__(self, model: nn.Module, plan: FeaturePlan, projections: Sequence[Projections], size: int) -> None:
+    def __init__(self, instrument: Instrument, size: int) -> None:
         self.outputs: Tensor
         self.batch: Batch
-        self._model = model
-        self._plan = plan
-        self._projections = projections
+        self._model = instrument.model
+        self._plan = instrument.plan
+        self._projections = instrument.projections
         self._size = size
         self._starts: list[Tensor] = []
         self._called: set[str] = set()
-        self._sums: list[Tensor | None] = [None] * len(plan.groups)
+        self._sums: list[Tensor | None] = [None] * len(self._plan.groups)
 
     def vectors(self, values: Tensor, *, keep_graph: bool = False) -> Tensor:
         """Projected gradients of each entry of `values` (batch,): (batch, dimension), in the working type.
@@ -82,7 +106,7 @@ class Recording:
         """Hook every planned layer; the hooks come off when `stack` closes."""
         for position, group in enumerate(self._plan.groups):
             for name in group.modules:
-                layer, rule = _planned_layer(self._model, name)
+                layer, rule = planned_layer(self._model, name)
                 hook = self._forward_hook(position, name, rule)
                 # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
                 handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
@@ -98,7 +122,8 @@ class Recording:
             kept = rule.keep(layer, _as_working_type(inputs.detach(), projections), projections)
             output = self._in_graph(output)
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._add(position, layer, rule, kept, gradient))
+                add = partial(self._add, position, layer, rule, kept)
+                output.register_hook(add)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return output
 
         return remember
@@ -131,35 +156,20 @@ class Recording:
 
 
 @contextmanager
-def recording(
-    adapter: ModelAdapter,
-    model: nn.Module,
-    examples: Sequence[Example],
-    plan: FeaturePlan,
-    projections: Sequence[Projections],
-    device: str | torch.device,
-) -> Iterator[Recording]:
+def recording(instrument: Instrument, examples: Sequence[Example]) -> Iterator[Recording]:
     """Run `examples` forward with hooks on; hooks, modes and flags are undone on leaving, also after an exception."""
-    record = Recording(model, plan, projections, len(examples))
-    record.batch = adapter.collate(examples).to(device)
-    with frozen_in_eval(model), ExitStack() as stack:
+    record = Recording(instrument, len(examples))
+    record.batch = instrument.adapter.collate(examples).to(instrument.device)
+    with frozen_in_eval(instrument.model), ExitStack() as stack:
         record.attach(stack)
-        record.outputs = adapter.outputs(model, record.batch)
+        record.outputs = instrument.adapter.outputs(instrument.model, record.batch)
         stack.callback(record.release)
         record.refuse_uncalled()
         yield record
 
 
-def working_projections(plan: FeaturePlan, model: nn.Module, device: str | torch.device) -> tuple[Projections, ...]:
-    """The plan's projections in the type the arithmetic runs in: the model's, but at least float32."""
-    dtype = torch.float32
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            dtype = torch.promote_types(dtype, parameter.dtype)
-    return plan.projections(torch.promote_types(dtype, plan.dtype), device)
-
-
-def _planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:
+def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:
+    """The layer a plan names, and its rule; ModelError when `model` is not the one that was planned."""
     layer = dict(model.named_modules()).get(name)
     rule = find_rule(layer) if layer is not None else None
     if layer is None or rule is None:

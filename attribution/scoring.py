@@ -1,0 +1,249 @@
+"""Exact scores of every training row, streamed: top examples, sums by attribute, shares (METHODS: equation (1), share).
+
+Memory does not grow with the number of rows, except for one float and one integer per attribute and row in the second
+pass (`overall_influence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrail.attribution.attribute_sums import SIDES, AttributeCodes, AttributeSums
+from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.methods import PreparedQueries, inverse_norms
+from gradtrail.attribution.ranking import RunningTop
+from gradtrail.errors import DataError, StoreError, UsageError
+from gradtrail.nouns import Share, Side
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the permutation interval."""
+MOST_INTERVALS = 1000
+"""Values per attribute that get a permutation interval, those with the largest shares."""
+
+Ranked = list[tuple[str, float]]
+ByValue = Mapping[str, Mapping[str, Tensor]]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What one pass over the index found; lists and tensors are in the order of the queries.
+
+    `proponents` are positive scores, largest first, `opponents` negative ones, most negative first; ties by example id.
+    `positive_mass` and `negative_mass` (queries,) float64 sum the scores' absolute values over all rows, and
+    `attribute_mass[side][name][value]` (queries,) over the rows with that attribute value ("" where it is missing).
+    `zero_norm_examples` counts rows without any gradient, which grad_cos scores 0.
+    """
+
+    proponents: list[Ranked]
+    opponents: list[Ranked]
+    positive_mass: Tensor
+    negative_mass: Tensor
+    attribute_mass: Mapping[Side, ByValue]
+    attribute_counts: Mapping[str, Mapping[str, int]]
+    example_count: int
+    zero_norm_examples: int = 0
+
+    def mass(self, side: Side) -> Tensor:
+        """Sum of the absolute scores of one side, (queries,)."""
+        return self.positive_mass if side == "proponent" else self.negative_mass
+
+
+@dataclass(frozen=True)
+class IntervalShare:
+    """A share and the interval it would lie in by chance; None where no interval was measured."""
+
+    share: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class OverallInfluence:
+    """Mean shares over all queries that have any mass on a side: of single examples, and of attribute values."""
+
+    proponents: Ranked
+    opponents: Ranked
+    shares: Mapping[Side, Mapping[str, Mapping[str, IntervalShare]]]
+
+
+def score_batches(
+    queries: PreparedQueries, rows: Iterable[FeatureRows]
+) -> Iterator[tuple[FeatureRows, NDArray[np.float64]]]:
+    """Each batch with its scores (queries, batch): the one place where equation (1) is multiplied out.
+
+    Raises:
+        StoreError: when rows have another dimension than the queries.
+        DataError: naming an example or output with a score that is not finite.
+    """
+    for batch in rows:
+        if batch.vectors.shape[1] != queries.vectors.shape[1]:
+            raise StoreError(
+                f"Index rows have {batch.vectors.shape[1]} columns, but the queries {queries.vectors.shape[1]}.",
+                "Prepare the queries with the plan of this index.",
+            )
+        scores = (queries.vectors @ batch.vectors.to(queries.vectors.dtype).T).double()
+        if queries.train_scale == "inverse_norm":
+            scores = scores * inverse_norms(batch.squared_norms)
+        if not torch.isfinite(scores).all():
+            query, row = torch.nonzero(~torch.isfinite(scores))[0].tolist()
+            name = queries.query_ids[query] if queries.query_ids else f"number {query}"
+            raise DataError(
+                f"The score of example {batch.example_ids[row]} for output {name} is not finite.",
+                "Check the index with `gradtrail verify`; with method influence, raise the damping.",
+            )
+        yield batch, scores.numpy()
+
+
+def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *, top_k: int) -> ScoreResult:
+    """Score every row that `rows()` yields against every query, exactly.
+
+    Raises:
+        DataError: when there are no rows, or a score is not finite.
+        StoreError: when rows do not fit the queries.
+    """
+    count = len(queries.vectors)
+    tops = {side: RunningTop(count, top_k) for side in SIDES}
+    masses = {side: np.zeros(count) for side in SIDES}
+    sums = AttributeSums(count)
+    examples = zero_norms = 0
+    for batch, scores in score_batches(queries, rows()):
+        parts = {side: _part(scores, side) for side in SIDES}
+        sums.add(batch, parts)
+        for side, part in parts.items():
+            tops[side].add(part, batch.example_ids)
+            masses[side] += part.sum(1)
+        examples += len(batch.example_ids)
+        zero_norms += int((batch.squared_norms.sum(1) == 0).sum())
+    if examples == 0:
+        raise DataError("The index has no rows to score.", "Index a training set with at least one example.")
+    return ScoreResult(
+        proponents=tops["proponent"].best(),
+        opponents=[[(example_id, -value) for example_id, value in top] for top in tops["opponent"].best()],
+        positive_mass=torch.from_numpy(masses["proponent"]),
+        negative_mass=torch.from_numpy(masses["opponent"]),
+        attribute_mass=sums.masses(),
+        attribute_counts=sums.counts,
+        example_count=examples,
+        zero_norm_examples=zero_norms,
+    )
+
+
+def overall_influence(
+    queries: PreparedQueries,
+    rows: Callable[[], Iterable[FeatureRows]],
+    result: ScoreResult,
+    *,
+    top_k: int,
+    permutations: int = 200,
+    seed: int = 0,
+) -> OverallInfluence:
+    """A second pass: the mean share of each example over all queries, and what attribute shares chance would give.
+
+    The interval of a value holds 95 % of its shares when the attribute is shuffled over the examples.
+
+    Raises:
+        StoreError: when the index is no longer the one `result` was computed from.
+        DataError: as `score`.
+    """
+    tops = {side: RunningTop(1, top_k) for side in SIDES}
+    scales = {side: _inverse_masses(result.mass(side)) for side in SIDES}
+    means: dict[Side, list[NDArray[np.float64]]] = {side: [] for side in SIDES}
+    codes = AttributeCodes(list(result.attribute_counts))
+    for batch, scores in score_batches(queries, rows()):
+        codes.add(batch)
+        for side in SIDES:
+            mean = scales[side] @ _part(scores, side)
+            tops[side].add(mean[None, :], batch.example_ids)
+            means[side].append(mean)
+    vectors = {side: np.concatenate(means[side]) if means[side] else np.zeros(0) for side in SIDES}
+    if len(vectors["proponent"]) != result.example_count or codes.counts() != result.attribute_counts:
+        raise StoreError(
+            f"The index had {result.example_count} rows in the first pass and {len(vectors['proponent'])} in the "
+            "second, or other attributes.",
+            "Pin one version of the index for the whole audit.",
+        )
+    return OverallInfluence(
+        proponents=tops["proponent"].best()[0],
+        opponents=tops["opponent"].best()[0],
+        shares={side: _interval_shares(vectors[side], codes, permutations, seed) for side in SIDES},
+    )
+
+
+def shares(result: ScoreResult, overall: OverallInfluence, output_ids: Sequence[str]) -> list[Share]:
+    """Shares per output and, with `output_id` None, over all outputs: per side, attribute and value, largest first.
+
+    Values without any share of an output are left out there; a side without mass has no shares.
+
+    Raises:
+        UsageError: when `output_ids` does not name every query once.
+    """
+    if len(output_ids) != len(result.positive_mass) or len(set(output_ids)) != len(output_ids):
+        raise UsageError(
+            f"{len(output_ids)} output ids for {len(result.positive_mass)} queries, or one of them twice.",
+            "Give one id per query, in their order.",
+        )
+    found = []
+    for side in SIDES:
+        for attribute, counts in result.attribute_counts.items():
+            training = {value: count / result.example_count for value, count in counts.items()}
+            for value, chance in _descending(overall.shares[side][attribute], lambda measured: measured.share):
+                found.append(
+                    Share(None, side, attribute, value, chance.share, training[value], chance.low, chance.high)
+                )
+            for position, output_id in enumerate(output_ids):
+                total = result.mass(side)[position].item()
+                parts = {
+                    value: mass[position].item() / total
+                    for value, mass in result.attribute_mass[side][attribute].items()
+                    if mass[position] > 0
+                }
+                for value, part in _descending(parts, lambda share: share):
+                    found.append(Share(output_id, side, attribute, value, part, training[value]))
+    return found
+
+
+def _interval_shares(
+    vector: NDArray[np.float64], codes: AttributeCodes, permutations: int, seed: int
+) -> dict[str, dict[str, IntervalShare]]:
+    generator = np.random.default_rng(seed)
+    numbers = {name: codes.codes(name) for name in codes.values}
+    actual = {name: np.bincount(numbers[name], vector, len(codes.values[name])) for name in numbers}
+    chosen = {name: np.argsort(-shares_of, kind="stable")[:MOST_INTERVALS] for name, shares_of in actual.items()}
+    drawn = {name: np.empty((permutations, len(chosen[name]))) for name in numbers}
+    for turn in range(permutations):
+        shuffled = generator.permutation(vector)
+        for name, kept in chosen.items():
+            drawn[name][turn] = np.bincount(numbers[name], shuffled, len(codes.values[name]))[kept]
+    intervals: dict[str, dict[str, IntervalShare]] = {}
+    for name, known in codes.values.items():
+        bounds = np.percentile(drawn[name], INTERVAL, axis=0).T.tolist() if permutations else []
+        by_code = dict(zip(chosen[name].tolist(), bounds, strict=False))
+        intervals[name] = {
+            value: IntervalShare(float(actual[name][code]), *by_code.get(code, (None, None)))
+            for value, code in known.items()
+        }
+    return intervals
+
+
+def _part(scores: NDArray[np.float64], side: Side) -> NDArray[np.float64]:
+    """Absolute scores of one side, zero elsewhere."""
+    return np.maximum(scores if side == "proponent" else -scores, 0.0)
+
+
+def _inverse_masses(masses: Tensor) -> NDArray[np.float64]:
+    """1 / (Z_q × number of queries with mass), 0 for queries without: the weights of a mean over shares."""
+    values = masses.numpy()
+    inverse: NDArray[np.float64] = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+    return inverse / max(int((values > 0).sum()), 1)
+
+
+def _descending(mapping: Mapping[str, Value], size: Callable[[Value], float]) -> list[tuple[str, Value]]:
+    return sorted(mapping.items(), key=lambda item: (-size(item[1]), item[0]))

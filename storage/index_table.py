@@ -208,9 +208,12 @@ class IndexTable:
         """
         return self._queries.put(output_ids, targets, Measured(vectors, losses, squared_norms))
 
-    def queries(self, output_ids: Sequence[str] | None = None) -> StoredQueries:
-        """The stored outputs among `output_ids`, in that order, each with all its targets; None asks for all."""
-        return self._queries.read(output_ids)
+    def queries(self, output_ids: Sequence[str] | None = None, *, target: str | None = None) -> StoredQueries:
+        """The stored outputs among `output_ids`, in that order, under one `target` or all of theirs; None asks for all.
+
+        An output that was never measured is not in the answer.
+        """
+        return self._queries.read(output_ids, target)
 
     def verify(self) -> list[str]:
         """What is wrong with the sealed index and its queries, in words; empty when nothing is. Reads every row."""

@@ -144,7 +144,7 @@ def _require_shape(kind: str, name: str, values: NDArray[Any], expected: tuple[i
 def _require_finite(kind: str, name: str, keys: Sequence[tuple[str, ...]], values: NDArray[Any]) -> None:
     finite = np.isfinite(values.reshape(len(keys), -1)).all(axis=1) if len(keys) else np.ones(0, dtype=bool)
     if not finite.all():
-        damaged = [keys[position][0] for position in np.flatnonzero(~finite)]
+        damaged = [key[0] for key, is_finite in zip(keys, finite, strict=True) if not is_finite]
         raise DataError(
             f"The {name} of {kind} {first_few(damaged)} is not finite (NaN or infinity).",
             f"Look at its data and its loss, mend it, or quarantine the {kind}.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from lancedb.expr import Expr, col
+from lancedb.expr import Expr, col, lit
 from numpy.typing import NDArray
 
 from gradtrail.storage.lance_tables import insert_missing, key_field, open_existing, open_or_create, scan
@@ -69,9 +69,9 @@ class QueriesTable:
         table.checkout_latest()
         return insert_missing(table, _KEYS, pa.Table.from_arrays(columns, schema=self._schema))
 
-    def read(self, output_ids: Sequence[str] | None) -> StoredQueries:
-        """The stored outputs among `output_ids`, in that order, each with all its targets; None asks for all."""
-        batches = list(self._batches(output_ids))
+    def read(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> StoredQueries:
+        """The stored outputs among `output_ids`, in that order, under one `target` or all; None asks for all."""
+        batches = list(self._batches(output_ids, target))
         rows = pa.Table.from_batches(batches, schema=self._schema).combine_chunks()
         ids, targets = rows["output_id"].to_pylist(), rows["target"].to_pylist()
         rank = {output_id: position for position, output_id in enumerate(output_ids or sorted(set(ids)))}
@@ -82,7 +82,7 @@ class QueriesTable:
     def problems(self) -> list[str]:
         """What is wrong with the stored outputs; empty when nothing is."""
         damaged = []
-        for batch in self._batches(None):
+        for batch in self._batches():
             stored = _from_batch(batch)
             keys = list(zip(stored.output_ids, stored.targets, strict=True))
             digests = row_digests(keys, Measured(stored.vectors, stored.losses, stored.squared_norms))
@@ -90,21 +90,23 @@ class QueriesTable:
             damaged += [key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then]
         return [f"Queries changed since they were measured: {first_few(damaged)}."] if damaged else []
 
-    def _batches(self, output_ids: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> Iterator[pa.RecordBatch]:
         table = open_existing(self._connection, self._name)
         if table is None:
             return
-        for matching in _matching(output_ids):
+        for matching in _matching(output_ids, target):
             yield from scan(table, self._schema.names, batch_size=_BATCH_ROWS, matching=matching)
 
 
-def _matching(output_ids: Sequence[str] | None) -> Iterator[Expr | None]:
+def _matching(output_ids: Sequence[str] | None, target: str | None) -> Iterator[Expr | None]:
+    of_target = None if target is None else col("target") == lit(target)
     if output_ids is None:
-        yield None
+        yield of_target
         return
     wanted = list(dict.fromkeys(output_ids))
     for start in range(0, len(wanted), _IDS_PER_SCAN):
-        yield col("output_id").isin(wanted[start : start + _IDS_PER_SCAN])
+        among = col("output_id").isin(wanted[start : start + _IDS_PER_SCAN])
+        yield among if of_target is None else among.and_(of_target)
 
 
 def _from_batch(batch: pa.RecordBatch) -> StoredQueries:

@@ -1,0 +1,153 @@
+"""Files of outputs, as they lie in the inbox: Parquet tables and JSON Lines, read record by record."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradtrail.errors import DataError, NotFoundError
+from gradtrail.storage.atomic import TEMPORARY_SUFFIX
+from gradtrail.storage.records import RECORD_BYTES_LIMIT
+
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+_PARQUET_MAGIC = b"PAR1"
+_ROWS_AT_ONCE = 64
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a file, or the reason why it is none. `number` counts from 1: rows of a table, lines of a text."""
+
+    number: int
+    record: dict[str, Any] | None
+    fault: DataError | None = None
+
+
+@dataclass(frozen=True)
+class InboxFile:
+    """One entry of the inbox. `name` is what messages call it."""
+
+    path: Path
+    name: str
+
+    def rows(self) -> Iterator[Row]:
+        """Stream its rows. The format is told by content: a Parquet file begins with PAR1.
+
+        Raises:
+            DataError: it is neither Parquet nor JSON Lines, is damaged, or is not UTF-8.
+        """
+        try:
+            if not self.path.is_file():
+                raise DataError(f"{self.name} is not a file.", "Put Parquet or JSON Lines files directly in the inbox.")
+            with self.path.open("rb") as stream:
+                is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+            if is_parquet:
+                yield from self._parquet_rows()
+            elif self.path.suffix.lower() in JSON_LINES_SUFFIXES:
+                self._require_utf8()
+                yield from self._json_rows()
+            else:
+                raise DataError(
+                    f"{self.name} is neither a Parquet file nor JSON Lines.",
+                    f"Write outputs as Parquet, or one JSON object a line in a file named *{JSON_LINES_SUFFIXES[0]}.",
+                )
+        except OSError as fault:
+            raise DataError(f"{self.name} cannot be read: {fault}.", "Check the file and its permissions.") from fault
+
+    def _parquet_rows(self) -> Iterator[Row]:
+        number = 0
+        try:
+            with pq.ParquetFile(self.path) as table:
+                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield Row(number, record)
+        except (pa.ArrowException, ValueError, OverflowError) as fault:
+            raise DataError(
+                f"{self.name} is a damaged or half-written Parquet file, readable up to row {number}: {fault}.",
+                "Write it again, under a name that ends in .tmp until it is complete.",
+            ) from fault
+
+    def _require_utf8(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with self.path.open("rb") as stream:
+            try:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    decoder.decode(chunk)
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError as fault:
+                raise DataError(f"{self.name} is not UTF-8: {fault}.", "Save it as UTF-8.") from fault
+
+    def _json_rows(self) -> Iterator[Row]:
+        with self.path.open("rb") as stream:
+            number = 0
+            while line := stream.readline(RECORD_BYTES_LIMIT + 1):
+                number += 1
+                if len(line) > RECORD_BYTES_LIMIT:
+                    _skip_line(stream, line)
+                    yield Row(number, None, _fault(self.name, number, "is longer than 16 MB", "Split or shorten it."))
+                elif line.strip():
+                    yield _json_row(self.name, number, line.removeprefix(codecs.BOM_UTF8))
+
+
+def read_inbox(folder: Path) -> Iterator[InboxFile]:
+    """Every entry of the inbox by name, whatever it is, but hidden ones and `*.tmp`: those are still being written.
+
+    Raises:
+        NotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"There is no inbox at {folder}.", "Create the folder, or name another one in the settings."
+        )
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and path.suffix != TEMPORARY_SUFFIX:
+            yield InboxFile(path, path.name)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All records of one Parquet or JSON Lines file.
+
+    Raises:
+        DataError: the file, or the first row of it that is no record.
+    """
+    records = []
+    for row in InboxFile(path, path.name).rows():
+        if row.record is None:
+            raise row.fault or _fault(path.name, row.number, "is empty", "Remove it.")
+        records.append(row.record)
+    return records
+
+
+def _json_row(name: str, number: int, line: bytes) -> Row:
+    try:
+        record = json.loads(line.decode(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as fault:
+        return Row(number, None, _fault(name, number, f"is not JSON ({fault})", "Write one JSON object a line."))
+    if not isinstance(record, dict):
+        return Row(number, None, _fault(name, number, "is not a JSON object", "Write one JSON object a line."))
+    return Row(number, record)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return members
+
+
+def _skip_line(stream: Any, start: bytes) -> None:
+    while start and not start.endswith(b"\n"):
+        start = stream.readline(_CHUNK_BYTES)
+
+
+def _fault(name: str, number: int, what: str, remedy: str) -> DataError:
+    return DataError(f"{name}, row {number} {what}.", remedy)

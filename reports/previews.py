@@ -1,0 +1,119 @@
+"""What a report may show of an example: previews in full, redacted or not at all, and pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from gradtrail.errors import DataError
+from gradtrail.nouns import Preview, PreviewMode
+
+MASK = "████████"
+_KEPT_CHARACTERS = 3
+_LARGEST_SIDE = 384
+_REDACTED_BLOCKS = 4
+_REDACTED_BLOCK_PIXELS = 16
+_REDACTED_BITS = 0xE0
+_PIXELATED_UP_TO = 96
+_LONGEST_PLAIN_PREDICTION = 40
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG ready for an `<img>`: data URI, size in pixels, and whether its pixels should stay crisp squares."""
+
+    uri: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+def apply_mode(preview: Preview | None, mode: PreviewMode) -> Preview | None:
+    """What may be shown of `preview` under `mode`; applying it twice changes nothing more.
+
+    full: as it is; only a picture with a side above 384 pixels is made smaller. redacted: a picture becomes at most
+    4 × 4 flat blocks of 8 levels per colour, a text keeps at most its first 3 characters, a row keeps its field names.
+    none: None.
+
+    Raises:
+        DataError: the picture is not a readable PNG.
+    """
+    if preview is None or mode == "none":
+        return None
+    if preview.kind == "image":
+        return Preview("image", png=_redacted_png(preview.png) if mode == "redacted" else _full_png(preview.png))
+    if mode == "full":
+        return preview
+    if preview.kind == "text":
+        return Preview("text", text=redact_text(preview.text))
+    return Preview("row", row=dict.fromkeys(preview.row, MASK))
+
+
+def redact_text(text: str) -> str:
+    """At most the first 3 characters, and never more than a quarter, then a mask of fixed length."""
+    if text.endswith(MASK) and len(text) <= _KEPT_CHARACTERS + len(MASK):
+        return text
+    return text[: min(_KEPT_CHARACTERS, len(text) // 4)] + MASK
+
+
+def shown_prediction(prediction: str, mode: PreviewMode) -> str:
+    """A prediction as the report may print it: outside `full`, a generated text is masked and a class name is not."""
+    if mode == "full" or len(prediction) <= _LONGEST_PLAIN_PREDICTION:
+        return prediction
+    return redact_text(prediction)
+
+
+def picture(png: bytes) -> Picture:
+    """The data URI and size of a PNG.
+
+    Raises:
+        DataError: the bytes are not a readable PNG.
+    """
+    width, height = _open(png).size
+    uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return Picture(uri, width, height, pixelated=max(width, height) <= _PIXELATED_UP_TO)
+
+
+def _open(png: bytes) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(png), formats=("PNG",))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"A preview of {len(png)} bytes is not a readable PNG picture ({error}).",
+            "Return PNG bytes from the adapter's preview().",
+        ) from error
+    return image
+
+
+def _full_png(png: bytes) -> bytes:
+    image = _open(png)
+    if max(image.size) <= _LARGEST_SIDE:
+        return png
+    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    return _encoded(image)
+
+
+def _redacted_png(png: bytes) -> bytes:
+    image = _open(png).convert("RGBA")
+    opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    blocks = (_block_count(image.width), _block_count(image.height))
+    coarse = opaque.resize(blocks, Image.Resampling.BOX).point(lambda level: int(level) & _REDACTED_BITS)
+    side = _REDACTED_BLOCKS * _REDACTED_BLOCK_PIXELS
+    return _encoded(coarse.resize((side, side), Image.Resampling.NEAREST))
+
+
+def _block_count(pixels: int) -> int:
+    """A power of two, so that the blocks of a redacted picture survive being redacted again."""
+    if pixels >= 4 * _REDACTED_BLOCKS:
+        return _REDACTED_BLOCKS
+    return 2 if pixels >= 2 * _REDACTED_BLOCKS else 1
+
+
+def _encoded(image: Image.Image) -> bytes:
+    stream = BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,57 @@
+"""One report, three forms: a self-contained HTML page, a JSON document and an Arrow table."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from gradtrail.digests import short
+from gradtrail.reports import formats
+from gradtrail.reports.document import SCHEMA, report_json
+from gradtrail.reports.model import AuditReport
+from gradtrail.reports.table import ATTRIBUTION_SCHEMA, attribution_table
+from gradtrail.reports.views import view_of
+
+__all__ = ["ATTRIBUTION_SCHEMA", "SCHEMA", "attribution_table", "render_html", "report_json"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_html(report: AuditReport) -> str:
+    """The report as one HTML page without scripts, links to resources, or anything that has to be fetched.
+
+    The report's preview mode is applied first, and every text is escaped. The same report gives the same page.
+
+    Raises:
+        DataError: a preview that is not a readable PNG.
+    """
+    return _environment().get_template("report.html").render(view=view_of(report), report=report)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        finalize=formats.printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=formats.count,
+        moment=formats.moment,
+        number=formats.number,
+        percent=formats.percent,
+        plural=formats.plural,
+        ratio=formats.ratio,
+        score=formats.score,
+        short=short,
+        web_address=formats.web_address,
+    )
+    # The style sheet is the package's own file: the only text that is not escaped.
+    environment.globals["css"] = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704
+    return environment

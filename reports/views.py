@@ -1,0 +1,187 @@
+"""How a report is read: which finding comes first, which output opens, how the path to the checkpoint is drawn."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from gradtrail.nouns import SEVERITIES, Finding, Preview, Severity
+from gradtrail.reports.charts import ShareFigure, reading_order, share_figures
+from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
+from gradtrail.reports.previews import Picture, apply_mode, picture, shown_prediction
+
+_OPEN_OUTPUTS = 3
+_MOST_ROWS_OF_OUTPUT = 5
+_STATIONS = {
+    "output": "Output",
+    "example": "Examples",
+    "source": "Source",
+    "licence": "Licence",
+    "dataset_version": "Dataset version",
+    "run": "Training run",
+    "checkpoint": "Checkpoint",
+}
+_SEVERITY_OF_WRONG = SEVERITIES.index("low")
+
+
+@dataclass(frozen=True)
+class ShownPreview:
+    """A preview after the report's mode was applied, with its picture ready where it is one."""
+
+    kind: str
+    text: str
+    row: tuple[tuple[str, str], ...]
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class ShownCard:
+    """A card and what may be shown of its example."""
+
+    card: ExampleCard
+    attributes: tuple[tuple[str, str], ...]
+    preview: ShownPreview | None
+
+
+@dataclass(frozen=True)
+class FindingGroup:
+    """All findings of one rule and severity."""
+
+    rule: str
+    severity: Severity
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Station:
+    """Neighbouring lineage steps of one kind, as one stop on the path."""
+
+    title: str
+    steps: tuple[LineageStep, ...]
+
+
+@dataclass(frozen=True)
+class ShownOutput:
+    """One output in reading order. `number` starts at 1; findings name it."""
+
+    number: int
+    section: OutputSection
+    prediction: str
+    preview: ShownPreview | None
+    proponents: tuple[ShownCard, ...]
+    opponents: tuple[ShownCard, ...]
+    figures: tuple[ShareFigure, ...]
+    stations: tuple[Station, ...]
+    worst: Severity | None
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """A report prepared for the template."""
+
+    report: AuditReport
+    severity_counts: tuple[tuple[Severity, int], ...]
+    finding_groups: tuple[FindingGroup, ...]
+    output_numbers: dict[str, int]
+    figures: tuple[ShareFigure, ...]
+    proponents: tuple[ShownCard, ...]
+    opponents: tuple[ShownCard, ...]
+    outputs: tuple[ShownOutput, ...]
+    named_examples: tuple[ExampleCard, ...]
+    explain_command: str
+    wrong: int
+    known_labels: int
+    indicative: bool
+
+
+def view_of(report: AuditReport) -> ReportView:
+    """Order, group and redact a report.
+
+    Raises:
+        DataError: a preview that is not a readable PNG.
+    """
+    outputs = tuple(
+        _shown_output(report, number, section) for number, section in enumerate(_in_reading_order(report.outputs), 1)
+    )
+    by_severity = Counter(finding.severity for finding in report.findings)
+    first = outputs[0].section.output if outputs else None
+    named = {card.example_id: card for card in report.cards()}
+    return ReportView(
+        report=report,
+        severity_counts=tuple((severity, by_severity[severity]) for severity in SEVERITIES if by_severity[severity]),
+        finding_groups=_groups(report.findings),
+        output_numbers={shown.section.output.output_id: shown.number for shown in outputs},
+        figures=share_figures(report.overall.shares),
+        proponents=_shown_cards(report, report.overall.proponents),
+        opponents=_shown_cards(report, report.overall.opponents),
+        outputs=outputs,
+        named_examples=tuple(named[example_id] for example_id in sorted(named)),
+        explain_command=f"gradtrail explain {shlex.quote(first.output_id)}" if first else "gradtrail explain OUTPUT",
+        wrong=sum(section.wrong for section in report.outputs),
+        known_labels=sum(section.true_label is not None for section in report.outputs),
+        indicative=any(finding.evidence.get("kind") == "fidelity_below" for finding in report.findings),
+    )
+
+
+def _in_reading_order(sections: Sequence[OutputSection]) -> list[OutputSection]:
+    """Findings and wrong predictions first, the most severe at the top; else as they came."""
+
+    def attention(section: OutputSection) -> tuple[int, bool]:
+        severities = [SEVERITIES.index(finding.severity) for finding in section.findings]
+        if section.wrong or not section.result.reproduced:
+            severities.append(_SEVERITY_OF_WRONG)
+        return min(severities, default=len(SEVERITIES)), not section.wrong
+
+    return sorted(sections, key=attention)
+
+
+def _groups(findings: Sequence[Finding]) -> tuple[FindingGroup, ...]:
+    def place(finding: Finding) -> tuple[int, str]:
+        return SEVERITIES.index(finding.severity), finding.rule
+
+    ordered = sorted(findings, key=place)
+    return tuple(
+        FindingGroup(rule, SEVERITIES[severity], tuple(group))
+        for (severity, rule), group in groupby(ordered, key=place)
+    )
+
+
+def _shown_output(report: AuditReport, number: int, section: OutputSection) -> ShownOutput:
+    severities = [SEVERITIES.index(finding.severity) for finding in section.findings]
+    stations = groupby(section.lineage, key=lambda step: step.kind)
+    return ShownOutput(
+        number=number,
+        section=section,
+        prediction=shown_prediction(section.result.prediction, report.preview_mode),
+        preview=_shown_preview(report, section.preview),
+        proponents=_shown_cards(report, section.proponents),
+        opponents=_shown_cards(report, section.opponents),
+        figures=share_figures(section.shares, _MOST_ROWS_OF_OUTPUT),
+        stations=tuple(Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations),
+        worst=SEVERITIES[min(severities)] if severities else None,
+        is_open=number <= _OPEN_OUTPUTS,
+    )
+
+
+def _shown_cards(report: AuditReport, cards: Sequence[ExampleCard]) -> tuple[ShownCard, ...]:
+    return tuple(
+        ShownCard(
+            card,
+            tuple((name, card.attributes[name]) for name in sorted(card.attributes, key=reading_order)),
+            _shown_preview(report, card.preview),
+        )
+        for card in cards
+    )
+
+
+def _shown_preview(report: AuditReport, preview: Preview | None) -> ShownPreview | None:
+    shown = apply_mode(preview, report.preview_mode)
+    if shown is None:
+        return None
+    return ShownPreview(
+        shown.kind, shown.text, tuple(shown.row.items()), picture(shown.png) if shown.kind == "image" else None
+    )

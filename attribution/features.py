@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.layers import GradientShape, Projections, find_rule
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
-from gradtrail.errors import ModelError, UsageError
+from gradtrail.errors import ModelError, StoreError, UsageError
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -33,6 +33,11 @@ class FeatureSettings:
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> FeatureSettings:
+        """The settings that gave `FeaturePlan.config`, so that outputs are measured as the index was."""
+        return cls(config["group_dimension"], config["projection"]["seed"], config["dtype"], tuple(config["exclude"]))
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,12 @@ class FeaturePlan:
                 }
                 for group in self.groups
             ],
+            "group_dimension": self.settings.group_dimension,
+            "exclude": list(self.settings.exclude),
             "projection": {"kind": "random", "seed": self.settings.seed, "version": PROJECTION_VERSION},
             "dtype": self.settings.dtype,
+            "group_dimension": self.settings.group_dimension,
+            "exclude": list(self.settings.exclude),
         }
 
     def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:
@@ -158,6 +167,28 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         total_parameters=sum(sizes.values()),
         uncovered=tuple(name for name in sizes if name not in covered),
     )
+
+
+def plan_from_config(model: nn.Module, config: Mapping[str, Any]) -> FeaturePlan:
+    """The plan of an existing index, from the configuration in its id.
+
+    Raises:
+        StoreError: when this version of gradtrail, or this model, would measure something else.
+    """
+    settings = FeatureSettings(
+        group_dimension=config["group_dimension"],
+        seed=config["projection"]["seed"],
+        dtype=config["dtype"],
+        exclude=tuple(config["exclude"]),
+    )
+    plan = plan_features(model, settings)
+    if plan.config() != config:
+        changed = sorted(key for key, value in plan.config().items() if config.get(key) != value)
+        raise StoreError(
+            f"The index was measured with other {', '.join(changed)} than {type(model).__name__} gives now.",
+            "Use the model version the index was made for, or index again.",
+        )
+    return plan
 
 
 def _layers_by_parameters(model: nn.Module, settings: FeatureSettings) -> dict[tuple[int, ...], tuple[str, ...]]:

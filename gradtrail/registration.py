@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import nn
 
+from gradtrail.attribution.adapter_loading import load_adapter
 from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.nouns import Example
 from gradtrail.settings import Settings, load_settings
+from gradtrail.storage.checkpoints import load_into, read_weights
 from gradtrail.storage.registry import RegisteredVersion
 from gradtrail.tasks.registering import TrainedWeights, register_model
 
@@ -27,8 +30,8 @@ def register(
 ) -> RegisteredVersion:
     """Log a trained model to MLflow with what an audit needs, and register it as the next version of `name`.
 
-    Logged are: the weights as safetensors (every checkpoint given), the dataset manifest, the dataset as an input of the
-    run, and tags that name the adapter, its source digest, the dataset version and the checkpoint.
+    Logged are: the weights as safetensors (every checkpoint given), the dataset manifest, the dataset as an input of
+    the run, and tags that name the adapter, its source digest, the dataset version and the checkpoint.
 
     Args:
         model: the trained model, as it will serve.
@@ -64,3 +67,16 @@ def register(
         parameters=parameters or {},
         run_id=run_id or (active.info.run_id if active else ""),
     )
+
+
+def register_file(weights: Path, *, adapter: str, name: str, alias: str, settings: Settings) -> RegisteredVersion:
+    """Register weights that lie on disk; the adapter is named as `module:Class` and thereby allowed to run.
+
+    Raises:
+        CheckpointError: if the weights cannot be read safely or do not fit the adapter's model.
+        NotFoundError: if there is no such adapter.
+    """
+    loaded = load_adapter(adapter, allowed=[adapter], search_path=settings.adapter_path)
+    model = loaded.adapter.build_model()
+    load_into(model, read_weights(weights), name=str(weights))
+    return register(model, adapter=loaded.adapter, name=name, alias=alias, settings=settings)

@@ -21,7 +21,7 @@ SETTINGS_FILE = "gradtrail.toml"
 
 
 class Settings(BaseSettings):
-    """What may be configured. Environment variables win over the file; the defaults keep everything under one folder."""
+    """What may be configured. Environment variables win over the file; defaults keep all under one folder."""
 
     model_config = SettingsConfigDict(env_prefix="GRADTRAIL_", toml_file=SETTINGS_FILE, extra="forbid")
 
@@ -40,8 +40,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it by name
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Given values, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

@@ -65,7 +65,7 @@ def publish_audit(
     files: Sequence[Path],
     dataset: DatasetVersion,
 ) -> None:
-    """Fill the audit's run: note, tags, parameters, metrics, training data, report files. Repeating it changes nothing."""
+    """Fill the audit's run: note, tags, parameters, metrics, data, report files. Repeating it changes nothing."""
     client = registry.client
     for key, value in parameters.items():
         client.log_param(run.run_id, key, value)

@@ -11,6 +11,7 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.torch import load_file
+from torch import nn
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.curvature import (
@@ -19,19 +20,27 @@ from gradtrail.attribution.curvature import (
     empirical_curvature,
     model_curvature,
 )
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.methods import METHODS, prepare_queries
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.methods import find_method, prepare_queries
 from gradtrail.attribution.scoring import overall_influence, score, shares
-from gradtrail.errors import DataError, NotFoundError
+from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Attribution, Audit, Example, ExampleInfluence, Index, Output, OutputResult, Target, Weighting
-from gradtrail.reports.policies import evaluate
-from gradtrail.reports.policy_file import load_policy
+from gradtrail.nouns import (
+    Attribution,
+    Audit,
+    Example,
+    ExampleInfluence,
+    Index,
+    Output,
+    OutputResult,
+    Target,
+    Weighting,
+)
+from gradtrail.reports.policies import evaluate, load_policy
 from gradtrail.storage.checkpoints import write_safetensors
 from gradtrail.storage.gradients import IndexTable
-from gradtrail.storage.payloads import PayloadStore
 from gradtrail.storage.outputs import payload_record
-from gradtrail.tasks.indexing import MEASURE_BATCH, IndexOptions
+from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.policy_facts import policy_facts
 from gradtrail.tasks.progress import progress_bar
@@ -39,6 +48,7 @@ from gradtrail.tasks.workspace import Workspace
 
 OVERALL_TOP = 50
 PERMUTATIONS = 200
+MEASURING = "audit"
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def measure_outputs(
 ) -> list[MeasuredOutput]:
     """Store φ(q) of every output beside the index. An output that cannot be measured is quarantined with its cause."""
     pinned = pinned_model(workspace, model_version_id)
-    index, plan, table = _open(workspace, pinned, index_id)
+    _, plan, table = _open(workspace, pinned, index_id)
     model = pinned.load(pinned.serving).to(options.device)
     payloads, ledger = workspace.payloads(), workspace.ledger()
     with ledger.read() as connection:
@@ -106,7 +116,7 @@ def measure_outputs(
     with progress_bar("measuring outputs", len(outputs)) as bar:
         for start in range(0, len(outputs), MEASURE_BATCH):
             chunk = outputs[start : start + MEASURE_BATCH]
-            examples, predictions = [], []
+            examples = []
             for output in chunk:
                 try:
                     record = payload_record(payloads.get(output.payload_sha256))
@@ -114,13 +124,12 @@ def measure_outputs(
                     compute_features(
                         pinned.adapter, model, [example], plan, target=options.target, device=options.device
                     )
-                except DataError as error:
-                    ledger.record_quarantine(output.source, output.record_id, str(error))
+                except (DataError, StoreError) as error:
+                    ledger.record_quarantine(MEASURING, output.output_id, str(error))
                     continue
                 examples.append(example)
-                predictions.append(str(record["prediction"]))
             if examples:
-                measured += _measure(pinned, model, plan, table, examples, predictions, options)
+                measured += _measure(pinned, model, plan, table, examples, options)
             bar.advance(len(chunk))
     return measured
 
@@ -149,13 +158,7 @@ def score_outputs(
         policy_sha256=policy.sha256,
     )
     rows = stored_rows(table, index)
-    stored = table.queries([m.output_id for m in measured], target=options.target)
-    query_rows = FeatureRows(
-        example_ids=list(stored.output_ids),
-        vectors=torch.from_numpy(stored.vectors),
-        losses=torch.from_numpy(stored.losses),
-        squared_norms=torch.from_numpy(stored.squared_norms),
-    )
+    query_rows = _stored_queries(table, [m.output_id for m in measured], options.target)
     curvature = None
     if "curvature" in parameters:
         curvature = _curvature(workspace, pinned, index, plan, rows, str(parameters["curvature"]), options)
@@ -240,3 +243,95 @@ def stored_rows(table: IndexTable, index: Index) -> Callable[[], Iterator[Featur
             )
 
     return stream
+
+
+def _open(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[Index, FeaturePlan, IndexTable]:
+    with workspace.ledger().read() as connection:
+        index = queries.get_index(connection, index_id)
+    plan = plan_features(pinned.load(pinned.serving), FeatureSettings.of_config(index.feature_config))
+    table = workspace.gradients().existing(index_id)
+    if table is None:
+        raise StoreError(
+            f"The gradient table of index {index_id} is gone from {workspace.gradients_uri}.",
+            "Restore it from a backup, or point gradients_uri to where it is.",
+        )
+    return index, plan, table
+
+
+def _stored_queries(table: IndexTable, output_ids: Sequence[str], target: Target) -> FeatureRows:
+    stored = table.queries(output_ids)
+    kept = [row for row, found in enumerate(stored.targets) if found == target]
+    return FeatureRows(
+        example_ids=[stored.output_ids[row] for row in kept],
+        vectors=torch.tensor(stored.vectors[kept]),
+        losses=torch.tensor(stored.losses[kept]),
+        squared_norms=torch.tensor(stored.squared_norms[kept]),
+    )
+
+
+def _measure(
+    pinned: PinnedModel,
+    model: nn.Module,
+    plan: FeaturePlan,
+    table: IndexTable,
+    examples: list[Example],
+    options: AuditOptions,
+) -> list[MeasuredOutput]:
+    rows = compute_features(pinned.adapter, model, examples, plan, target=options.target, device=options.device)
+    table.put_queries(
+        output_ids=rows.example_ids,
+        targets=[options.target] * len(examples),
+        vectors=rows.vectors.cpu().numpy(),
+        losses=rows.losses.cpu().numpy(),
+        squared_norms=rows.squared_norms.cpu().numpy(),
+    )
+    batch = pinned.adapter.collate(examples).to(options.device)
+    with torch.no_grad():
+        reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(model, batch), batch)
+    return [
+        MeasuredOutput(example.example_id, pinned.adapter.target_text(example.target), same)
+        for example, same in zip(examples, reproduced, strict=True)
+    ]
+
+
+def _parameters(pinned: PinnedModel, options: AuditOptions) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"top_k": options.top_k, "overall_top": OVERALL_TOP, "permutations": PERMUTATIONS}
+    if "curvature" in find_method(options.method).needs:
+        parameters |= {
+            "curvature": options.curvature or default_curvature_kind(pinned.adapter),
+            "relative_damping": options.relative_damping,
+            "absolute_damping": options.absolute_damping,
+        }
+    return parameters
+
+
+def _curvature(
+    workspace: Workspace,
+    pinned: PinnedModel,
+    index: Index,
+    plan: FeaturePlan,
+    rows: Callable[[], Iterator[FeatureRows]],
+    kind: str,
+    options: AuditOptions,
+) -> BlockCurvature:
+    """Fitted once an index and kind, then read from its file."""
+    path = workspace.curvatures / f"{index.index_id}-{kind}.safetensors"
+    if path.is_file():
+        return BlockCurvature.from_tensors(load_file(path))
+    if kind == "empirical":
+        fitted = empirical_curvature(rows(), plan)
+    else:
+        model = pinned.load(pinned.serving).to(options.device)
+        fitted = model_curvature(
+            pinned.adapter,
+            model,
+            pinned.adapter.training_data(),
+            plan,
+            kind=kind,
+            seed=0,
+            batch_size=MEASURE_BATCH,
+            device=options.device,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(fitted.to_tensors(), path)
+    return fitted

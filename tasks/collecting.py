@@ -9,28 +9,47 @@ from prefect.cache_policies import NO_CACHE
 
 from gradtrail.lineage import queries
 from gradtrail.nouns import Target
-from gradtrail.storage.outputs import collect
+from gradtrail.storage.outputs import Refused, collect
 from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a look into the inbox brought: new output ids, and what was refused with its cause."""
+    """What a look into the inbox brought.
+
+    `refused` pairs records that were refused for the first time with the cause. `waiting` counts outputs of model
+    versions that were never ingested; they stay in the inbox until those are.
+    """
 
     new_output_ids: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
+    waiting: int
 
 
 @task(cache_policy=NO_CACHE)
 def collect_outputs(workspace: Workspace) -> Collection:
     """Read every file of the inbox; record what is new, quarantine what cannot be used, and change nothing else."""
     workspace.inbox.mkdir(parents=True, exist_ok=True)
-    collected = collect(workspace.inbox, workspace.payloads())
     ledger = workspace.ledger()
-    new = ledger.record_outputs(collected.outputs)
-    for refused in collected.refused:
-        ledger.record_quarantine(refused.source, refused.record_id, refused.cause)
-    return Collection(tuple(new), tuple((r.record_id, r.cause) for r in collected.refused))
+    with ledger.read() as connection:
+        known = queries.payloads_by_output(connection)
+        ingested = {version.model_version_id for version in queries.model_versions(connection)}
+    collected = collect(workspace.inbox, workspace.payloads(), known=known)
+    refused = list(collected.refused)
+    accepted, waiting = [], 0
+    for output in collected.outputs:
+        recorded = known.get(output.output_id, output.payload_sha256)
+        if recorded != output.payload_sha256:
+            cause = f"The output {output.output_id} was recorded before with another content. Give it an id of its own."
+            refused.append(Refused(output.source, output.record_id, cause))
+        elif output.model_version_id in ingested:
+            accepted.append(output)
+        else:
+            waiting += 1
+    newly_refused = [r for r in refused if ledger.record_quarantine(r.source, r.record_id, r.cause)]
+    return Collection(
+        tuple(ledger.record_outputs(accepted)), tuple((r.record_id, r.cause) for r in newly_refused), waiting
+    )
 
 
 @task(cache_policy=NO_CACHE)

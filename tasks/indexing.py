@@ -11,7 +11,8 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.capture import check_determinism, iterate_features
+from gradtrail.attribution.capture import iterate_features
+from gradtrail.attribution.checks import check_capture, check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
 from gradtrail.errors import DataError
 from gradtrail.lineage import queries
@@ -62,9 +63,7 @@ def list_checkpoints(workspace: Workspace, model_version_id: str, every: bool) -
 
 
 @task(cache_policy=NO_CACHE)
-def build_index(
-    workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions
-) -> IndexOutcome:
+def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions) -> IndexOutcome:
     """Measure every training example that the index does not hold yet, check that none is missing, pin and record it.
 
     A killed pass resumes where it stopped: rows are keyed by example id and content.
@@ -100,7 +99,8 @@ def build_index(
         )
     present = table.present()
     first = [checked_example(training_data[i], i) for i in range(min(DETERMINISM_BATCH, len(training_data)))]
-    check_determinism(pinned.adapter, model, first)
+    check_determinism(pinned.adapter, model, first, options.device)
+    check_capture(pinned.adapter, model, first, plan, options.device)
 
     quarantined: dict[str, str] = {}
     written = 0
@@ -129,9 +129,7 @@ def build_index(
         total_examples=len(manifest),
         quarantined=quarantined,
     )
-    built = Index(
-        checkpoint_id, pinned.dataset.dataset_version_id, plan.config(), coverage, table.uri, version
-    )
+    built = Index(checkpoint_id, pinned.dataset.dataset_version_id, plan.config(), coverage, table.uri, version)
     workspace.ledger().record_index(built)
     return IndexOutcome(planned_id, True, written, len(present), len(quarantined))
 
@@ -148,9 +146,7 @@ def estimate_bytes(row_count: int, plan: FeaturePlan) -> int:
 
 
 def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:
-    return read_manifest(
-        Path(pinned.dataset.manifest_uri), expected_sha256=pinned.dataset.dataset_version_id
-    )
+    return read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=pinned.dataset.dataset_version_id)
 
 
 def _missing_examples(

@@ -15,13 +15,8 @@ from gradtrail.digests import sha256_file, sha256_json, short
 from gradtrail.errors import CheckpointError, UntrustedCodeError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
-from gradtrail.storage.checkpoints import (
-    detect_format,
-    load_into,
-    read_weights,
-    to_safetensors,
-    write_safetensors,
-)
+from gradtrail.storage.checkpoint_formats import detect_format
+from gradtrail.storage.checkpoints import load_into, read_weights, to_safetensors, write_safetensors
 from gradtrail.storage.code_executing import load_executing
 from gradtrail.storage.manifests import read_manifest, write_manifest
 from gradtrail.storage.registry import (

@@ -40,7 +40,7 @@ class DigitsData:
 
 @cache
 def load_digits_data() -> DigitsData:
-    """Split the digits into training and held-out examples, assign sources, and plant the wrong labels. Deterministic."""
+    """Split the digits into training and held-out examples, assign sources, plant the wrong labels; deterministic."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -77,7 +77,7 @@ class DigitsAdapter(ClassificationAdapter):
     """How gradtrail meets the demo's model: an architecture and a training set; the base class does the rest."""
 
     def build_model(self) -> nn.Module:
-        """Two convolutions and two linear layers: 12,810 parameters."""
+        """Two convolutions and two linear layers: 12,594 parameters."""
         return nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
             nn.ReLU(),

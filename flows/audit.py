@@ -1,0 +1,70 @@
+"""The flow `audit`: every output that no audit has covered yet gets one, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from gradtrail.tasks.auditing import AuditOptions, measure_outputs, ready_index, score_outputs
+from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.indexing import publish_snapshot
+from gradtrail.tasks.ingesting import resolve_version
+from gradtrail.tasks.reporting import link_report, unfinished_audit_ids, write_audit_report
+from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class AuditOutcome:
+    """What an audit run did.
+
+    Attributes:
+        model_version_id: the pinned version.
+        audit_id: the new audit; empty when there was nothing new.
+        report: path of its HTML file.
+        output_count: outputs the audit covers.
+        refused: record ids refused by this run, with the cause.
+        finished: audits of an earlier, interrupted run whose reports this run completed.
+    """
+
+    model_version_id: str
+    audit_id: str = ""
+    report: str = ""
+    output_count: int = 0
+    refused: tuple[tuple[str, str], ...] = ()
+    finished: tuple[str, ...] = ()
+
+
+@flow(name="gradtrail-audit", validate_parameters=False)
+def audit(
+    workspace: Workspace,
+    reference: str,
+    options: AuditOptions = AuditOptions(),  # noqa: B008 - frozen
+) -> AuditOutcome:
+    """Collect outputs, audit those that are new, write the report, link it in MLflow. A repeat finds nothing to do.
+
+    Args:
+        workspace: where everything lives.
+        reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
+        options: method, target and what to keep.
+    """
+    version = resolve_version(workspace, reference)
+    model_version_id = version.model_version_id
+    index_id = ready_index(workspace, model_version_id)
+    collected = collect_outputs(workspace)
+
+    finished = unfinished_audit_ids(workspace, model_version_id)
+    for audit_id in finished:
+        write_audit_report(workspace, audit_id)
+        link_report(workspace, audit_id)
+
+    pending = pending_output_ids(workspace, model_version_id, options.target)
+    measured = measure_outputs(workspace, model_version_id, index_id, pending, options) if pending else []
+    audit_id, report = "", ""
+    if measured:
+        audit_id = score_outputs(workspace, model_version_id, index_id, measured, options)
+        report = write_audit_report(workspace, audit_id)
+        link_report(workspace, audit_id)
+    if finished or pending or collected.new_output_ids or collected.refused:
+        publish_snapshot(workspace)
+    return AuditOutcome(model_version_id, audit_id, report, len(measured), collected.refused, tuple(finished))

@@ -1,0 +1,264 @@
+"""What commands print: readable tables on a terminal, one JSON document with `--json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from gradtrail.digests import short
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from gradtrail.attribution.methods import Method
+    from gradtrail.doctor import Examination
+    from gradtrail.errors import GradtrailError
+    from gradtrail.flows.audit import AuditOutcome
+    from gradtrail.flows.ingest import IngestOutcome
+    from gradtrail.lineage.queries import Explanation, LineageNode
+    from gradtrail.storage.registry import RegisteredVersion
+    from gradtrail.tasks.indexing import IndexOutcome
+    from gradtrail.tasks.reporting import FoundReport
+    from gradtrail.tasks.verifying import Verification
+
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[red]fault[/]"}
+
+
+def console() -> Console:
+    """A console on standard output as it is now."""
+    return Console(highlight=False)
+
+
+def show_error(error: GradtrailError) -> None:
+    """What happened and what to do, on standard error."""
+    target = Console(stderr=True, highlight=False)
+    target.print(f"[bold red]Error:[/] {escape(error.what)}", soft_wrap=True)
+    if error.remedy:
+        target.print(f"[bold]Remedy:[/] {escape(error.remedy)}", soft_wrap=True)
+
+
+def show_registered(version: RegisteredVersion, alias: str, *, as_json: bool) -> None:
+    """A newly registered model version."""
+    if as_json:
+        return _json({"model_version_id": version.model_version_id, "run_id": version.run_id, "alias": alias})
+    named = f" with alias {alias}" if alias else ""
+    return _say(f"Registered {version.model_version_id}{named}.", f"Next: gradtrail ingest {version.model_version_id}")
+
+
+def show_ingest(outcome: IngestOutcome, *, as_json: bool) -> None:
+    """What ingest recorded."""
+    if as_json:
+        return _json(outcome)
+    if not outcome.new:
+        return _say(f"Nothing new: {outcome.model_version_id} is in the ledger already.")
+    return _say(
+        f"Ingested {outcome.model_version_id}: {len(outcome.checkpoint_ids)} checkpoints, "
+        f"{outcome.example_count:,} examples in dataset version {short(outcome.dataset_version_id)}.",
+        f"Next: gradtrail index {outcome.model_version_id}",
+    )
+
+
+def show_index(outcomes: Sequence[IndexOutcome], *, as_json: bool) -> None:
+    """What an index pass measured."""
+    if as_json:
+        return _json(outcomes)
+    for outcome in outcomes:
+        if not outcome.new:
+            _say(f"Nothing new: index {short(outcome.index_id)} is complete.")
+            continue
+        resumed = f", {outcome.rows_resumed:,} were there from an earlier pass" if outcome.rows_resumed else ""
+        refused = f", {outcome.quarantined:,} quarantined" if outcome.quarantined else ""
+        _say(f"Index {short(outcome.index_id)}: {outcome.rows_written:,} gradients measured{resumed}{refused}.")
+    return None
+
+
+def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
+    """What an audit run did."""
+    if as_json:
+        return _json(outcome)
+    for record_id, cause in outcome.refused:
+        _say(f"Refused output {record_id}: {cause}")
+    for audit_id in outcome.finished:
+        _say(f"Completed the report of the interrupted audit {short(audit_id)}.")
+    if not outcome.audit_id:
+        return _say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
+    return _say(
+        f"Audited {outcome.output_count:,} outputs of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
+        f"Report: {outcome.report}",
+    )
+
+
+def show_added(placed: Path, *, as_json: bool) -> None:
+    """Where a file of outputs went."""
+    if as_json:
+        return _json({"file": str(placed)})
+    return _say(f"In the inbox: {placed}", "The next audit takes what is new in it.")
+
+
+def show_report(found: FoundReport, *, as_json: bool) -> None:
+    """Where a report is."""
+    if as_json:
+        return _json(found)
+    written = " (written again from the ledger)" if found.rewritten else ""
+    links = [f"In MLflow: {found.mlflow_url}"] if found.mlflow_url else []
+    return _say(f"Report of audit {short(found.audit_id)}{written}: {found.html}", *links)
+
+
+def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
+    """One output: the chain, and who supports and opposes it."""
+    if as_json:
+        return _json(explanation)
+    out = console()
+    output, checkpoint = explanation.output, explanation.checkpoint
+    out.print(f"[bold]{escape(output.output_id)}[/]  {output.produced_at:%Y-%m-%d %H:%M} UTC")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("model version", escape(explanation.model_version.model_version_id))
+    facts.add_row("training run", f"{escape(explanation.run.name)} ({explanation.run.run_id})")
+    facts.add_row("checkpoint", f"{checkpoint.checkpoint_id} (step {checkpoint.step})")
+    facts.add_row("dataset version", explanation.dataset.dataset_version_id)
+    if explanation.audit is None:
+        out.print(facts)
+        out.print("Not audited yet. Next: gradtrail audit " + escape(explanation.model_version.model_version_id))
+        return None
+    facts.add_row("audit", f"{explanation.audit.audit_id} by {explanation.audit.method}")
+    if explanation.result is not None:
+        facts.add_row("emitted", escape(explanation.result.prediction))
+        facts.add_row("reproduced", "yes" if explanation.result.reproduced else "[red]no[/]")
+    out.print(facts)
+    for title, ranked in (("Proponents", explanation.proponents), ("Opponents", explanation.opponents)):
+        names = sorted({name for entry in ranked for name in entry.attributes})
+        table = Table("", "example", "score", *names, title=title, title_justify="left", box=None, pad_edge=False)
+        for entry in ranked:
+            values = [escape(entry.attributes.get(name, "")) for name in names]
+            table.add_row(str(entry.rank), escape(entry.example_id), f"{entry.score:.4g}", *values)
+        out.print(table if ranked else f"{title}: none")
+    for finding in explanation.findings:
+        out.print(f"[bold]{finding.severity}[/] {escape(finding.message)}", soft_wrap=True)
+    return None
+
+
+def show_lineage(nodes: Sequence[LineageNode], *, as_json: bool) -> None:
+    """A closure as a tree: the start at the root, every node under the one it was reached from."""
+    if as_json:
+        return _json(nodes)
+    if not nodes:
+        return _say("Nothing.")
+    children: dict[str, list[LineageNode]] = {}
+    for node in nodes[1:]:
+        children.setdefault(f"{node.parent_kind}:{node.parent}", []).append(node)
+    tree = Tree(_node_text(nodes[0]))
+    open_branches = [(tree, nodes[0])]
+    while open_branches:
+        branch, node = open_branches.pop()
+        for child in children.get(f"{node.kind}:{node.node_id}", ()):
+            open_branches.append((branch.add(_node_text(child)), child))
+    console().print(tree)
+    return None
+
+
+def show_table(table: pyarrow.Table, *, as_json: bool) -> None:
+    """Rows of a query."""
+    rows = table.to_pylist()
+    if as_json:
+        return _json(rows)
+    out = console()
+    shown = Table(*map(escape, table.column_names), box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(escape(_plain(value)) for value in row.values()))
+    out.print(shown)
+    out.print(f"[dim]{len(rows):,} rows[/]")
+    return None
+
+
+def show_verification(verification: Verification, *, as_json: bool) -> None:
+    """What was checked, and the first bad thing before all others."""
+    if as_json:
+        return _json(verification)
+    checked = ", ".join(f"{count:,} {what}" for what, count in verification.checked.items() if count)
+    if not verification.problems:
+        return _say(f"Verified: {checked}.", "Nothing was changed, dropped or added.")
+    out = Console(stderr=True, highlight=False)
+    out.print(f"[bold red]{len(verification.problems)} problems[/] (checked {checked})")
+    for problem in verification.problems:
+        out.print(
+            f"[red]{escape(problem.kind)}[/] {escape(problem.subject)}: {escape(problem.message)}", soft_wrap=True
+        )
+    return None
+
+
+def show_methods(methods: Sequence[Method], *, as_json: bool) -> None:
+    """The registry of attribution methods."""
+    if as_json:
+        return _json([_method(method) for method in methods])
+    table = Table("method", "what it does", "needs", "cost", "source", box=None, pad_edge=False)
+    for method in methods:
+        values = _method(method)
+        table.add_row(*(escape(str(values[key])) for key in ("name", "description", "needs", "cost", "source")))
+    console().print(table)
+    return None
+
+
+def show_doctor(examinations: Sequence[Examination], *, as_json: bool) -> None:
+    """What the doctor found."""
+    if as_json:
+        return _json(examinations)
+    table = Table("", "what", "found", box=None, pad_edge=False, show_header=False)
+    for examination in examinations:
+        table.add_row(_MARKS[examination.status], escape(examination.what), escape(examination.found))
+    console().print(table)
+    return None
+
+
+def _method(method: Method) -> dict[str, str]:
+    return {
+        "name": method.name,
+        "description": method.description,
+        "needs": ", ".join(method.needs) or "nothing more",
+        "cost": method.cost,
+        "source": method.source,
+    }
+
+
+def _node_text(node: LineageNode) -> str:
+    relation = f"[dim]{escape(node.relation.replace('_', ' '))}[/] " if node.relation else ""
+    name = node.label if node.label == node.node_id else f"{node.label} [dim]{node.node_id}[/]"
+    return f"{relation}[bold]{escape(node.kind.replace('_', ' '))}[/] {name}"
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        console().print(escape(line), soft_wrap=True)
+
+
+def _json(value: Any) -> None:
+    sys.stdout.write(json.dumps(_as_json(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(item) for item in value]
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return "" if value is None else str(value)

@@ -1,0 +1,120 @@
+"""Reading audits back: the audit itself, all its evidence, its report."""
+
+from __future__ import annotations
+
+import json
+
+import duckdb
+
+from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.lineage.catalogue import model_version
+from gradtrail.lineage.connections import first_row
+from gradtrail.lineage.records import AuditDetails, RecordedReport
+from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, OutputResult, Share
+
+Connection = duckdb.DuckDBPyConnection
+
+
+def audit(connection: Connection, audit_id: str) -> Audit | None:
+    """The audit with that id."""
+    query = """
+        SELECT model_version_id, method, parameters, weighting_id, policy_sha256 FROM audit WHERE audit_id = ?"""
+    row = first_row(connection, query, [audit_id])
+    if row is None:
+        return None
+    examined = connection.execute(
+        "SELECT output_id, target FROM audit_output WHERE audit_id = ? ORDER BY position", [audit_id]
+    ).fetchall()
+    indexes = connection.execute(
+        "SELECT index_id FROM audit_index WHERE audit_id = ? ORDER BY position", [audit_id]
+    ).fetchall()
+    return Audit(
+        outputs=tuple(examined),
+        model_version_id=row[0],
+        index_ids=tuple(each[0] for each in indexes),
+        method=row[1],
+        parameters=json.loads(row[2]),
+        weighting_id=row[3],
+        policy_sha256=row[4],
+    )
+
+
+def audits(connection: Connection, model_version_id: str | None = None) -> list[Audit]:
+    """The audits of a model version, or of all, in the order they were recorded."""
+    query = """
+        SELECT audit_id FROM audit WHERE model_version_id = coalesce(?, model_version_id) ORDER BY event_sequence"""
+    found = connection.execute(query, [model_version_id]).fetchall()
+    return [recorded for row in found if (recorded := audit(connection, row[0]))]
+
+
+def latest_audit(connection: Connection, model_version_id: str | None = None) -> Audit | None:
+    """The audit of a model version, or of any, that was recorded last."""
+    query = """
+        SELECT audit_id FROM audit WHERE model_version_id = coalesce(?, model_version_id)
+        ORDER BY event_sequence DESC LIMIT 1"""
+    row = first_row(connection, query, [model_version_id])
+    return audit(connection, row[0]) if row else None
+
+
+def audit_details(connection: Connection, audit_id: str, *, output_id: str | None = None) -> AuditDetails:
+    """An audit with all its evidence; with `output_id`, only what concerns that output or the audit as a whole.
+
+    Raises:
+        NotFoundError: no such audit.
+    """
+    recorded = audit(connection, audit_id)
+    if recorded is None:
+        raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "`gradtrail report` lists the audits.")
+    header = """
+        SELECT event.recorded_at, event.sequence, audit.method_notes, audit_dataset.dataset_version_id
+        FROM audit JOIN event ON event.sequence = audit.event_sequence JOIN audit_dataset USING (audit_id)
+        WHERE audit_id = ?"""
+    recorded_at, sequence, method_notes, dataset_version_id = connection.execute(header, [audit_id]).fetchall()[0]
+    version = model_version(connection, recorded.model_version_id)
+    if version is None:
+        raise LedgerError(
+            f"The model version of audit {audit_id} is missing from the ledger.", "Run `gradtrail verify`."
+        )
+    results = """
+        SELECT output_id, prediction, loss, reproduced, proponent_mass, opponent_mass
+        FROM audit_output WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY position"""
+    attributions = """
+        SELECT output_id, example_id, side, rank, score
+        FROM attribution JOIN audit_output USING (audit_id, output_id)
+        WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY audit_output.position, side DESC, rank"""
+    shares = """
+        SELECT output_id, side, attribute, value, share, training_share, interval_low, interval_high
+        FROM share WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
+        ORDER BY output_id NULLS FIRST, side DESC, attribute, share DESC, value"""
+    influences = """
+        SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""
+    findings = """
+        SELECT rule, severity, message, output_id, evidence
+        FROM finding WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
+        ORDER BY position"""
+    both = [audit_id, output_id]
+    return AuditDetails(
+        audit=recorded,
+        recorded_at=recorded_at,
+        event_sequence=sequence,
+        model_version=version,
+        dataset_version_id=dataset_version_id,
+        method_notes=json.loads(method_notes),
+        results=tuple(OutputResult(*row) for row in connection.execute(results, both).fetchall()),
+        attributions=tuple(Attribution(*row) for row in connection.execute(attributions, both).fetchall()),
+        shares=tuple(Share(*row) for row in connection.execute(shares, both).fetchall()),
+        influences=tuple(ExampleInfluence(*row) for row in connection.execute(influences, [audit_id]).fetchall()),
+        findings=tuple(
+            Finding(rule, severity, message, concerned, json.loads(evidence))
+            for rule, severity, message, concerned, evidence in connection.execute(findings, both).fetchall()
+        ),
+    )
+
+
+def report_of(connection: Connection, audit_id: str) -> RecordedReport | None:
+    """The report of an audit."""
+    query = """
+        SELECT audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id, recorded_at
+        FROM report JOIN event ON event.sequence = report.event_sequence WHERE audit_id = ?"""
+    row = first_row(connection, query, [audit_id])
+    return RecordedReport(*row) if row else None

@@ -1,0 +1,201 @@
+"""Reading nouns back: data, models, indexes, outputs, events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import duckdb
+
+from gradtrail.lineage.connections import first_row
+from gradtrail.lineage.records import AttributeCount, Quarantined, RecordedExample
+from gradtrail.nouns import (
+    Checkpoint,
+    Coverage,
+    DatasetVersion,
+    Event,
+    Fidelity,
+    Index,
+    ModelVersion,
+    Output,
+    Run,
+    Target,
+    Weighting,
+)
+
+Connection = duckdb.DuckDBPyConnection
+
+
+def dataset_version(connection: Connection, dataset_version_id: str) -> DatasetVersion | None:
+    """The dataset version with that id."""
+    query = """
+        SELECT dataset_version_id, name, example_count, manifest_uri
+        FROM dataset_version WHERE dataset_version_id = ?"""
+    row = first_row(connection, query, [dataset_version_id])
+    return DatasetVersion(*row) if row else None
+
+
+def model_version(connection: Connection, model_version_id: str) -> ModelVersion | None:
+    """The model version with that id, for example `digits/3`."""
+    query = """
+        SELECT name, version, run_id, dataset_version_id, adapter, adapter_sha256
+        FROM model_version WHERE model_version_id = ?"""
+    row = first_row(connection, query, [model_version_id])
+    if row is None:
+        return None
+    members = connection.execute(
+        "SELECT checkpoint_id FROM model_version_checkpoint WHERE model_version_id = ? ORDER BY position",
+        [model_version_id],
+    ).fetchall()
+    return ModelVersion(
+        name=row[0],
+        version=row[1],
+        run_id=row[2],
+        dataset_version_id=row[3],
+        adapter=row[4],
+        adapter_sha256=row[5],
+        checkpoint_ids=tuple(member[0] for member in members),
+    )
+
+
+def model_versions(connection: Connection) -> list[ModelVersion]:
+    """All model versions, by name and number."""
+    found = connection.execute("SELECT model_version_id FROM model_version ORDER BY name, version").fetchall()
+    return [version for row in found if (version := model_version(connection, row[0]))]
+
+
+def run(connection: Connection, run_id: str) -> Run | None:
+    """The training run with that MLflow id."""
+    query = "SELECT run_id, experiment_id, name, started_at, parameters FROM training_run WHERE run_id = ?"
+    row = first_row(connection, query, [run_id])
+    return Run(*row) if row else None
+
+
+def checkpoint(connection: Connection, checkpoint_id: str) -> Checkpoint | None:
+    """The checkpoint with that id, with step and place as it was first recorded."""
+    query = """
+        SELECT checkpoint_id, member.step, member.learning_rate, checkpoint.format, member.source_uri,
+            member.weights_uri, checkpoint.weights_sha256, checkpoint.byte_size
+        FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
+        WHERE checkpoint_id = ? ORDER BY member.event_sequence, member.position LIMIT 1"""
+    row = first_row(connection, query, [checkpoint_id])
+    return Checkpoint(*row) if row else None
+
+
+def checkpoints_of(connection: Connection, model_version_id: str) -> list[Checkpoint]:
+    """The checkpoints of a model version in order of steps; the last one serves."""
+    query = """
+        SELECT checkpoint_id, member.step, member.learning_rate, checkpoint.format, member.source_uri,
+            member.weights_uri, checkpoint.weights_sha256, checkpoint.byte_size
+        FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
+        WHERE member.model_version_id = ? ORDER BY member.position"""
+    return [Checkpoint(*row) for row in connection.execute(query, [model_version_id]).fetchall()]
+
+
+def index(connection: Connection, index_id: str) -> Index | None:
+    """The gradient index with that id."""
+    found = _indexes(connection, index_id, None)
+    return found[0] if found else None
+
+
+def indexes_of(connection: Connection, checkpoint_id: str) -> list[Index]:
+    """The gradient indexes taken at a checkpoint, in the order they were recorded."""
+    return _indexes(connection, None, checkpoint_id)
+
+
+def weighting(connection: Connection, weighting_id: str) -> Weighting | None:
+    """The weighting with that id."""
+    query = "SELECT objective, group_weights, evidence FROM weighting WHERE weighting_id = ?"
+    row = first_row(connection, query, [weighting_id])
+    return Weighting(row[0], row[1], json.loads(row[2])) if row else None
+
+
+def fidelities(connection: Connection, checkpoint_id: str) -> list[Fidelity]:
+    """What was measured on a checkpoint, the latest first."""
+    query = """
+        SELECT checkpoint_id, method, weighting_id, metric, value, standard_error, ceiling, queries
+        FROM fidelity WHERE checkpoint_id = ? ORDER BY event_sequence DESC"""
+    return [Fidelity(*row) for row in connection.execute(query, [checkpoint_id]).fetchall()]
+
+
+def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:
+    """The outputs with those ids that are recorded, in the order asked."""
+    query = """
+        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
+        FROM output WHERE output_id IN (SELECT unnest(?))"""
+    found = connection.execute(query, [list(output_ids)]).fetchall()
+    by_id = {row[0]: Output(*row) for row in found}
+    return [by_id[output_id] for output_id in output_ids if output_id in by_id]
+
+
+def pending_outputs(connection: Connection, model_version_id: str, *, target: Target) -> list[Output]:
+    """Outputs of a model version with that target that no audit has examined for it, by time, then id."""
+    query = """
+        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
+        FROM output
+        WHERE model_version_id = ? AND target = ? AND NOT EXISTS (
+            SELECT 1 FROM audit_output JOIN audit USING (audit_id)
+            WHERE audit_output.output_id = output.output_id AND audit_output.target = output.target
+                AND audit.model_version_id = output.model_version_id)
+        ORDER BY produced_at, output_id"""
+    return [Output(*row) for row in connection.execute(query, [model_version_id, target]).fetchall()]
+
+
+def quarantined(connection: Connection, source: str | None = None, *, before: int | None = None) -> list[Quarantined]:
+    """Records that were refused, of one source or of all, in the order they were; with `before`, up to that event."""
+    query = """
+        SELECT source, record_id, cause, recorded_at
+        FROM quarantine JOIN event ON event.sequence = quarantine.event_sequence
+        WHERE source = coalesce(?, source) AND event_sequence < coalesce(?, event_sequence + 1)
+        ORDER BY event_sequence, record_id"""
+    return [Quarantined(*row) for row in connection.execute(query, [source, before]).fetchall()]
+
+
+def examples(connection: Connection, dataset_version_id: str, example_ids: Iterable[str]) -> dict[str, RecordedExample]:
+    """Those of the examples that the dataset version has, by id."""
+    query = """
+        SELECT example_id, content_sha256, attributes, position
+        FROM example WHERE dataset_version_id = ? AND example_id IN (SELECT unnest(?)) ORDER BY position"""
+    found = connection.execute(query, [dataset_version_id, list(example_ids)]).fetchall()
+    return {row[0]: RecordedExample(*row) for row in found}
+
+
+def attribute_counts(connection: Connection, dataset_version_id: str) -> list[AttributeCount]:
+    """How many examples carry each value of each attribute, by attribute, the most frequent first."""
+    query = """
+        SELECT entry.key, entry.value, count(*)
+        FROM (SELECT unnest(map_entries(attributes)) AS entry FROM example WHERE dataset_version_id = ?)
+        GROUP BY ALL ORDER BY entry.key, count(*) DESC, entry.value"""
+    return [AttributeCount(*row) for row in connection.execute(query, [dataset_version_id]).fetchall()]
+
+
+def events(connection: Connection, limit: int = 100) -> list[Event]:
+    """The latest events, the newest first."""
+    query = """
+        SELECT sequence, recorded_at, kind, subject, payload, previous_hash, event_hash
+        FROM event ORDER BY sequence DESC LIMIT ?"""
+    found = connection.execute(query, [limit]).fetchall()
+    return [
+        Event(sequence, recorded_at, kind, subject, json.loads(payload), previous_hash, event_hash)
+        for sequence, recorded_at, kind, subject, payload, previous_hash, event_hash in found
+    ]
+
+
+def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | None) -> list[Index]:
+    query = """
+        SELECT checkpoint_id, dataset_version_id, feature_config, covered_parameters, total_parameters, uncovered,
+            indexed_examples, total_examples, quarantined, table_uri, table_version
+        FROM gradient_index
+        WHERE index_id = coalesce(?, index_id) AND checkpoint_id = coalesce(?, checkpoint_id)
+        ORDER BY event_sequence"""
+    return [
+        Index(
+            checkpoint_id=row[0],
+            dataset_version_id=row[1],
+            feature_config=json.loads(row[2]),
+            coverage=Coverage(row[3], row[4], tuple(row[5]), row[6], row[7], row[8]),
+            table_uri=row[9],
+            table_version=row[10],
+        )
+        for row in connection.execute(query, [index_id, checkpoint_id]).fetchall()
+    ]

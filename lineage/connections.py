@@ -1,0 +1,117 @@
+"""Opening the ledger and its snapshot: short, with bounded patience, and with errors that say what to do."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import duckdb
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from gradtrail.errors import LedgerError, NotFoundError
+
+_SNAPSHOT_ALIAS = "ledger"
+
+
+@contextmanager
+def open_database(database: Path, *, read_only: bool, patience_seconds: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the ledger file and close it again; wait for other processes up to `patience_seconds`.
+
+    Raises:
+        LedgerError: another process holds the file, or the file cannot be opened as a DuckDB database.
+    """
+    connection = _connect(database, read_only=read_only, patience_seconds=patience_seconds)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+    finally:
+        connection.close()
+
+
+def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckdb.DuckDBPyConnection:
+    """A read-only connection on the published snapshot; the caller closes it.
+
+    The snapshot is attached to an empty database in memory, because DuckDB would serve a second open of the same path
+    from the first one's pages, also after a newer snapshot has taken the path.
+
+    Raises:
+        NotFoundError: no snapshot was published yet.
+        LedgerError: the file cannot be opened as a DuckDB database.
+    """
+    if not snapshot.is_file():
+        raise NotFoundError(
+            f"There is no ledger snapshot at {snapshot}.",
+            "Run `gradtrail ingest` or `gradtrail audit` first: each publishes one at its end.",
+        )
+    connection = duckdb.connect(":memory:", config=dict(config or {}))
+    try:
+        quoted = str(snapshot).replace("'", "''")
+        connection.execute(f"ATTACH '{quoted}' AS {_SNAPSHOT_ALIAS} (READ_ONLY)")
+        connection.execute(f"USE {_SNAPSHOT_ALIAS}")
+        connection.execute("SET TimeZone = 'UTC'")
+    except duckdb.Error as error:
+        connection.close()
+        raise damaged(snapshot, error) from error
+    return connection
+
+
+@contextmanager
+def shared_file(path: Path, *, patience_seconds: float) -> Iterator[BinaryIO]:
+    """Open a file for reading its bytes while no other process may write it: the lock DuckDB itself uses.
+
+    Enter the exclusive gate first: closing the file drops every lock this process has on it.
+    """
+    with path.open("rb") as stream:
+        _retrying(patience_seconds, OSError)(fcntl.lockf, stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield stream
+
+
+def first_row(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()
+) -> tuple[Any, ...] | None:
+    """The first row of a query. Fetches all of them: DuckDB refuses other work beside an unfinished result."""
+    rows: list[tuple[Any, ...]] = connection.execute(query, list(parameters)).fetchall()
+    return rows[0] if rows else None
+
+
+def damaged(path: Path, error: duckdb.Error) -> LedgerError:
+    """The error for a file that DuckDB cannot read."""
+    return LedgerError(
+        f"{path} cannot be read as a ledger: {first_line(error)}.",
+        "Run `gradtrail verify` and restore the file from a copy.",
+    )
+
+
+def first_line(error: duckdb.Error) -> str:
+    """DuckDB's message without its context lines and its full stop."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def _connect(database: Path, *, read_only: bool, patience_seconds: float) -> duckdb.DuckDBPyConnection:
+    try:
+        return _retrying(patience_seconds, duckdb.Error)(duckdb.connect, str(database), read_only=read_only)
+    except duckdb.Error as error:
+        if _is_lock(error):
+            raise LedgerError(
+                f"The ledger {database} was locked by another process for {patience_seconds:g} s: {first_line(error)}.",
+                "Wait until that process has finished, or close the program that has the file open, then try again.",
+            ) from error
+        raise damaged(database, error) from error
+
+
+def _retrying(patience_seconds: float, kind: type[Exception]) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, kind) and _is_lock(error)),
+        stop=stop_after_delay(patience_seconds),
+        wait=wait_random_exponential(multiplier=0.01, max=0.25),
+        reraise=True,
+    )
+
+
+def _is_lock(error: BaseException) -> bool:
+    if isinstance(error, duckdb.Error):
+        return "Could not set lock" in str(error) or "different configuration" in str(error)
+    return isinstance(error, BlockingIOError | PermissionError)

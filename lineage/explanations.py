@@ -1,0 +1,78 @@
+"""One output explained: the chain behind it and what an audit said about it."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import duckdb
+
+from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.lineage.audits import audit_details, report_of
+from gradtrail.lineage.catalogue import checkpoints_of, dataset_version, examples, model_version, outputs, run
+from gradtrail.lineage.closure import resolve
+from gradtrail.lineage.connections import first_row
+from gradtrail.lineage.records import AuditDetails, ExplainedExample, Explanation
+from gradtrail.nouns import Attribution
+
+Connection = duckdb.DuckDBPyConnection
+_Noun = TypeVar("_Noun")
+
+
+def explain(connection: Connection, output_id: str, *, audit_id: str | None = None) -> Explanation:
+    """The chain behind an output, and what one audit (by default the latest) said about it.
+
+    Raises:
+        NotFoundError: no such output, or that audit does not examine it.
+    """
+    kind, resolved = resolve(connection, output_id)
+    if kind != "output":
+        raise NotFoundError(f"{resolved} is a {kind.replace('_', ' ')}, not an output.", "Give the id of an output.")
+    output = outputs(connection, [resolved])[0]
+    version = _recorded(model_version(connection, output.model_version_id), output.model_version_id)
+    trained_by = _recorded(run(connection, version.run_id), version.run_id)
+    serving = checkpoints_of(connection, version.model_version_id)[-1]
+    query = """
+        SELECT audit_id FROM audit_output
+        WHERE output_id = ? AND audit_id = coalesce(?, audit_id) ORDER BY event_sequence DESC LIMIT 1"""
+    latest = first_row(connection, query, [resolved, audit_id])
+    if latest is None and audit_id is not None:
+        raise NotFoundError(f"Audit {audit_id} does not examine output {resolved}.", "Leave the audit out.")
+    if latest is None:
+        trained_on = _recorded(dataset_version(connection, version.dataset_version_id), version.dataset_version_id)
+        return Explanation(output, version, trained_by, serving, trained_on)
+    details = audit_details(connection, latest[0], output_id=resolved)
+    explained = _explained(connection, details)
+    return Explanation(
+        output,
+        version,
+        trained_by,
+        serving,
+        _recorded(dataset_version(connection, details.dataset_version_id), details.dataset_version_id),
+        audit=details.audit,
+        audited_at=details.recorded_at,
+        method_notes=details.method_notes,
+        result=details.results[0],
+        proponents=tuple(each for each in explained if each.attribution.side == "proponent"),
+        opponents=tuple(each for each in explained if each.attribution.side == "opponent"),
+        shares=details.shares,
+        findings=details.findings,
+        report=report_of(connection, latest[0]),
+    )
+
+
+def _explained(connection: Connection, details: AuditDetails) -> list[ExplainedExample]:
+    known = examples(connection, details.dataset_version_id, {each.example_id for each in details.attributions})
+
+    def explained(attribution: Attribution) -> ExplainedExample:
+        placed = known.get(attribution.example_id)
+        if placed is None:
+            return ExplainedExample(attribution, None, None, {})
+        return ExplainedExample(attribution, placed.content_sha256, placed.position, placed.attributes)
+
+    return [explained(each) for each in details.attributions]
+
+
+def _recorded(found: _Noun | None, identifier: str) -> _Noun:
+    if found is None:
+        raise LedgerError(f"{identifier} is missing from the ledger.", "Run `gradtrail verify` to see what else is.")
+    return found

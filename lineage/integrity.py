@@ -1,0 +1,125 @@
+"""The digests behind the ledger: of a row, of the rows of an event, of an event.
+
+**Row.** ``sha256(salt ‖ field ‖ field ‖ …)`` over the columns in table order. A field is
+``name ":" tag ":" length ":" bytes`` with the length in decimal; a NULL column is left out, so that a column added
+later leaves older digests as they are. The bytes by tag: ``s`` UTF-8 text, ``i`` 64-bit signed integer, ``r`` IEEE 754
+double, ``t`` microseconds since 1970 UTC as ``i``, ``b`` one byte 0 or 1, ``l`` each item as ``length ":" bytes``,
+``m`` each key and value alike, sorted by key. Numbers are big-endian. Nothing depends on how DuckDB prints a value.
+
+**Rows of one event and table.** The Merkle tree of RFC 6962, section 2.1, over the row digests in key order: a leaf is
+``sha256(0x00 ‖ digest)``, a node ``sha256(0x01 ‖ left ‖ right)``.
+
+**Event.** sha256 of the canonical JSON of all its other columns, `previous_hash` among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from gradtrail.digests import sha256_json
+from gradtrail.lineage.tables import Table
+
+SALT_BYTES = 16
+FIRST_PREVIOUS_HASH = "0" * 64
+
+_SCALARS: Mapping[pa.DataType, tuple[str, Callable[[Any], bytes]]] = {
+    pa.string(): ("s", str.encode),
+    pa.bool_(): ("b", lambda value: b"\x01" if value else b"\x00"),
+    pa.int64(): ("i", struct.Struct(">q").pack),
+    pa.float64(): ("r", struct.Struct(">d").pack),
+    pa.timestamp("us", tz="UTC"): ("t", struct.Struct(">q").pack),
+}
+
+
+def new_salts(count: int) -> list[bytes]:
+    """`count` independent random salts."""
+    pool = os.urandom(SALT_BYTES * count)
+    return [pool[start : start + SALT_BYTES] for start in range(0, len(pool), SALT_BYTES)]
+
+
+def row_digests(table: Table, rows: pa.Table | pa.RecordBatch, salts: Sequence[bytes]) -> list[bytes]:
+    """The digest of each row, in the order given. `rows` has at least the columns of `table`; one salt a row."""
+    fields = [_encode_column(field, rows.column(field.name)) for field in table.schema]
+    return [hashlib.sha256(b"".join(row)).digest() for row in zip(salts, *fields, strict=True)]
+
+
+def row_keys(table: Table, rows: pa.Table | pa.RecordBatch) -> list[tuple[Any, ...]]:
+    """The key of each row, as a tuple of its key columns."""
+    return list(zip(*(rows.column(column).to_pylist() for column in table.key), strict=True))
+
+
+def key_text(key: Sequence[Any]) -> str:
+    """A key as one line of text: a JSON array."""
+    return json.dumps(list(key), ensure_ascii=False, separators=(",", ":"))
+
+
+def merkle_root(digests: Iterable[bytes]) -> str:
+    """Root of the RFC 6962 tree over `digests`, hexadecimal; of no digests, the sha256 of nothing.
+
+    Holds one node per level: leaves are merged as they come.
+    """
+    pending: list[tuple[int, bytes]] = []
+    for digest in digests:
+        size, node = 1, hashlib.sha256(b"\x00" + digest).digest()
+        while pending and pending[-1][0] == size:
+            node = _node(pending.pop()[1], node)
+            size *= 2
+        pending.append((size, node))
+    if not pending:
+        return hashlib.sha256(b"").hexdigest()
+    root = pending.pop()[1]
+    while pending:
+        root = _node(pending.pop()[1], root)
+    return root.hex()
+
+
+def event_hash(
+    *, sequence: int, recorded_at: datetime, kind: str, subject: str, payload: str, previous_hash: str
+) -> str:
+    """The hash that the next event carries as its `previous_hash`."""
+    return sha256_json(
+        {
+            "sequence": sequence,
+            "recorded_at": recorded_at.astimezone(UTC).isoformat(timespec="microseconds"),
+            "kind": kind,
+            "subject": subject,
+            "payload": payload,
+            "previous_hash": previous_hash,
+        }
+    )
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _encode_column(field: pa.Field, column: pa.ChunkedArray | pa.Array) -> list[bytes]:
+    tag, encode = _encoding(field.type)
+    if tag == "t":
+        column = column.cast(field.type).cast(pa.int64())
+    prefix = f"{field.name}:{tag}:".encode()
+    return [b"" if value is None else prefix + _framed(encode(value)) for value in column.to_pylist()]
+
+
+def _encoding(kind: pa.DataType) -> tuple[str, Callable[[Any], bytes]]:
+    if pa.types.is_map(kind):
+        encode_item = _SCALARS[kind.item_type][1]
+        return "m", lambda pairs: b"".join(
+            _framed(key.encode()) + _framed(encode_item(value)) for key, value in sorted(pairs)
+        )
+    if pa.types.is_list(kind):
+        encode_value = _SCALARS[kind.value_type][1]
+        return "l", lambda values: b"".join(_framed(encode_value(value)) for value in values)
+    return _SCALARS[kind]
+
+
+def _framed(content: bytes) -> bytes:
+    return b"%d:%b" % (len(content), content)

@@ -1,0 +1,71 @@
+"""The numbered schema files: forward only, applied in one transaction, each recorded in the ledger itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import duckdb
+
+from gradtrail.digests import sha256_bytes
+from gradtrail.errors import LedgerError
+from gradtrail.lineage.append import append
+from gradtrail.lineage.connections import first_row
+from gradtrail.lineage.rows import rows_of
+
+
+@dataclass(frozen=True)
+class SchemaFile:
+    """One file of `schema/`; its name starts with its version, for example `001_tables.sql`."""
+
+    version: int
+    name: str
+    text: str
+
+
+def schema_files() -> tuple[SchemaFile, ...]:
+    """All schema files of this gradtrail, in order of version."""
+    folder = files("gradtrail.lineage").joinpath("schema")
+    named = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return tuple(SchemaFile(int(entry.name.split("_")[0]), entry.name, entry.read_text("utf-8")) for entry in named)
+
+
+def newest_version() -> int:
+    """The schema version this gradtrail writes."""
+    return schema_files()[-1].version
+
+
+def version_of(connection: duckdb.DuckDBPyConnection) -> int:
+    """The schema version of an open ledger; 0 when it has no tables yet.
+
+    Raises:
+        LedgerError: a newer gradtrail wrote it, or the file is a database of something else.
+    """
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables:
+        return 0
+    if "schema_version" not in tables:
+        raise LedgerError(
+            f"The database holds tables of something else, for example {min(tables)}.",
+            "Point the ledger at a file of its own.",
+        )
+    row = first_row(connection, "SELECT max(version) FROM schema_version")
+    version = int(row[0]) if row and row[0] is not None else 0
+    if version > newest_version():
+        raise LedgerError(
+            f"The ledger has schema version {version}; this gradtrail knows versions up to {newest_version()}.",
+            "Install the newer gradtrail that wrote it.",
+        )
+    return version
+
+
+def migrate(connection: duckdb.DuckDBPyConnection) -> None:
+    """Bring the ledger to the newest version, within the caller's transaction. Does nothing when it is there."""
+    current = version_of(connection)
+    pending = [each for each in schema_files() if each.version > current]
+    if not pending:
+        return
+    for each in pending:
+        connection.execute(each.text)
+    records = ((each.version, each.name, sha256_bytes(each.text.encode())) for each in pending)
+    append(connection, "schema", f"version {pending[-1].version}", [rows_of("schema_version", records)])

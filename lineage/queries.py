@@ -1,0 +1,86 @@
+"""Reading the ledger back as nouns: everything other rooms need, in one place.
+
+Every function takes an open connection, on the ledger or on its snapshot. Ids are bound as parameters, never written
+into SQL. Absent things are None or empty; what a person typed (`resolve`, `upstream`, `downstream`, `explain`) and
+`audit_details` raise NotFoundError.
+"""
+
+from __future__ import annotations
+
+from gradtrail.lineage.audits import (
+    audit,
+    audit_details,
+    audits,
+    latest_audit,
+    report_of,
+)
+from gradtrail.lineage.catalogue import (
+    attribute_counts,
+    checkpoint,
+    checkpoints_of,
+    dataset_version,
+    events,
+    examples,
+    fidelities,
+    index,
+    indexes_of,
+    model_version,
+    model_versions,
+    outputs,
+    pending_outputs,
+    quarantined,
+    run,
+    weighting,
+)
+from gradtrail.lineage.closure import (
+    downstream,
+    resolve,
+    upstream,
+)
+from gradtrail.lineage.explanations import explain
+from gradtrail.lineage.records import (
+    AttributeCount,
+    AuditDetails,
+    ExplainedExample,
+    Explanation,
+    LineageNode,
+    Quarantined,
+    RecordedExample,
+    RecordedReport,
+)
+
+__all__ = [
+    "AttributeCount",
+    "AuditDetails",
+    "ExplainedExample",
+    "Explanation",
+    "LineageNode",
+    "Quarantined",
+    "RecordedExample",
+    "RecordedReport",
+    "attribute_counts",
+    "audit",
+    "audit_details",
+    "audits",
+    "checkpoint",
+    "checkpoints_of",
+    "dataset_version",
+    "downstream",
+    "events",
+    "examples",
+    "explain",
+    "fidelities",
+    "index",
+    "indexes_of",
+    "latest_audit",
+    "model_version",
+    "model_versions",
+    "outputs",
+    "pending_outputs",
+    "quarantined",
+    "report_of",
+    "resolve",
+    "run",
+    "upstream",
+    "weighting",
+]

@@ -1,0 +1,115 @@
+"""The published snapshot and its seal.
+
+The snapshot is a byte copy of the ledger file. The seal, a JSON file beside it, holds the hash of the last event and
+the digests of both files: while nothing is written after it, one changed byte in either file shows, and later the
+removal of events up to that point shows still.
+
+Publishing writes three files in this order: the next seal, the snapshot, the seal. Killed between any two, the snapshot
+agrees with one of the two seals, and `read_seal` takes that one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gradtrail.digests import canonical_json, sha256_file
+from gradtrail.errors import LedgerError
+from gradtrail.lineage.append import head
+from gradtrail.lineage.connections import open_snapshot, shared_file
+
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the ledger was when the snapshot was published. `published_at` is ISO 8601, UTC."""
+
+    published_at: str
+    head_sequence: int
+    head_hash: str
+    ledger_sha256: str
+    snapshot_sha256: str
+
+
+def seal_path(snapshot: Path) -> Path:
+    """The seal that lies beside a snapshot."""
+    return snapshot.with_name(snapshot.name + ".seal.json")
+
+
+def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) -> None:
+    """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection."""
+    part = snapshot.with_name(snapshot.name + ".part")
+    digest = _copy(database, part, patience_seconds)
+    with closing(open_snapshot(part)) as connection:
+        sequence, event_digest = head(connection)
+    seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
+    following = _next_seal_path(snapshot)
+    _write(following, canonical_json(asdict(seal)) + b"\n")
+    part.replace(snapshot)
+    following.replace(seal_path(snapshot))
+    _sync(snapshot.parent)
+
+
+def read_seal(snapshot: Path) -> Seal | None:
+    """The seal of the published snapshot; None when nothing was published yet.
+
+    Raises:
+        LedgerError: the seal is not as it was written.
+    """
+    following = _next_seal_path(snapshot)
+    if following.is_file() and snapshot.is_file():
+        interrupted = _parse(following)
+        if interrupted.snapshot_sha256 == sha256_file(snapshot):
+            return interrupted
+    path = seal_path(snapshot)
+    return _parse(path) if path.is_file() else None
+
+
+def _parse(path: Path) -> Seal:
+    content = path.read_bytes()
+    try:
+        seal = Seal(**json.loads(content))
+        unchanged = content == canonical_json(asdict(seal)) + b"\n"
+    except (ValueError, TypeError):
+        unchanged = False
+    if not unchanged:
+        raise LedgerError(
+            f"The seal {path} is not as gradtrail wrote it.", "Find out who changed it, then publish a new snapshot."
+        )
+    return seal
+
+
+def _next_seal_path(snapshot: Path) -> Path:
+    return snapshot.with_name(snapshot.name + ".seal.json.next")
+
+
+def _copy(database: Path, part: Path, patience_seconds: float) -> str:
+    digest = hashlib.sha256()
+    with shared_file(database, patience_seconds=patience_seconds) as source, part.open("wb") as target:
+        while piece := source.read(_COPY_BYTES):
+            digest.update(piece)
+            target.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    return digest.hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,7 @@ Every tensor's first dimension is the example. `ClassificationAdapter` and `Regr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -32,6 +32,13 @@ class TrainingData(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> Example: ...
+
+
+def iterate_examples(examples: Iterable[Example] | TrainingData) -> Iterator[Example]:
+    """All examples in order; a map-style data set need not end with IndexError, so it is read by its length."""
+    if isinstance(examples, Iterable):
+        return iter(examples)
+    return (examples[position] for position in range(len(examples)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class ModelAdapter(ABC):
         """What is measured for an output's own, emitted target: (batch,). By default the loss of that target."""
         return self.losses(outputs, batch)
 
-    def sample_targets(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:  # noqa: ARG002
+    def sample_targets(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:  # noqa: ARG002 (the interface)
         """Optional, enables curvature `fisher`: `batch` with targets drawn from the model's own distribution.
 
         `generator` lives on the CPU; draw there, so that every device gets the same targets.
@@ -105,7 +112,7 @@ class ModelAdapter(ABC):
             "Write sample_targets in the adapter, or choose curvature `empirical`.",
         )
 
-    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor | None:  # noqa: ARG002
+    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor | None:  # noqa: ARG002 (the interface)
         """Optional, enables curvature `ggn`: (K, *outputs.shape), Σ_k f_k f_kᵀ = Hessian of the loss in the outputs."""
         return None
 
@@ -131,7 +138,7 @@ class ModelAdapter(ABC):
             target=self.read_target(required_field(record, name), record),
         )
 
-    def read_target(self, value: Any, record: Mapping[str, Any]) -> Any:  # noqa: ARG002
+    def read_target(self, value: Any, record: Mapping[str, Any]) -> Any:  # noqa: ARG002 (the interface)
         """A record's prediction or label as the target of an example."""
         return value
 
@@ -159,7 +166,7 @@ class ClassificationAdapter(ModelAdapter):
         self._check(outputs, batch.targets)
         return functional.cross_entropy(outputs, batch.targets, reduction="none")
 
-    def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002
+    def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
         """The name (or number) of the most likely class."""
         return [self.target_text(number) for number in outputs.argmax(1).tolist()]
 
@@ -193,7 +200,7 @@ class ClassificationAdapter(ModelAdapter):
         drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
         return Batch(batch.inputs, drawn.to(outputs.device))
 
-    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 (the interface)
         """f_k = √p_k (e_k − p): Σ_k f_k f_kᵀ = diag(p) − p pᵀ, the Hessian of cross entropy in the logits."""
         probabilities = outputs.detach().softmax(1)
         identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
@@ -233,11 +240,11 @@ class RegressionAdapter(ModelAdapter):
         """½‖y − ŷ‖² of each example: (batch,)."""
         return 0.5 * (_flat(outputs) - self._targets(outputs, batch)).square().sum(1)
 
-    def emitted_losses(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def emitted_losses(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 (the interface)
         """Minus the prediction (the sum of its components): its loss against itself would have no gradient."""
         return -_flat(outputs).sum(1)
 
-    def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002
+    def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
         """The predicted numbers, to six digits."""
         return [self.target_text(row) for row in _flat(outputs.detach())]
 
@@ -257,7 +264,7 @@ class RegressionAdapter(ModelAdapter):
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
         return Batch(batch.inputs, outputs.detach() + noise.to(device=outputs.device, dtype=outputs.dtype))
 
-    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 (the interface)
         """The unit vectors: the Hessian of ½‖y − ŷ‖² in ŷ is the identity."""
         size = outputs[0].numel()
         identity = torch.eye(size, dtype=outputs.dtype, device=outputs.device)

@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.checks import check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
 from gradtrail.attribution.recording import Instrument, build_instrument, recording
@@ -45,7 +45,7 @@ def compute_features(
 def iterate_features(
     adapter: ModelAdapter,
     model: nn.Module,
-    examples: Iterable[Example],
+    examples: Iterable[Example] | TrainingData,
     plan: FeaturePlan,
     *,
     batch_size: int,
@@ -64,7 +64,7 @@ def iterate_features(
     if batch_size < 1:
         raise UsageError(f"A batch size of {batch_size}.", "Choose at least 1.")
     instrument = build_instrument(adapter, model, plan, device)
-    remaining = iter(examples)
+    remaining = iterate_examples(examples)
     while batch := list(islice(remaining, batch_size)):
         rows, faults = _measure(instrument, batch, target)
         if faults and on_non_finite is None:

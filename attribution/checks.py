@@ -15,6 +15,11 @@ from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
+_COUPLING_REMEDY = (
+    "Look for BatchNorm that uses batch statistics even in eval mode (track_running_stats=False, or train() in "
+    "forward), normalisation over the batch, or losses averaged over it."
+)
+
 
 def check_determinism(
     adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device = "cpu"
@@ -34,8 +39,14 @@ def check_determinism(
         )
     if len(examples) == 1:
         return
-    lone_outputs, lone = _run(adapter, model, examples[-1:], device)
     example_id = examples[-1].example_id
+    try:
+        lone_outputs, lone = _run(adapter, model, examples[-1:], device)
+    except (RuntimeError, ValueError) as cause:
+        raise ModelError(
+            f"Example {example_id} runs in a batch but not alone: {cause}.",
+            _COUPLING_REMEDY,
+        ) from cause
     same_loss = _agree(lone, first[-1:], slack)
     if not same_loss and _agree(lone / len(examples), first[-1:], slack):
         raise ModelError(
@@ -46,8 +57,7 @@ def check_determinism(
     if not same_loss or (comparable and not _agree(lone_outputs, first_outputs[-1:])):
         raise ModelError(
             f"Example {example_id} gives another result alone than in a batch: the examples of a batch are coupled.",
-            "Look for BatchNorm that uses batch statistics even in eval mode (track_running_stats=False, or train() in "
-            "forward), normalisation over the batch, or losses averaged over it.",
+            _COUPLING_REMEDY,
         )
 
 

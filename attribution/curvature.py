@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
 from gradtrail.attribution.recording import Instrument, Recording, build_instrument, recording
 from gradtrail.attribution.weights import unweighted_vectors
@@ -43,16 +43,25 @@ class BlockCurvature:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BlockCurvature:
-        """Raises StoreError when the tensors are not those of `to_tensors`."""
+    def from_tensors(cls, tensors: Mapping[str, Tensor], kind: str | None = None) -> BlockCurvature:
+        """Read back `to_tensors`; with `kind`, only that kind is accepted.
+
+        Raises:
+            StoreError: when the tensors are others.
+        """
         names = {f"block.{position}" for position in range(len(tensors) - 2)}
         if set(tensors) != {*names, "example_count", "kind"}:
             raise StoreError(
                 f"A stored curvature holds {sorted(tensors)} instead of blocks, example_count and kind.",
                 "Remove the file and index again.",
             )
+        stored_kind = CURVATURE_KINDS[int(tensors["kind"].item())]
+        if kind is not None and kind != stored_kind:
+            raise StoreError(
+                f"A stored curvature is of kind {stored_kind}, not {kind}.", "Remove the file and compute it again."
+            )
         return cls(
-            kind=CURVATURE_KINDS[int(tensors["kind"].item())],
+            kind=stored_kind,
             blocks=tuple(tensors[f"block.{position}"] for position in range(len(names))),
             example_count=int(tensors["example_count"].item()),
         )
@@ -112,7 +121,7 @@ def empirical_curvature(
 def model_curvature(
     adapter: ModelAdapter,
     model: nn.Module,
-    examples: Iterable[Example],
+    examples: Iterable[Example] | TrainingData,
     plan: FeaturePlan,
     *,
     kind: str,
@@ -131,26 +140,27 @@ def model_curvature(
         raise UsageError(
             f"Curvature {kind!r} cannot be computed from the model.", "Choose fisher or ggn, or empirical_curvature."
         )
-    pieces = _model_vectors(build_instrument(adapter, model, plan, device), examples, kind, seed, batch_size)
+    instrument = build_instrument(adapter, model, plan, device)
+    pieces = _model_vectors(instrument, iterate_examples(examples), kind, seed, batch_size)
     return _mean_blocks(cast(CurvatureKind, kind), pieces, plan)
 
 
 def _model_vectors(
-    instrument: Instrument, examples: Iterable[Example], kind: str, seed: int, batch_size: int
+    instrument: Instrument, remaining: Iterator[Example], kind: str, seed: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Vectors whose outer products sum to the curvature, with how many examples each piece completes."""
     adapter = instrument.adapter
     generator = torch.Generator().manual_seed(seed)
-    remaining = iter(examples)
     while batch := list(islice(remaining, batch_size)):
         with recording(instrument, batch) as record:
+            _refuse_non_finite("model's output", record.outputs.detach(), batch)
             if kind == "fisher":
                 sampled = adapter.sample_targets(record.outputs, record.batch, generator)
                 pieces = iter([record.vectors(adapter.losses(record.outputs, sampled))])
             else:
                 pieces = _factor_vectors(adapter, record)
             for position, vectors in enumerate(pieces):
-                _refuse_non_finite(vectors, batch)
+                _refuse_non_finite("curvature's gradient", vectors, batch)
                 yield (len(batch) if position == 0 else 0), vectors.cpu()
 
 
@@ -180,11 +190,11 @@ def _mean_blocks(kind: CurvatureKind, pieces: Iterable[tuple[int, Tensor]], plan
     return BlockCurvature(kind, tuple(total / count for total in sums), count)
 
 
-def _refuse_non_finite(vectors: Tensor, examples: Sequence[Example]) -> None:
-    sound = torch.isfinite(vectors).all(1).tolist()
+def _refuse_non_finite(what: str, values: Tensor, examples: Sequence[Example]) -> None:
+    sound = torch.isfinite(values).reshape(len(examples), -1).all(1).tolist()
     named = [example.example_id for example, finite in zip(examples, sound, strict=True) if not finite]
     if named:
         raise DataError(
-            f"The curvature's gradient is not finite for {', '.join(named[:10])}.",
+            f"The {what} is not finite for {', '.join(named[:10])}.",
             "Leave out the examples that the index quarantined.",
         )

@@ -104,8 +104,6 @@ class FeaturePlan:
             "exclude": list(self.settings.exclude),
             "projection": {"kind": "random", "seed": self.settings.seed, "version": PROJECTION_VERSION},
             "dtype": self.settings.dtype,
-            "group_dimension": self.settings.group_dimension,
-            "exclude": list(self.settings.exclude),
         }
 
     def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:

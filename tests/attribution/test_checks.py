@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradtrail.attribution.capture import check_determinism
+from gradtrail.attribution.checks import check_capture
+from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.errors import ModelError
+from gradtrail.nouns import Example
+
+
+class AlwaysDropping(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dropout(super().forward(input), 0.5, training=True)
+
+
+def test_sound_models_pass_in_either_mode_and_stay_in_it(network):
+    adapter, model, examples = network
+    for training in (True, False):
+        model.train(training)
+        check_determinism(adapter, model, examples)
+        check_determinism(adapter, model, examples[:1])
+        assert model.training is training
+
+
+def test_dropout_and_batch_norm_that_obey_eval_mode_pass(make_classifier, make_examples):
+    examples = make_examples(6, 6)
+    layers = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 5))
+    check_determinism(make_classifier(lambda: layers, examples), layers.train(), examples)
+
+
+def test_dropout_that_ignores_eval_mode_is_refused(make_classifier, make_examples):
+    examples = make_examples(6, 6)
+    model = AlwaysDropping(6, 5)
+    with pytest.raises(ModelError, match="random even in eval mode") as caught:
+        check_determinism(make_classifier(lambda: model, examples), model, examples)
+    assert "dropout" in caught.value.remedy
+
+
+def test_batch_norm_with_batch_statistics_is_refused(make_classifier, make_examples):
+    examples = make_examples(6, 6)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 5))
+    with pytest.raises(ModelError, match="example-005 runs in a batch but not alone") as caught:
+        check_determinism(make_classifier(lambda: model, examples), model, examples)
+    assert "BatchNorm" in caught.value.remedy
+
+
+def test_convolutional_batch_statistics_are_named_as_coupling(make_classifier, make_examples):
+    examples = make_examples(6, 1, 4, 4)
+    norm = nn.BatchNorm2d(3, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), norm, nn.Flatten(), nn.Linear(12, 5))
+    with pytest.raises(ModelError, match="example-005 gives another result alone") as caught:
+        check_determinism(make_classifier(lambda: model, examples), model, examples)
+    assert "BatchNorm" in caught.value.remedy
+
+
+def test_losses_divided_by_the_batch_size_are_refused(make_classifier, make_examples):
+    class Averaging(make_classifier):
+        def losses(self, outputs, batch):
+            return super().losses(outputs, batch) / len(outputs)
+
+    examples = make_examples(6, 6)
+    model = nn.Linear(6, 5)
+    with pytest.raises(ModelError, match="divided by the number of examples"):
+        check_determinism(Averaging(lambda: model, examples), model, examples)
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, lambda losses: losses[:, None], lambda losses: losses.repeat(2)])
+def test_losses_of_another_shape_are_refused(make_classifier, make_examples, reduce):
+    class Reducing(make_classifier):
+        def losses(self, outputs, batch):
+            return reduce(super().losses(outputs, batch))
+
+    examples = make_examples(6, 6)
+    model = nn.Linear(6, 5)
+    with pytest.raises(ModelError, match="the batch holds 6 examples") as caught:
+        check_determinism(Reducing(lambda: model, examples), model, examples)
+    assert "one loss per example" in caught.value.remedy
+
+
+def test_an_example_that_is_not_finite_does_not_hide_or_fake_randomness(make_classifier, make_examples):
+    examples = [*make_examples(3, 6), Example("nan", torch.full((6,), torch.nan), 0)]
+    model = nn.Linear(6, 5)
+    check_determinism(make_classifier(lambda: model, examples), model, examples)
+    dropping = AlwaysDropping(6, 5)
+    with pytest.raises(ModelError, match="random"):
+        check_determinism(make_classifier(lambda: dropping, examples), dropping, examples)
+
+
+def test_saturated_losses_do_not_look_random_or_coupled(make_classifier, make_examples):
+    examples = [Example(e.example_id, e.inputs, 0) for e in make_examples(8, 6)]
+    model = nn.Linear(6, 5)
+    with torch.no_grad():
+        model.bias[0] = 16.0
+    check_determinism(make_classifier(lambda: model, examples), model, examples)
+
+
+@pytest.mark.parametrize("settings", [FeatureSettings(36), FeatureSettings(10**6)], ids=["projected", "exact"])
+def test_the_capture_check_passes_where_features_are_gradients(network, settings):
+    adapter, model, examples = network
+    check_capture(adapter, model, examples, plan_features(model, settings))
+
+
+def test_the_capture_check_finds_a_weight_that_is_also_used_outside_its_layer(make_classifier, make_examples):
+    class Reusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outer(functional.linear(self.inner(inputs).tanh(), self.inner.weight))
+
+    examples = make_examples(4, 6)
+    adapter = make_classifier(Reusing, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match="layer inner are not its gradient for example example-000"):
+        check_capture(adapter, model, examples, plan_features(model))
+
+
+def test_the_capture_check_finds_examples_in_the_second_dimension(make_classifier, make_examples):
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 5), nn.Linear(5, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outer(self.inner(inputs.transpose(0, 1)).tanh().mean(0))
+
+    examples = make_examples(4, 4, 3)
+    adapter = make_classifier(TimeFirst, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match="inner"):
+        check_capture(adapter, model, examples, plan_features(model))

@@ -133,7 +133,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # As a stream, because torch.load chooses another reader where a path ends in .safetensors.
+        with path.open("rb") as stream:
+            loaded: Any = torch.load(stream, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as fault:
         raise CheckpointError(
             f"{path} is a damaged state_dict: {fault}.", "Download or register the weights again."
@@ -171,7 +173,8 @@ def _is_finite(value: Tensor) -> bool:
 
 def _is_built_so(key: str, value: Tensor, expected: Mapping[str, Tensor]) -> bool:
     """Whether the model is built with this very tensor: attention masks hold -inf on purpose."""
-    return key in expected and torch.equal(value, expected[key])
+    built = expected.get(key)
+    return built is not None and value.dtype == built.dtype and torch.equal(value, built)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -230,7 +233,10 @@ def _shapes(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tens
 
 
 def _lossy(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return torch.promote_types(weights[key].dtype, expected[key].dtype) != expected[key].dtype
+    stored, wanted = weights[key].dtype, expected[key].dtype
+    if stored.is_floating_point and wanted.is_floating_point:
+        return torch.finfo(stored).eps < torch.finfo(wanted).eps or torch.finfo(stored).max > torch.finfo(wanted).max
+    return stored.is_floating_point or wanted.is_floating_point or torch.promote_types(stored, wanted) != wanted
 
 
 def _types(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

@@ -50,7 +50,7 @@ class GradientStore:
         """
         wanted = IndexDescription(dimension, group_count, tuple(sorted(set(attribute_names))), dict(config))
         table = open_or_create(self._connection, _table_name(index_id), wanted.schema())
-        stored = IndexDescription.of(table.name, table.schema)
+        stored = _description(table)
         theirs, ours = stored.as_json(), IndexDescription.of(table.name, wanted.schema()).as_json()
         differing = [name for name in ours if ours[name] != theirs[name]]
         if differing:
@@ -70,12 +70,18 @@ class GradientStore:
         table = open_existing(self._connection, _table_name(index_id))
         if table is None:
             return None
-        return IndexTable(self._connection, index_id, IndexDescription.of(table.name, table.schema), table)
+        return IndexTable(self._connection, index_id, _description(table), table)
 
     @staticmethod
     def estimate(rows: int, dimension: int, group_count: int) -> int:
         """Bytes on disk that an index of `rows` examples takes, to within a few percent."""
         return rows * (4 * dimension + 8 * (group_count + 1) + DIGEST_BYTES + _TEXT_BYTES_PER_ROW)
+
+
+def _description(table: Any) -> IndexDescription:
+    with lance_faults(f"Reading the schema of {table.name}", "Restore its files from a backup, or index again."):
+        schema = table.schema
+    return IndexDescription.of(table.name, schema)
 
 
 def _table_name(index_id: str) -> str:

@@ -65,7 +65,7 @@ class InboxFile:
     def _parquet_rows(self) -> Iterator[Row]:
         number = 0
         try:
-            with pq.ParquetFile(self.path) as table:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as table:
                 for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
                     for record in batch.to_pylist():
                         number += 1

@@ -217,14 +217,14 @@ class IndexTable:
 
     def verify(self) -> list[str]:
         """What is wrong with the sealed index and its queries, in words; empty when nothing is. Reads every row."""
-        seal = self.seal_record()
-        if seal is None:
-            return [f"Index {self.index_id} is not sealed, or the record of its seal is gone."]
         try:
+            seal = self.seal_record()
+            if seal is None:
+                return [f"Index {self.index_id} is not sealed, or the record of its seal is gone."]
             contents = self._read_back(seal.version)
             problems = contents.problems() + self._queries.problems()
         except StoreError as fault:
-            return [f"Index {self.index_id} at version {seal.version}: {fault}"]
+            return [f"Index {self.index_id}: {fault}"]
         if len(contents.ids) != seal.rows:
             problems.append(f"It holds {len(contents.ids)} rows; {seal.rows} were sealed.")
         if contents.rows_sha256() != seal.rows_sha256:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -23,13 +22,20 @@ def key_field(name: str, position: int = 1) -> pa.Field:
     return pa.field(name, pa.string(), nullable=False, metadata={_PRIMARY_KEY_POSITION: str(position).encode()})
 
 
-@contextmanager
-def lance_faults(action: str, remedy: str) -> Iterator[None]:
+class lance_faults:  # noqa: N801  # reads as a statement: with lance_faults(...)
     """Turn a failure inside LanceDB into a StoreError that says which action failed and what to do."""
-    try:
-        yield
-    except _FAULTS as fault:
-        raise StoreError(f"{action} failed: {fault}", remedy) from fault
+
+    def __init__(self, action: str, remedy: str) -> None:
+        self._action = action
+        self._remedy = remedy
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: Any) -> None:
+        # A damaged file can make Lance's Rust panic; that exception's class cannot be imported.
+        if isinstance(fault, _FAULTS) or (kind is not None and kind.__name__ == "RustPanic"):
+            raise StoreError(f"{self._action} failed: {fault}", self._remedy) from fault
 
 
 def open_existing(connection: Any, name: str) -> Any | None:

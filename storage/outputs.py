@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,7 @@ def write_outputs(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
                 "Give the field the same type in every record, or write JSON Lines.",
             ) from fault
     with replacing(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.table(columns), temporary, write_page_checksum=True)
     return path
 
 
@@ -234,8 +233,8 @@ def _record_id(value: Any, name: str) -> str:
 
 
 def _whole_number(value: Any, name: str) -> int:
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and 1 <= value <= _LARGEST_VERSION
-    is_whole = is_number and value == int(value)
+    is_number = isinstance(value, int | float | np.integer) and not isinstance(value, bool)
+    is_whole = is_number and 1 <= value <= _LARGEST_VERSION and value == int(value)
     if is_whole or (isinstance(value, str) and _DIGITS.fullmatch(value)):
         return int(value)
     raise DataError(f"{name} is {value!r:.80}.", "Make it the model version's whole number.")

@@ -1,0 +1,327 @@
+import base64
+import json
+from datetime import UTC, date, datetime, timedelta, timezone
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gradtrail.digests import sha256_bytes
+from gradtrail.errors import DataError, NotFoundError
+from gradtrail.storage.outputs import (
+    add_file,
+    collect,
+    parse_record,
+    payload_record,
+    read_records,
+    record_payload,
+    write_outputs,
+)
+from gradtrail.storage.payloads import PayloadStore
+
+NOON = "2026-01-31T12:00:00+00:00"
+
+
+def record(**fields):
+    return {"model": "digits", "version": 3, "time": "2026-01-31T12:00:00Z", "prediction": "7"} | fields
+
+
+def parse(**fields):
+    return parse_record(record(**fields), file="day.parquet", row=4)
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def inbox_payloads(tmp_path):
+    return PayloadStore(tmp_path / "payloads")
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    return path
+
+
+def test_arrays_bytes_and_times_have_one_canonical_form():
+    payload = record_payload(
+        {
+            "z": np.float32(0.5),
+            "pixels": np.arange(4, dtype=np.uint8).reshape(2, 2),
+            "png": b"\x89PNG",
+            "at": datetime(2026, 1, 31, 13, tzinfo=timezone(timedelta(hours=1))),
+            "day": date(2026, 1, 31),
+            "nothing": None,
+            "nested": {"ok": True, "gone": None, "list": (1, None)},
+        }
+    )
+    assert payload == (
+        b'{"at":"2026-01-31T12:00:00+00:00","day":"2026-01-31","nested":{"list":[1,null],"ok":true},'
+        b'"pixels":[[0,1],[2,3]],"png":{"$base64":"iVBORw=="},"z":0.5}'
+    )
+    assert payload_record(payload)["png"] == b"\x89PNG"
+    assert record_payload(payload_record(payload)) == payload
+
+
+def test_names_are_ordered_by_utf16_as_rfc_8785_asks():
+    assert record_payload({"\ufb33": 1, "\U0001f600": 2, "a": 3}) == '{"a":3,"\U0001f600":2,"\ufb33":1}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (float("nan"), "x"),
+        ([1.0, [2.0, float("inf")]], r"x\[1\]\[1\]"),
+        ({"a": np.array([np.nan])}, r"x\.a\[0\]"),
+        ({1: 2}, "x"),
+        ({1, 2}, "x"),
+        (2**60, "x"),
+        ("\ud800", "x"),
+        (datetime(2026, 1, 31), "x"),  # no zone, on purpose
+        (np.datetime64("2026-01-31"), "x"),
+        (pd.NaT, "x"),
+        (timedelta(1), "x"),
+        ({"$base64": "no!"}, "x"),
+        (json.loads("[" * 500 + "]" * 500), "x"),
+    ],
+)
+def test_a_value_without_a_finite_json_form_is_named_with_its_field(value, field):
+    with pytest.raises(DataError, match=f"^here, row 1.*'?{field}"):
+        record_payload({"fine": 1, "x": value}, name="here, row 1")
+
+
+def test_a_record_beyond_16_megabytes_is_refused_with_its_largest_field():
+    with pytest.raises(DataError, match=r"'image'; the limit is 16 MB"):
+        record_payload({"a": "small", "image": b"\0" * 13_000_000})
+
+
+@pytest.mark.parametrize("payload", [b"", b"[1]", b"\xff", b"{", b"[" * 100_000])
+def test_bytes_that_are_no_record_are_refused(payload):
+    with pytest.raises(DataError, match="A payload is"):
+        payload_record(payload)
+
+
+def test_an_output_has_the_id_of_its_source_and_record():
+    parsed = parse(source="kiosk", record_id=17, label="1", features=[1.5])
+    output = parsed.output
+    assert (output.output_id, output.source, output.record_id) == ("kiosk:17", "kiosk", "17")
+    assert (output.model_version_id, output.target) == ("digits/3", "emitted")
+    assert output.produced_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert output.payload_sha256 == sha256_bytes(parsed.payload) == sha256_bytes(record_payload(parsed.record))
+    assert parsed.record["label"] == "1"
+
+
+def test_without_a_record_id_the_id_is_the_digest_time_included():
+    first, again, later = (
+        parse(),
+        parse(version="3", time="2026-01-31T13:00:00+01:00"),
+        parse(time="2026-01-31T12:00:01Z"),
+    )
+    assert first.output.output_id == f"inbox:{first.output.payload_sha256}"
+    assert first == again
+    assert first.output.output_id != later.output.output_id
+
+
+@pytest.mark.parametrize("field", ["model", "version", "time", "prediction"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_lacking_field_is_named_with_file_row_and_remedy(field, absent):
+    lacking = record() | {field: None}
+    if absent:
+        del lacking[field]
+    with pytest.raises(DataError, match=rf"day\.parquet, row 4 has no field '{field}'\. Add it: "):
+        parse_record(lacking, file="day.parquet", row=4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 3),
+        ("model", ""),
+        ("model", "a\nb"),
+        ("version", 1.5),
+        ("version", True),
+        ("version", 0),
+        ("version", "latest"),
+        ("version", float("nan")),
+        ("version", float("inf")),
+        ("version", "9" * 5000),
+        ("time", "2026-01-31 12:00:00"),
+        ("time", "yesterday"),
+        ("time", 1_700_000_000),
+        ("time", "0001-01-01T00:00:00+14:00"),
+        ("source", "a:b"),
+        ("source", ""),
+        ("record_id", ""),
+        ("record_id", 1.5),
+        ("record_id", "x" * 513),
+        ("prediction", float("nan")),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(field, value):
+    with pytest.raises(DataError, match=rf"day\.parquet, row 4.*{field}.* \S+"):
+        parse(**{field: value})
+
+
+def test_parquet_and_json_lines_give_the_same_output(inbox, inbox_payloads):
+    fields = record(record_id="a", pixels=[[0.1, 0.2]], label=None, png=b"\x89PNG", time=datetime.fromisoformat(NOON))
+    write_outputs(inbox / "one.parquet", [fields])
+    del fields["label"]
+    encoded = {"$base64": base64.b64encode(b"\x89PNG").decode()}
+    write_lines(inbox / "two.jsonl", fields | {"time": "2026-01-31T12:00:00Z", "png": encoded})
+    collected = collect(inbox, inbox_payloads)
+    assert [output.output_id for output in collected.outputs] == ["inbox:a"]
+    assert collected.refused == []
+    stored = payload_record(inbox_payloads.get(collected.outputs[0].payload_sha256))
+    assert stored == fields | {"time": NOON}
+
+
+def test_nanosecond_times_of_pandas_become_microseconds(inbox, inbox_payloads):
+    frame = pd.DataFrame([record(time=pd.Timestamp("2026-01-31T12:00:00.123456789Z"), label=np.nan)])
+    frame.to_parquet(inbox / "frame.parquet")
+    (output,) = collect(inbox, inbox_payloads).outputs
+    assert output.produced_at == datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def test_bad_records_are_quarantined_and_good_ones_beside_them_kept(inbox, inbox_payloads):
+    lines = [
+        json.dumps(record(record_id="good")),
+        json.dumps(record(record_id="bad", version=None)),
+        "{half a li",
+        '{"model": "digits", "model": "other"}',
+        "[1, 2]",
+        "",
+        "[" * 100_000,
+        json.dumps(record(prediction=float("nan"))),
+        json.dumps(record(record_id="last")),
+    ]
+    (inbox / "day.jsonl").write_text("\ufeff" + "\n".join(lines))
+    collected = collect(inbox, inbox_payloads)
+    assert [output.record_id for output in collected.outputs] == ["good", "last"]
+    refused = [(each.source, each.record_id) for each in collected.refused]
+    assert refused == [("day.jsonl", name) for name in ("bad", "row 3", "row 4", "row 5", "row 7", "row 8")]
+    for row, each in zip((2, 3, 4, 5, 7, 8), collected.refused, strict=True):
+        assert f"day.jsonl, row {row}" in each.cause
+    assert "comes twice" in collected.refused[2].cause
+
+
+def test_a_line_beyond_16_megabytes_is_refused_without_losing_the_next(inbox, inbox_payloads):
+    with (inbox / "day.jsonl").open("w") as stream:
+        stream.write('{"image": "' + "x" * 17_000_000 + '"}\n' + json.dumps(record(record_id="next")))
+    collected = collect(inbox, inbox_payloads)
+    assert [output.record_id for output in collected.outputs] == ["next"]
+    assert "row 1 is longer than 16 MB" in collected.refused[0].cause
+
+
+def test_one_id_with_two_contents_is_refused_naming_both_places(inbox, inbox_payloads):
+    write_lines(inbox / "a.jsonl", record(record_id="x"), record(record_id="x"))
+    write_lines(inbox / "b.jsonl", record(record_id="x", prediction="8"))
+    collected = collect(inbox, inbox_payloads)
+    assert [payload_record(inbox_payloads.get(o.payload_sha256))["prediction"] for o in collected.outputs] == ["7"]
+    (refused,) = collected.refused
+    assert (refused.source, refused.record_id) == ("b.jsonl", "x")
+    assert "b.jsonl, row 1: output inbox:x is in a.jsonl, row 1 with other content" in refused.cause
+
+
+def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ignored(inbox, inbox_payloads):
+    whole = write_outputs(inbox / "z.parquet", [record(record_id=str(i)) for i in range(200)]).read_bytes()
+    (inbox / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    (inbox / "text.parquet").write_text("not a table")
+    (inbox / "notes.txt").write_text(json.dumps(record()))
+    (inbox / "utf16.jsonl").write_text(json.dumps(record()), encoding="utf-16")
+    (inbox / "latin.jsonl").write_bytes(json.dumps(record(prediction="é"), ensure_ascii=False).encode("latin-1"))
+    (inbox / "folder").mkdir()
+    (inbox / ".hidden.jsonl").write_text("{")
+    (inbox / "writing.parquet.tmp").write_bytes(whole[:100])
+    collected = collect(inbox, inbox_payloads)
+    assert len(collected.outputs) == 200
+    assert {each.source for each in collected.refused} == {
+        "cut.parquet", "text.parquet", "notes.txt", "utf16.jsonl", "latin.jsonl", "folder",
+    }  # fmt: skip
+    assert all(each.record_id == "" and each.source in each.cause for each in collected.refused)
+
+
+def test_a_flipped_byte_of_a_parquet_file_never_changes_an_output_in_silence(inbox, inbox_payloads):
+    path = write_outputs(inbox / "a.parquet", [record(record_id=str(i)) for i in range(100)])
+    content = path.read_bytes()
+    sound = {output.output_id: output.payload_sha256 for output in collect(inbox, inbox_payloads).outputs}
+    for position in range(0, len(content), 61):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x55
+        path.write_bytes(damaged)
+        collected = collect(inbox, inbox_payloads)
+        found = {output.output_id: output.payload_sha256 for output in collected.outputs}
+        assert found == sound or collected.refused, f"byte {position}"
+
+
+def test_a_missing_inbox_is_an_error_and_an_empty_one_is_empty(inbox, inbox_payloads):
+    assert collect(inbox, inbox_payloads).outputs == []
+    with pytest.raises(NotFoundError, match="no inbox"):
+        collect(inbox / "elsewhere", inbox_payloads)
+
+
+def test_collecting_again_changes_nothing_and_a_deleted_payload_of_a_known_output_stays_deleted(inbox, inbox_payloads):
+    write_lines(inbox / "a.jsonl", record(record_id="x"), record(record_id="y"))
+    first = collect(inbox, inbox_payloads)
+    assert collect(inbox, inbox_payloads) == first
+    erased = first.outputs[0]
+    inbox_payloads.delete(erased.payload_sha256)
+    assert collect(inbox, inbox_payloads, known={erased.output_id}) == first
+    assert erased.payload_sha256 not in inbox_payloads
+
+
+def test_adding_a_file_twice_makes_one_copy(inbox, tmp_path, inbox_payloads):
+    source = write_outputs(tmp_path / "day.parquet", [record(record_id="x")])
+    copy = add_file(source, inbox)
+    renamed = source.rename(tmp_path / "renamed.parquet")
+    assert add_file(renamed, inbox) == copy
+    assert [path.name for path in inbox.iterdir()] == [copy.name]
+    assert copy.name.endswith("-day.parquet")
+    assert copy.read_bytes() == renamed.read_bytes()
+    assert len(collect(inbox, inbox_payloads).outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "cause"),
+    [
+        ([record(record_id="x"), record(time=None)], "row 2 has no field 'time'"),
+        ([record(record_id="x"), record(record_id="x", prediction="8")], "is in day.jsonl, row 1 with other content"),
+    ],
+)
+def test_a_bad_file_is_not_added(inbox, tmp_path, records, cause):
+    with pytest.raises(DataError, match=cause):
+        add_file(write_lines(tmp_path / "day.jsonl", *records), inbox)
+    assert list(inbox.iterdir()) == []
+    with pytest.raises(DataError, match="There is no file"):
+        add_file(tmp_path / "nowhere.jsonl", inbox)
+
+
+def test_read_records_names_the_first_bad_row(tmp_path):
+    path = write_lines(tmp_path / "day.jsonl", record(), record(record_id="x"))
+    assert [each.get("record_id") for each in read_records(path)] == [None, "x"]
+    path.write_text("{}\nnothing\n")
+    with pytest.raises(DataError, match=r"day\.jsonl, row 2 is not JSON"):
+        read_records(path)
+
+
+def test_written_outputs_keep_every_field_of_every_record(tmp_path):
+    records = [record(pixels=np.eye(2)), record(label="7")]
+    write_outputs(tmp_path / "day.parquet", records)
+    back = read_records(tmp_path / "day.parquet")
+    assert back[0]["pixels"] == [[1.0, 0.0], [0.0, 1.0]]
+    assert back[1]["label"] == "7"
+    with pytest.raises(DataError, match="the values of 'prediction' are not all of one kind"):
+        write_outputs(tmp_path / "other.parquet", [record(), record(prediction=7)])
+    assert [path.name for path in tmp_path.iterdir()] == ["day.parquet"]
+
+
+def test_parquet_types_without_json_form_are_refused_row_by_row(inbox, inbox_payloads):
+    table = pa.Table.from_pylist([record()]).append_column("span", pa.array([timedelta(1)]))
+    pq.write_table(table, inbox / "a.parquet")
+    (refused,) = collect(inbox, inbox_payloads).refused
+    assert "a.parquet, row 1: the field 'span' is a timedelta" in refused.cause

@@ -47,7 +47,7 @@ class ShareChart:
 
 @dataclass(frozen=True)
 class ShareFigure:
-    """One attribute's charts on a common axis; a side without shares is None. `only_value` is set when there is one value."""
+    """One attribute's charts on a common axis; a side without shares is None. `only_value`: there is no other."""
 
     attribute: str
     proponents: ShareChart | None

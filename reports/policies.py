@@ -238,9 +238,9 @@ def _suspect_labels(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         named = [f"{suspect.example_id} ({percent(suspect.share)})" for suspect in suspects]
         yield _finding(
             rule,
-            f"{plural(len(suspects), 'training example')} {'works' if len(suspects) == 1 else 'work'} against many outputs "
-            f"at once, with more than {rule.options['limit']:g} times the average share of the opposition. Wrong labels "
-            f"do this: look at {_listed(named)}.",
+            f"{plural(len(suspects), 'training example')} {'works' if len(suspects) == 1 else 'work'} against many "
+            f"outputs at once, with more than {rule.options['limit']:g} times the average share of the opposition. "
+            f"Wrong labels do this: look at {_listed(named)}.",
             example_ids=[suspect.example_id for suspect in suspects],
             shares=[suspect.share for suspect in suspects],
             limit=rule.options["limit"],

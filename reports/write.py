@@ -33,10 +33,11 @@ class ReportFiles:
 
 
 def write_report(report: AuditReport, directory: Path) -> ReportFiles:
-    """Write `directory`/<audit id>/report.html, report.json and attributions.parquet; the same report gives the same bytes.
+    """Write report.html, report.json and attributions.parquet to `directory`/<audit id>; same report, same bytes.
 
-    All three are rendered before the first is written. Each is written beside its place and renamed into it, so that a reader
-    never sees half a file; what a kill leaves behind is a hidden temporary file, which a write an hour later removes.
+    All three are rendered before the first is written. Each is written beside its place and renamed into it, so that a
+    reader never sees half a file; what a kill leaves behind is a hidden temporary file, which a write an hour later
+    removes.
 
     Raises:
         DataError: a figure that is not finite, or a preview that is not a readable PNG; nothing is written.

@@ -176,7 +176,7 @@ def report_facts_and_sample() -> tuple[PolicyFacts, AuditReport]:
                 shares,
                 (),
                 _lineage(output, proponents, checkpoint),
-            )  # fmt: skip
+            )
         )
     overall = Overall(
         tuple(sample.shares(mean, None, generator)),
@@ -216,7 +216,7 @@ def report_facts_and_sample() -> tuple[PolicyFacts, AuditReport]:
             {"damping_relative": 0.1, "curvature": "fisher", "seed": 0},
             weighting.weighting_id,
             policy.sha256,
-        ),  # fmt: skip
+        ),
         created_at=MADE,
         title="Audit of digits-classifier, version 3",
         model_version=model,

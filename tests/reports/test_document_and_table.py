@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from gradtrail.digests import sha256_bytes
+from gradtrail.errors import DataError
+from gradtrail.nouns import Preview
+from gradtrail.reports.model import AuditReport
+from gradtrail.reports.previews import MASK
+from gradtrail.reports.render import ATTRIBUTION_SCHEMA, SCHEMA, attribution_table, report_json
+
+
+def test_the_document_survives_json_unchanged(sample_report: AuditReport) -> None:
+    document = report_json(sample_report)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_the_document_names_its_schema_and_everything_the_audit_pinned(sample_report: AuditReport) -> None:
+    document = report_json(sample_report)
+    assert document["schema"] == SCHEMA == "gradtrail.report/1"
+    assert document["created_at"] == "2026-11-21T23:08:00Z"
+    assert document["audit"]["audit_id"] == sample_report.audit.audit_id
+    assert document["audit"]["index_ids"] == list(sample_report.audit.index_ids)
+    assert document["model_version"]["model_version_id"] == "digits-classifier/3"
+    assert document["trust"]["weighting"]["weighting_id"] == sample_report.trust.weighting.weighting_id
+    assert document["trust"]["coverage"]["quarantined"] == {"digits-0431": "NaN in its gradient"}
+    assert document["dataset"]["attribute_counts"]["licence"] == {"CC-BY-4.0": 540, "unlicensed": 60}
+    assert document["overall"]["shares"][0].keys() >= {"share", "training_share", "ratio", "interval_low"}
+    assert set(document) == {
+        *("schema", "title", "created_at", "gradtrail_version", "preview_mode", "audit", "model_version", "run"),
+        *("checkpoint", "dataset", "trust", "findings", "overall", "outputs", "ledger_head"),
+    }
+
+
+def test_pictures_are_named_by_digest_and_never_carried(sample_report: AuditReport) -> None:
+    card = sample_report.outputs[0].proponents[0]
+    assert card.preview is not None
+    shown = report_json(sample_report)["outputs"][0]["proponents"][0]["preview"]
+    assert shown == {"kind": "image", "png_sha256": sha256_bytes(card.preview.png)}
+
+
+def test_the_document_obeys_the_preview_mode(sample_report: AuditReport) -> None:
+    text = "Once upon a time there was a person with a name and an address."
+    section = replace(
+        sample_report.outputs[0],
+        preview=Preview("row", row={"name": "Jane Doe"}),
+        result=replace(sample_report.outputs[0].result, prediction=text),
+        proponents=(replace(sample_report.outputs[0].proponents[0], preview=Preview("text", text=text)),),
+    )
+    report = replace(sample_report, outputs=(section,))
+    assert json.dumps(report_json(report)).count(text) == 2
+    redacted = report_json(replace(report, preview_mode="redacted"))["outputs"][0]
+    assert redacted["preview"]["row"] == {"name": MASK}
+    assert text not in json.dumps(redacted)
+    nothing = report_json(replace(report, preview_mode="none"))["outputs"][0]
+    assert nothing["preview"] is nothing["proponents"][0]["preview"] is None
+    original = sample_report.outputs[1].proponents[0].preview
+    assert original is not None
+    assert sha256_bytes(original.png) not in json.dumps(report_json(replace(sample_report, preview_mode="redacted")))
+
+
+def test_a_wrong_prediction_is_marked_and_an_unknown_one_is_left_open(sample_report: AuditReport) -> None:
+    marks = [section["wrong"] for section in report_json(sample_report)["outputs"]]
+    assert marks == [False, False, True, None]
+
+
+def test_a_damaged_preview_is_refused(sample_report: AuditReport) -> None:
+    section = replace(sample_report.outputs[0], preview=Preview("image", png=b"no picture"))
+    with pytest.raises(DataError, match="not a readable PNG"):
+        report_json(replace(sample_report, outputs=(section,)))
+
+
+def test_the_table_has_a_row_for_every_output_side_and_rank(sample_report: AuditReport) -> None:
+    table = attribution_table(sample_report)
+    assert table.schema.equals(ATTRIBUTION_SCHEMA, check_metadata=True)
+    document = report_json(sample_report)
+    expected = [
+        (section["output"]["output_id"], card["example_id"], card["side"], card["rank"], card["score"], card["share"])
+        for section in document["outputs"]
+        for card in (*section["proponents"], *section["opponents"])
+    ]
+    columns = ("output_id", "example_id", "side", "rank", "score", "share")
+    assert list(zip(*(table[name].to_pylist() for name in columns), strict=True)) == expected
+    assert set(table["audit_id"].to_pylist()) == {sample_report.audit.audit_id}
+    assert dict(table["attributes"][0].as_py()) == dict(sample_report.outputs[0].proponents[0].attributes)
+
+
+def test_a_report_without_outputs_has_a_table_without_rows(sample_report: AuditReport) -> None:
+    table = attribution_table(replace(sample_report, outputs=()))
+    assert table.num_rows == 0
+    assert table.schema.field("attributes").type == pa.map_(pa.string(), pa.string())

@@ -17,7 +17,7 @@ _MONTHS = (
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _PLAIN_FROM, _PLAIN_BELOW = 1e-3, 1e5
-_THREE_DIGITS_FROM = 100.0
+_THREE_DIGITS_FROM, _TENTHS_FROM, _TWO_DECIMALS_FROM = 100.0, 0.995, 0.01
 _ONE_DECIMAL_FROM = 0.01
 _SMALLEST_SHARE = 0.0001
 
@@ -55,7 +55,9 @@ def percent(share: float) -> str:
 
 def ratio(value: float) -> str:
     """How many times: `3.4×`."""
-    return f"{value:,.0f}×" if value >= _THREE_DIGITS_FROM else f"{value:.2g}×" if value < 1 else f"{value:.1f}×"
+    if value >= _TENTHS_FROM:
+        return f"{value:,.0f}×" if value >= _THREE_DIGITS_FROM else f"{value:.1f}×"
+    return f"{value:.2f}×" if value >= _TWO_DECIMALS_FROM or value == 0 else "<0.01×"
 
 
 def count(value: int) -> str:

@@ -96,11 +96,12 @@ def _share_above(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
 
 
 def _is_above(share: Share, options: Mapping[str, Any]) -> bool:
+    limit: float = options["limit"]
     if options["measure"] == "share":
-        return share.share > options["limit"]
+        return share.share > limit
     if options["measure"] == "ratio":
-        return share.ratio > options["limit"]
-    return share.interval_high is not None and share.share > share.interval_high and share.ratio > options["limit"]
+        return share.ratio > limit
+    return share.interval_high is not None and share.share > share.interval_high and share.ratio > limit
 
 
 def _share_message(share: Share, options: Mapping[str, Any]) -> str:

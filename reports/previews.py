@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +20,8 @@ _REDACTED_BLOCK_PIXELS = 16
 _REDACTED_BITS = 0xE0
 _PIXELATED_UP_TO = 96
 _LONGEST_PLAIN_PREDICTION = 40
+# An example often appears under many outputs; its picture is decoded once.
+_REMEMBERED = 512
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def apply_mode(preview: Preview | None, mode: PreviewMode) -> Preview | None:
     if preview is None or mode == "none":
         return None
     if preview.kind == "image":
-        return Preview("image", png=_redacted_png(preview.png) if mode == "redacted" else _full_png(preview.png))
+        return Preview("image", png=_shown_png(preview.png, mode))
     if mode == "full":
         return preview
     if preview.kind == "text":
@@ -66,6 +69,7 @@ def shown_prediction(prediction: str, mode: PreviewMode) -> str:
     return redact_text(prediction)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def picture(png: bytes) -> Picture:
     """The data URI and size of a PNG.
 
@@ -87,6 +91,11 @@ def _open(png: bytes) -> Image.Image:
             "Return PNG bytes from the adapter's preview().",
         ) from error
     return image
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _shown_png(png: bytes, mode: PreviewMode) -> bytes:
+    return _redacted_png(png) if mode == "redacted" else _full_png(png)
 
 
 def _full_png(png: bytes) -> bytes:

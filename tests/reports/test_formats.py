@@ -37,7 +37,10 @@ def test_a_share_is_read_as_a_percentage(share: float, text: str) -> None:
     assert formats.percent(share) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(3.41, "3.4×"), (0.66, "0.66×"), (1234.0, "1,234×")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.41, "3.4×"), (0.998, "1.0×"), (0.7, "0.70×"), (0.0002, "<0.01×"), (0.0, "0.00×"), (1234.0, "1,234×")],
+)
 def test_a_ratio_is_read_as_times(value: float, text: str) -> None:
     assert formats.ratio(value) == text
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.layers import GradientShape, Projections, find_rule
+from gradtrail.attribution.layer_rules import GradientShape, Projections
+from gradtrail.attribution.layers import find_rule
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
 from gradtrail.errors import ModelError, StoreError, UsageError
 

@@ -1,120 +1,32 @@
-"""What the gradient of one layer is, one rule per layer type, found through a registry.
+"""The layer rules: what the gradient of each layer type is. To support a layer, read one and add one.
 
-A rule sees a layer's gradient for one example as `blocks` matrices of `rows` × `columns` (outputs × inputs, the bias as
-a last input that is always 1), the blocks of a block-diagonal matrix. It never forms it: it projects inputs when the
-layer runs forward, output gradients when backward passes, and multiplies the small results (arXiv 2405.13954, LoGra).
+Every rule is exact: a test compares it with autograd, one example at a time (docs/attribution.md).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from gradtrail.attribution.layer_rules import (
+    GradientShape,
+    LayerRule,
+    OuterProductRule,
+    Projections,
+    find_rule,
+    layer_rule,
+)
+
+__all__ = ["find_rule"]
 
 
-@dataclass(frozen=True)
-class GradientShape:
-    """Shape of a layer's gradient: `blocks` matrices of `rows` × `columns`."""
-
-    blocks: int
-    rows: int
-    columns: int
-
-    @property
-    def size(self) -> int:
-        """Number of entries, the layer's parameter count."""
-        return self.blocks * self.rows * self.columns
-
-
-@dataclass(frozen=True)
-class Projections:
-    """Both sides of one group: outputs (blocks, rows, p_out) and inputs (blocks, columns, p_in).
-
-    `exact` says that both are identities and that blocks are kept apart; otherwise blocks are summed, which is the
-    two-sided projection of the block-diagonal matrix.
-    """
-
-    outputs: Tensor
-    inputs: Tensor
-    exact: bool
-
-
-class LayerRule(ABC):
-    """The gradient of one layer type as two pure steps. Tensors that arrive have the batch as their first dimension."""
-
-    @abstractmethod
-    def shape(self, layer: Any) -> GradientShape:
-        """Shape of the gradient of all parameters of `layer` together."""
-
-    def supports(self, layer: Any) -> bool:  # noqa: ARG002 (rules that depend on the layer's options override this)
-        """Whether the rule is exact for this layer's options; otherwise its parameters are reported as uncovered."""
-        return True
-
-    @abstractmethod
-    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
-        """What the backward step needs of the inputs, in memory of its own: the model may overwrite its inputs."""
-
-    @abstractmethod
-    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
-        """Projected gradients (batch, p_out · p_in), or (batch, blocks · rows · columns) when exact."""
-
-    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
-        """Parameter gradients by name ("weight", "bias") in the rule's own arrangement: (blocks, rows, columns)."""
-        shape = self.shape(layer)
-        parts = [
-            gradients[name].reshape(shape.blocks, shape.rows, -1) for name in ("weight", "bias") if name in gradients
-        ]
-        return torch.cat(parts, dim=2)
-
-
-_RULES: dict[type[nn.Module] | str, LayerRule] = {}
-
-
-def layer_rule(*layer_types: type[nn.Module] | str) -> Callable[[type[LayerRule]], type[LayerRule]]:
-    """Register a rule for layer types; a type of a library that may be absent is given as "module.Class"."""
-
-    def register(rule_type: type[LayerRule]) -> type[LayerRule]:
-        for layer_type in layer_types:
-            _RULES[layer_type] = rule_type()
-        return rule_type
-
-    return register
-
-
-def find_rule(layer: nn.Module) -> LayerRule | None:
-    """The rule for `layer`, or None when no rule is known to be exact for it.
-
-    A subclass counts only while it computes what its registered base computes: it must not replace `forward`, add
-    parameters, or derive its weight from others (weight norm, parametrisations).
-    """
-    if "forward" in vars(layer) or set(dict(layer.named_parameters())) - {"weight", "bias"}:
-        return None
-    if layer._parameters.get("weight") is None:
-        return None
-    for base in type(layer).__mro__:
-        rule = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
-        if rule is not None:
-            same_forward = type(layer).forward is base.forward  # type: ignore[attr-defined]  # a base with a rule is a module
-            return rule if same_forward and rule.supports(layer) else None
-    return None
-
-
-class OuterProductRule(LayerRule):
-    """Layers whose gradient is Σ_t s_t a_tᵀ over positions t; `keep` returns (batch, blocks, p_in, positions)."""
-
-    @abstractmethod
-    def output_blocks(self, layer: Any, output_gradients: Tensor) -> Tensor:
-        """Output gradients as (batch, blocks, rows, positions)."""
-
-    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
-        blocks = self.output_blocks(layer, output_gradients)
-        projected = torch.einsum("nbot,bop->nbpt", blocks, projections.outputs)
-        summed = "nbot,nbit->nboi" if projections.exact else "nbot,nbit->noi"
-        return torch.einsum(summed, projected, kept).flatten(1)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @layer_rule(nn.Linear)
@@ -131,18 +43,18 @@ class LinearRule(OuterProductRule):
         return _positions_last(output_gradients, layer.out_features)
 
 
-@layer_rule(nn.Conv2d)
+@layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvolutionRule(OuterProductRule):
     """The linear rule on patches, one block per channel group.
 
     A convolution whose kernels are the columns of the projection gives the projected patches without unfolding them.
     """
 
-    def shape(self, layer: nn.Conv2d) -> GradientShape:
+    def shape(self, layer: Convolution) -> GradientShape:
         patch = layer.weight[0].numel()
         return GradientShape(layer.groups, layer.out_channels // layer.groups, patch + (layer.bias is not None))
 
-    def keep(self, layer: nn.Conv2d, inputs: Tensor, projections: Projections) -> Tensor:
+    def keep(self, layer: Convolution, inputs: Tensor, projections: Projections) -> Tensor:
         patch = layer.weight[0].numel()
         blocks, columns, width = projections.inputs.shape
         kernels = projections.inputs[:, :patch].transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
@@ -151,8 +63,121 @@ class ConvolutionRule(OuterProductRule):
         projected: Tensor = layer._conv_forward(inputs, kernels, ones)
         return projected.reshape(len(inputs), blocks, width, -1)
 
-    def output_blocks(self, layer: nn.Conv2d, output_gradients: Tensor) -> Tensor:
+    def output_blocks(self, layer: Convolution, output_gradients: Tensor) -> Tensor:
         return output_gradients.reshape(len(output_gradients), layer.groups, layer.out_channels // layer.groups, -1)
+
+
+@layer_rule("transformers.pytorch_utils.Conv1D")
+class TransposedLinearRule(OuterProductRule):
+    """The linear layer of GPT-2 in Hugging Face transformers, whose weight is (inputs, outputs)."""
+
+    def shape(self, layer: Any) -> GradientShape:
+        inputs, outputs = layer.weight.shape
+        return GradientShape(1, outputs, inputs + (layer.bias is not None))
+
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
+        return _affine_positions(inputs, projections.inputs[0], layer.weight.shape[0])
+
+    def output_blocks(self, layer: Any, output_gradients: Tensor) -> Tensor:
+        return _positions_last(output_gradients, layer.weight.shape[1])
+
+    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
+        return super().matrix(layer, {**gradients, "weight": gradients["weight"].T})
+
+
+@layer_rule(nn.Embedding)
+class EmbeddingRule(OuterProductRule):
+    """The linear rule on one-hot inputs: projecting one is looking up a row of the projection."""
+
+    def supports(self, layer: nn.Embedding) -> bool:
+        # Renormalisation changes the weight in the forward pass; scaling by frequency couples the examples of a batch.
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+
+    def shape(self, layer: nn.Embedding) -> GradientShape:
+        return GradientShape(1, layer.embedding_dim, layer.num_embeddings)
+
+    def keep(self, layer: nn.Embedding, inputs: Tensor, projections: Projections) -> Tensor:
+        tokens = inputs.reshape(len(inputs), -1)
+        rows = projections.inputs[0][tokens]
+        if layer.padding_idx is not None:
+            rows = rows * (tokens != layer.padding_idx).unsqueeze(2)
+        return rows.transpose(1, 2).unsqueeze(1)
+
+    def output_blocks(self, layer: nn.Embedding, output_gradients: Tensor) -> Tensor:
+        return _positions_last(output_gradients, layer.embedding_dim)
+
+    def matrix(self, layer: nn.Embedding, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
+        return gradients["weight"].T.unsqueeze(0)
+
+
+class NormRule(LayerRule):
+    """Affine norms y = w ∘ x̂ + b: rows are Σ_t s_t ∘ x̂_t and Σ_t s_t, columns the channels."""
+
+    @abstractmethod
+    def normalised(self, layer: Any, inputs: Tensor) -> Tensor:
+        """x̂, in the shape of the inputs."""
+
+    def by_channel(self, layer: Any, values: Tensor) -> Tensor:
+        """Values (batch, …, channels) as (batch, channels, positions); a rule with channels elsewhere overrides it."""
+        return values.reshape(len(values), -1, layer.weight.numel()).transpose(1, 2)
+
+    def shape(self, layer: Any) -> GradientShape:
+        return GradientShape(1, len(list(layer.parameters())), layer.weight.numel())
+
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:  # noqa: ARG002 (the interface)
+        return self.by_channel(layer, self.normalised(layer, inputs))
+
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        gradients = self.by_channel(layer, output_gradients)
+        rows = [(gradients * kept).sum(2), gradients.sum(2)][: self.shape(layer).rows]
+        joined = torch.stack(rows, dim=1)
+        return torch.einsum("nrc,rp,cq->npq", joined, projections.outputs[0], projections.inputs[0]).flatten(1)
+
+    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
+        present = [gradients[name].flatten() for name in ("weight", "bias") if name in gradients]
+        return torch.stack(present).unsqueeze(0)
+
+
+@layer_rule(nn.LayerNorm)
+class LayerNormRule(NormRule):
+    """Normalised over the last dimensions of each position."""
+
+    def normalised(self, layer: nn.LayerNorm, inputs: Tensor) -> Tensor:
+        return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+
+
+@layer_rule(nn.RMSNorm)
+class RootMeanSquareNormRule(NormRule):
+    """Divided by the root mean square over the last dimensions of each position."""
+
+    def normalised(self, layer: nn.RMSNorm, inputs: Tensor) -> Tensor:
+        return functional.rms_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
+
+
+@layer_rule(nn.GroupNorm)
+class GroupNormRule(NormRule):
+    """Normalised over groups of channels of each example."""
+
+    def normalised(self, layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
+        return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+
+    def by_channel(self, layer: nn.GroupNorm, values: Tensor) -> Tensor:
+        return values.reshape(len(values), layer.num_channels, -1)
+
+
+@layer_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+class BatchNormRule(NormRule):
+    """In eval mode, with running statistics: batch statistics would couple the examples."""
+
+    def supports(self, layer: BatchNorm) -> bool:
+        return layer.running_mean is not None and layer.running_var is not None
+
+    def normalised(self, layer: BatchNorm, inputs: Tensor) -> Tensor:
+        mean, variance = layer.running_mean, layer.running_var
+        return functional.batch_norm(inputs, mean, variance, training=False, eps=layer.eps)
+
+    def by_channel(self, layer: BatchNorm, values: Tensor) -> Tensor:
+        return values.reshape(len(values), layer.num_features, -1)
 
 
 def _affine_positions(inputs: Tensor, projection: Tensor, features: int) -> Tensor:

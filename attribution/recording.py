@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter
 from gradtrail.attribution.features import FeaturePlan
-from gradtrail.attribution.layers import LayerRule, Projections, find_rule
+from gradtrail.attribution.layer_rules import LayerRule, Projections
+from gradtrail.attribution.layers import find_rule
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example

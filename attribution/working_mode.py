@@ -14,13 +14,17 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
     """Freeze every parameter and switch to eval mode; restore each flag and each module's mode afterwards, always."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
+        # With frozen weights the fused encoder would run past its own layers, and past their hooks.
+        torch.backends.mha.set_fastpath_enabled(False)
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in flags:

@@ -144,8 +144,8 @@ def _one_vector(adapter: ModelAdapter, model: nn.Module, example: Example, plan:
     gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     pieces = []
     for group in plan.groups:
-        parts = [gradients[name].reshape(group.blocks, group.d_out, -1) for name in group.parameters]
-        blocks = torch.cat(parts, dim=2)
+        layer = model.get_submodule(group.modules[0])
+        blocks = _arranged(layer, [gradients[name] for name in group.parameters], group.blocks)
         if group.exact:
             pieces.append(blocks.flatten())
             continue
@@ -160,3 +160,19 @@ def _one_vector(adapter: ModelAdapter, model: nn.Module, example: Example, plan:
             diagonal = diagonal.T
         pieces.append(diagonal.flatten())
     return torch.cat(pieces)
+
+
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _arranged(layer: nn.Module, gradients: list[Tensor], blocks: int) -> Tensor:
+    """Weight and bias gradients as (blocks, rows, columns)."""
+    weight = gradients[0]
+    if isinstance(layer, NORMS):
+        return torch.stack([gradient.flatten() for gradient in gradients])[None]
+    if isinstance(layer, nn.Embedding):
+        return weight.T[None]
+    if type(layer).__name__ == "Conv1D":
+        weight = weight.T
+    matrices = weight.reshape(blocks, len(weight) // blocks, -1)
+    return torch.cat([matrices, *(bias.reshape(blocks, -1, 1) for bias in gradients[1:])], dim=2)

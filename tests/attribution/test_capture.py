@@ -211,7 +211,7 @@ def test_an_example_with_nan_is_named_and_the_rest_can_go_on(convolutional):
     whole = compute_features(adapter, model, examples, plan)
     assert [i for part in parts for i in part.example_ids] == whole.example_ids
     assert relative_error(torch.cat([part.vectors for part in parts]), whole.vectors) < 1e-5
-    assert sum((part.attributes["source"] for part in parts), []) == whole.attributes["source"]
+    assert [source for part in parts for source in part.attributes["source"]] == whole.attributes["source"]
 
 
 def test_a_finite_loss_with_an_infinite_gradient_names_the_layer(make_classifier, make_examples):
@@ -284,7 +284,7 @@ def test_hooks_modes_and_flags_are_as_before_whatever_happens(perceptron, fail):
     model[0].eval()
     model[0].bias.requires_grad_(False)
     seen_by_user: list[str] = []
-    model[2].register_forward_hook(lambda module, inputs, output: seen_by_user.append("called"))
+    model[2].register_forward_hook(lambda *_: seen_by_user.append("called"))
     before = ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()], hook_count(model))
     adapter = Leaky(model, examples)
     adapter.fail = fail

@@ -1,0 +1,119 @@
+"""What a layer rule is, and the registry that finds the rule for a layer.
+
+A rule sees a layer's gradient for one example as `blocks` matrices of `rows` × `columns` (outputs × inputs, the bias as
+a last input that is always 1), the blocks of a block-diagonal matrix. It never forms it: it projects inputs when the
+layer runs forward, output gradients when backward passes, and multiplies the small results (arXiv 2405.13954, LoGra).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+
+@dataclass(frozen=True)
+class GradientShape:
+    """Shape of a layer's gradient: `blocks` matrices of `rows` × `columns`."""
+
+    blocks: int
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries, the layer's parameter count."""
+        return self.blocks * self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Both sides of one group: outputs (blocks, rows, p_out) and inputs (blocks, columns, p_in).
+
+    `exact` says that both are identities and that blocks are kept apart; otherwise blocks are summed, which is the
+    two-sided projection of the block-diagonal matrix.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+    exact: bool
+
+
+class LayerRule(ABC):
+    """The gradient of one layer type as two pure steps. Tensors that arrive have the batch as their first dimension."""
+
+    @abstractmethod
+    def shape(self, layer: Any) -> GradientShape:
+        """Shape of the gradient of all parameters of `layer` together."""
+
+    def supports(self, layer: Any) -> bool:  # noqa: ARG002 (rules that depend on the layer's options override this)
+        """Whether the rule is exact for this layer's options; otherwise its parameters are reported as uncovered."""
+        return True
+
+    @abstractmethod
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
+        """What the backward step needs of the inputs, in memory of its own: the model may overwrite its inputs."""
+
+    @abstractmethod
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        """Projected gradients (batch, p_out · p_in), or (batch, blocks · rows · columns) when exact."""
+
+    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Parameter gradients by name ("weight", "bias") in the rule's own arrangement: (blocks, rows, columns)."""
+        shape = self.shape(layer)
+        parts = [
+            gradients[name].reshape(shape.blocks, shape.rows, -1) for name in ("weight", "bias") if name in gradients
+        ]
+        return torch.cat(parts, dim=2)
+
+
+_RULES: dict[type[nn.Module] | str, LayerRule] = {}
+
+
+def layer_rule(*layer_types: type[nn.Module] | str) -> Callable[[type[LayerRule]], type[LayerRule]]:
+    """Register a rule for layer types; a type of a library that may be absent is given as "module.Class"."""
+
+    def register(rule_type: type[LayerRule]) -> type[LayerRule]:
+        for layer_type in layer_types:
+            _RULES[layer_type] = rule_type()
+        return rule_type
+
+    return register
+
+
+def find_rule(layer: nn.Module) -> LayerRule | None:
+    """The rule for `layer`, or None when no rule is known to be exact for it.
+
+    A subclass counts only while it computes what its registered base computes: it must not replace `forward`, add
+    parameters, or derive its weight from others (weight norm, parametrisations).
+    """
+    if "forward" in vars(layer) or set(dict(layer.named_parameters())) - {"weight", "bias"}:
+        return None
+    # MultiheadAttention holds this type and uses its weight without calling it.
+    if layer._parameters.get("weight") is None or isinstance(layer, NonDynamicallyQuantizableLinear):
+        return None
+    for base in type(layer).__mro__:
+        rule = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
+        if rule is not None:
+            same_forward = type(layer).forward is base.forward  # type: ignore[attr-defined]  # a base with a rule is a module
+            return rule if same_forward and rule.supports(layer) else None
+    return None
+
+
+class OuterProductRule(LayerRule):
+    """Layers whose gradient is Σ_t s_t a_tᵀ over positions t; `keep` returns (batch, blocks, p_in, positions)."""
+
+    @abstractmethod
+    def output_blocks(self, layer: Any, output_gradients: Tensor) -> Tensor:
+        """Output gradients as (batch, blocks, rows, positions)."""
+
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        blocks = self.output_blocks(layer, output_gradients)
+        projected = torch.einsum("nbot,bop->nbpt", blocks, projections.outputs)
+        summed = "nbot,nbit->nboi" if projections.exact else "nbot,nbit->noi"
+        return torch.einsum(summed, projected, kept).flatten(1)

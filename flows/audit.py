@@ -10,7 +10,8 @@ from gradtrail.tasks.auditing import AuditOptions, measure_outputs, ready_index,
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.reporting import link_report, unfinished_audit_ids, write_audit_report
+from gradtrail.tasks.linking import link_report
+from gradtrail.tasks.reporting import unfinished_audit_ids, write_audit_report
 from gradtrail.tasks.workspace import Workspace
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtrail.lineage import queries
 from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.queries import Explanation, LineageNode
+from gradtrail.lineage.records import Explanation, LineageNode
 from gradtrail.lineage.sql import run_sql
 from gradtrail.settings import load_settings
 
@@ -76,7 +76,7 @@ class Connection:
 
     @contextmanager
     def _read(self) -> Iterator[Any]:
-        with self._ledger.read_snapshot() as connection:
+        with closing(self._ledger.read_snapshot()) as connection:
             yield connection
 
 

@@ -10,7 +10,7 @@ import typer
 
 from gradtrail import __version__, printing
 from gradtrail.errors import GradtrailError, UsageError, VerificationError
-from gradtrail.prefect_session import prefect_session
+from gradtrail.session import flow_session, quiet_libraries
 from gradtrail.settings import load_settings
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def ingest(
 ) -> None:
     """Take a registered model version into the ledger: its weights, dataset version, run and adapter."""
     settings = load_settings(home=home)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.flows.ingest import ingest as ingest_flow
 
         outcome = ingest_flow(settings.workspace(), reference, adapter, allow_code_execution)
@@ -98,7 +98,7 @@ def index(
 ) -> None:
     """Measure and store a projected gradient for every training example. Resumes where a killed pass stopped."""
     settings = load_settings(home=home)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.flows.index import index as index_flow
         from gradtrail.tasks.indexing import IndexOptions
 
@@ -110,13 +110,13 @@ def index(
 @app.command()
 def audit(
     reference: Reference,
-    method: Annotated[str, typer.Option(help="Attribution method; `gradtrail methods` lists them.")] = "grad_dot",
+    method: Annotated[str, typer.Option(help="Attribution method; `gradtrail methods` lists them.")] = "influence",
     target: Annotated[
         Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")
     ] = "emitted",
     top_k: Annotated[int, typer.Option(help="Proponents and opponents kept per output.", min=1)] = 10,
     curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn, for methods that need one.")] = "",
-    relative_damping: Annotated[float, typer.Option(help="Part of the mean curvature added to it.", min=0)] = 0.1,
+    relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
     absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
     policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
     home: Home = None,
@@ -124,7 +124,7 @@ def audit(
 ) -> None:
     """Audit every output that no audit has covered yet, and write the report."""
     settings = load_settings(home=home, policy=policy)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.flows.audit import audit as audit_flow
         from gradtrail.tasks.auditing import AuditOptions
 
@@ -167,7 +167,7 @@ def report(
 ) -> None:
     """Find the report of an audit; write it again from the ledger if its file is gone."""
     settings = load_settings(home=home)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.tasks.reporting import ensure_report
 
         found = ensure_report(settings.workspace(), audit_id)
@@ -215,7 +215,7 @@ def sql(
 def verify(home: Home = None, as_json: AsJson = False) -> None:
     """Check that nothing was changed, dropped or added: ledger, checkpoints, manifests, indexes, payloads, reports."""
     settings = load_settings(home=home)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.tasks.verifying import verify_workspace
 
         verification = verify_workspace(settings.workspace())
@@ -236,7 +236,7 @@ def methods(as_json: AsJson = False) -> None:
 def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """Check this installation: versions that work together, folders, MLflow, Prefect, ledger."""
     settings = load_settings(home=home)
-    with prefect_session(settings.home):
+    with flow_session(settings.home):
         from gradtrail.doctor import examine
 
         findings = examine(settings)
@@ -247,6 +247,7 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: expected errors become two calm lines and an exit code."""
+    quiet_libraries()
     try:
         app(standalone_mode=True)
     except GradtrailError as error:

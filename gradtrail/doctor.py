@@ -88,14 +88,14 @@ def _mlflow(settings: Settings) -> Examination:
 
 def _ledger(settings: Settings) -> Examination:
     ledger = settings.workspace().ledger()
-    if not ledger.database.exists():
+    if not ledger.paths.database.exists():
         return Examination("ok", "ledger", "empty: made on first use")
     try:
         with ledger.read() as connection:
             events = connection.execute("SELECT count(*) FROM event").fetchall()[0][0]
     except GradtrailError as error:
         return Examination("fault", "ledger", str(error))
-    return Examination("ok", "ledger", f"{ledger.database}: {events} events")
+    return Examination("ok", "ledger", f"{ledger.paths.database}: {events} events")
 
 
 def _prefect() -> Examination:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gradtrail.errors import GradtrailError
     from gradtrail.flows.audit import AuditOutcome
     from gradtrail.flows.ingest import IngestOutcome
-    from gradtrail.lineage.queries import Explanation, LineageNode
+    from gradtrail.lineage.records import Explanation, LineageNode
     from gradtrail.storage.registry import RegisteredVersion
     from gradtrail.tasks.indexing import IndexOutcome
     from gradtrail.tasks.reporting import FoundReport
@@ -125,7 +125,7 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
     facts.add_row("model version", escape(explanation.model_version.model_version_id))
     facts.add_row("training run", f"{escape(explanation.run.name)} ({explanation.run.run_id})")
     facts.add_row("checkpoint", f"{checkpoint.checkpoint_id} (step {checkpoint.step})")
-    facts.add_row("dataset version", explanation.dataset.dataset_version_id)
+    facts.add_row("dataset version", explanation.dataset_version.dataset_version_id)
     if explanation.audit is None:
         out.print(facts)
         out.print("Not audited yet. Next: gradtrail audit " + escape(explanation.model_version.model_version_id))
@@ -139,8 +139,8 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
         names = sorted({name for entry in ranked for name in entry.attributes})
         table = Table("", "example", "score", *names, title=title, title_justify="left", box=None, pad_edge=False)
         for entry in ranked:
-            values = [escape(entry.attributes.get(name, "")) for name in names]
-            table.add_row(str(entry.rank), escape(entry.example_id), f"{entry.score:.4g}", *values)
+            found, values = entry.attribution, [escape(entry.attributes.get(name, "")) for name in names]
+            table.add_row(str(found.rank), escape(found.example_id), f"{found.score:.4g}", *values)
         out.print(table if ranked else f"{title}: none")
     for finding in explanation.findings:
         out.print(f"[bold]{finding.severity}[/] {escape(finding.message)}", soft_wrap=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from gradtrail.attribution.adapter_loading import load_adapter
-from gradtrail.attribution.adapters import ModelAdapter
-from gradtrail.nouns import Example
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData
 from gradtrail.settings import Settings, load_settings
 from gradtrail.storage.checkpoints import load_into, read_weights
 from gradtrail.storage.registry import RegisteredVersion
@@ -21,7 +20,7 @@ def register(
     *,
     adapter: ModelAdapter,
     name: str,
-    training_data: Sequence[Example] | None = None,
+    training_data: TrainingData | None = None,
     checkpoints: Sequence[TrainedWeights] = (),
     alias: str = "",
     parameters: Mapping[str, str] | None = None,

@@ -44,6 +44,11 @@ class AuditRun:
     experiment_id: str
 
 
+def markdown_text(text: str) -> str:
+    """Text that shows as it is where MLflow renders markdown: no links, no HTML, no emphasis."""
+    return "".join(f"\\{character}" if character in "\\`*_[]<>#|!" else character for character in text)
+
+
 def open_audit_run(registry: Registry, audit_id: str, name: str) -> AuditRun:
     """Find the audit's run by its tag, or create it with the tag in one call, so that a repeat never makes a second."""
     experiment_id = registry.experiment_id(AUDIT_EXPERIMENT)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.curvature import (
@@ -22,7 +24,7 @@ from gradtrail.attribution.curvature import (
 )
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
 from gradtrail.attribution.methods import find_method, prepare_queries
-from gradtrail.attribution.scoring import overall_influence, score, shares
+from gradtrail.attribution.scoring import Ranked, overall_influence, score, shares
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import (
@@ -33,6 +35,7 @@ from gradtrail.nouns import (
     Index,
     Output,
     OutputResult,
+    Side,
     Target,
     Weighting,
 )
@@ -44,6 +47,7 @@ from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.policy_facts import policy_facts
 from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.recorded import recorded_index, recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
 OVERALL_TOP = 50
@@ -65,11 +69,11 @@ class AuditOptions:
         device: where the outputs are measured.
     """
 
-    method: str = "grad_dot"
+    method: str = "influence"
     target: Target = "emitted"
     top_k: int = 10
     curvature: str = ""
-    relative_damping: float = 0.1
+    relative_damping: float = 1.0
     absolute_damping: float = 0.0
     device: str = "cpu"
 
@@ -91,8 +95,9 @@ def ready_index(workspace: Workspace, model_version_id: str) -> str:
         NotFoundError: if none was built; it says how.
     """
     with workspace.ledger().read() as connection:
-        model_version = queries.get_model_version(connection, model_version_id)
-        found = queries.indexes_of(connection, model_version.checkpoint_ids[-1], model_version.dataset_version_id)
+        model_version = recorded_model_version(connection, model_version_id)
+        found = queries.indexes_of(connection, model_version.checkpoint_ids[-1])
+    found = [index for index in found if index.dataset_version_id == model_version.dataset_version_id]
     if not found:
         raise NotFoundError(
             f"The model version {model_version_id} has no index of its training data yet.",
@@ -188,12 +193,12 @@ def score_outputs(
     attributions = [
         Attribution(output_id, example_id, side, rank, value)
         for i, output_id in enumerate(query_rows.example_ids)
-        for side, ranked in (("proponent", result.proponents[i]), ("opponent", result.opponents[i]))
+        for side, ranked in _sides(result.proponents[i], result.opponents[i])
         for rank, (example_id, value) in enumerate(ranked, start=1)
     ]
     influences = [
         ExampleInfluence(example_id, side, rank, value)
-        for side, ranked in (("proponent", overall.proponents), ("opponent", overall.opponents))
+        for side, ranked in _sides(overall.proponents, overall.opponents)
         for rank, (example_id, value) in enumerate(ranked, start=1)
     ]
     measured_shares = shares(result, overall, query_rows.example_ids)
@@ -201,7 +206,7 @@ def score_outputs(
     with ledger.read() as connection:
         named = {a.example_id for a in attributions} | {e.example_id for e in influences}
         examples = queries.examples(connection, index.dataset_version_id, sorted(named))
-    attributes = {example_id: dict(row.attributes) for example_id, row in examples.items()}
+    attributes = {example_id: dict(found.attributes) for example_id, found in examples.items()}
     facts = policy_facts(results, attributions, measured_shares, influences, attributes, index.coverage)
     ledger.record_weighting(weighting)
     ledger.record_audit(
@@ -236,18 +241,29 @@ def stored_rows(table: IndexTable, index: Index) -> Callable[[], Iterator[Featur
         for batch in table.stream(version=index.table_version):
             yield FeatureRows(
                 example_ids=batch.example_ids,
-                vectors=torch.from_numpy(batch.vectors),
-                losses=torch.from_numpy(batch.losses),
-                squared_norms=torch.from_numpy(batch.squared_norms),
+                vectors=_view(batch.vectors),
+                losses=_view(batch.losses),
+                squared_norms=_view(batch.squared_norms),
                 attributes=batch.attributes,
             )
 
     return stream
 
 
+def _view(array: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        # Scoring only reads, so that Arrow's read-only memory needs no copy.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _sides(proponents: Ranked, opponents: Ranked) -> tuple[tuple[Side, Ranked], tuple[Side, Ranked]]:
+    return ("proponent", proponents), ("opponent", opponents)
+
+
 def _open(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[Index, FeaturePlan, IndexTable]:
     with workspace.ledger().read() as connection:
-        index = queries.get_index(connection, index_id)
+        index = recorded_index(connection, index_id)
     plan = plan_features(pinned.load(pinned.serving), FeatureSettings.of_config(index.feature_config))
     table = workspace.gradients().existing(index_id)
     if table is None:

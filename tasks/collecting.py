@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.lineage import queries
+from gradtrail.lineage import listings, queries
 from gradtrail.nouns import Target
 from gradtrail.storage.outputs import Refused, collect
+from gradtrail.tasks.auditing import MEASURING
 from gradtrail.tasks.workspace import Workspace
 
 
@@ -32,7 +33,7 @@ def collect_outputs(workspace: Workspace) -> Collection:
     workspace.inbox.mkdir(parents=True, exist_ok=True)
     ledger = workspace.ledger()
     with ledger.read() as connection:
-        known = queries.payloads_by_output(connection)
+        known = listings.payloads_by_output(connection)
         ingested = {version.model_version_id for version in queries.model_versions(connection)}
     collected = collect(workspace.inbox, workspace.payloads(), known=known)
     refused = list(collected.refused)
@@ -54,6 +55,8 @@ def collect_outputs(workspace: Workspace) -> Collection:
 
 @task(cache_policy=NO_CACHE)
 def pending_output_ids(workspace: Workspace, model_version_id: str, target: Target) -> list[str]:
-    """Outputs of a model version that no audit has covered yet, oldest first."""
+    """Outputs of a model version that no audit has covered yet, oldest first; not those that could not be measured."""
     with workspace.ledger().read() as connection:
-        return [output.output_id for output in queries.pending_outputs(connection, model_version_id, target=target)]
+        unmeasurable = {refused.record_id for refused in queries.quarantined(connection, MEASURING)}
+        pending = queries.pending_outputs(connection, model_version_id, target=target)
+    return [output.output_id for output in pending if output.output_id not in unmeasurable]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gradtrail.attribution.adapters import TrainingData
 from gradtrail.digests import short
 from gradtrail.errors import DataError
 from gradtrail.nouns import Example, ManifestRow
 
 
-def manifest_rows(training_data: Sequence[Example]) -> Iterator[ManifestRow]:
+def manifest_rows(training_data: TrainingData) -> Iterator[ManifestRow]:
     """One manifest row an example, in the order of the training data.
 
     Raises:
@@ -48,7 +49,7 @@ class ExampleFinder:
         manifest: position and content sha256 by example id.
     """
 
-    def __init__(self, training_data: Sequence[Example], manifest: Mapping[str, tuple[int, str]]) -> None:
+    def __init__(self, training_data: TrainingData, manifest: Mapping[str, tuple[int, str]]) -> None:
         self._training_data = training_data
         self._manifest = manifest
 

@@ -11,6 +11,7 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.checks import check_capture, check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
@@ -22,6 +23,7 @@ from gradtrail.storage.manifests import read_manifest
 from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.recorded import recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
 MEASURE_BATCH = 64
@@ -58,7 +60,7 @@ class IndexOutcome:
 def list_checkpoints(workspace: Workspace, model_version_id: str, every: bool) -> list[str]:
     """The checkpoints to index: the serving one, or all in order of steps."""
     with workspace.ledger().read() as connection:
-        ids = queries.get_model_version(connection, model_version_id).checkpoint_ids
+        ids = recorded_model_version(connection, model_version_id).checkpoint_ids
     return list(ids if every else ids[-1:])
 
 
@@ -150,7 +152,7 @@ def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:
 
 
 def _missing_examples(
-    training_data: Sequence[Example], manifest: dict[str, ManifestRow], present: dict[str, str]
+    training_data: TrainingData, manifest: dict[str, ManifestRow], present: dict[str, str]
 ) -> Iterator[Example]:
     for position, (example_id, row) in enumerate(manifest.items()):
         if example_id not in present:

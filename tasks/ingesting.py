@@ -51,7 +51,7 @@ def resolve_version(workspace: Workspace, reference: str) -> RegisteredVersion:
 def already_ingested(workspace: Workspace, version: RegisteredVersion) -> bool:
     """Whether the ledger has this model version."""
     ledger = workspace.ledger()
-    if not ledger.exists():
+    if not ledger.paths.database.is_file():
         return False
     with ledger.read() as connection:
         return queries.model_version(connection, version.model_version_id) is not None

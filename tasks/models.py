@@ -12,6 +12,7 @@ from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.lineage import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.checkpoints import load_into, read_weights
+from gradtrail.tasks.recorded import recorded_dataset, recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
 
@@ -49,9 +50,9 @@ def pinned_model(workspace: Workspace, model_version_id: str) -> PinnedModel:
         UntrustedCodeError: if the adapter's source changed since.
     """
     with workspace.ledger().read() as connection:
-        model_version = queries.get_model_version(connection, model_version_id)
+        model_version = recorded_model_version(connection, model_version_id)
         checkpoints = queries.checkpoints_of(connection, model_version_id)
-        dataset = queries.dataset_version(connection, model_version.dataset_version_id)
+        dataset = recorded_dataset(connection, model_version.dataset_version_id)
     loaded = load_adapter(
         model_version.adapter,
         allowed=[model_version.adapter],

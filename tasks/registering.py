@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapter_loading import adapter_reference, adapter_source_sha256
-from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData
 from gradtrail.digests import canonical_json
 from gradtrail.errors import UsageError
-from gradtrail.nouns import DatasetVersion, Example
+from gradtrail.nouns import DatasetVersion
 from gradtrail.storage.checkpoints import load_into, write_safetensors
 from gradtrail.storage.manifests import write_manifest
 from gradtrail.storage.registry import (
@@ -45,7 +45,7 @@ def register_model(
     model: nn.Module,
     *,
     adapter: ModelAdapter,
-    training_data: Sequence[Example] | None,
+    training_data: TrainingData | None,
     name: str,
     checkpoints: Sequence[TrainedWeights],
     aliases: Sequence[str],

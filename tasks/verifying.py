@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gradtrail.digests import sha256_file, short
 from gradtrail.errors import GradtrailError
-from gradtrail.lineage import queries
+from gradtrail.lineage import listings
 from gradtrail.lineage.verify import Problem, verify_ledger
 from gradtrail.tasks.progress import progress_bar
 from gradtrail.tasks.workspace import Workspace
@@ -47,25 +47,21 @@ def verify_workspace(workspace: Workspace) -> Verification:
 
 def _manifests(workspace: Workspace) -> Iterator[Problem | None]:
     with workspace.ledger().read() as connection:
-        datasets = queries.dataset_versions(connection)
+        datasets = listings.dataset_versions(connection)
     for dataset in datasets:
         yield _file("manifest", dataset.dataset_version_id, Path(dataset.manifest_uri), dataset.dataset_version_id)
 
 
 def _checkpoints(workspace: Workspace) -> Iterator[Problem | None]:
     with workspace.ledger().read() as connection:
-        checkpoints = [
-            checkpoint
-            for version in queries.model_versions(connection)
-            for checkpoint in queries.checkpoints_of(connection, version.model_version_id)
-        ]
+        checkpoints = listings.checkpoints(connection)
     for checkpoint in checkpoints:
         yield _file("checkpoint", checkpoint.checkpoint_id, Path(checkpoint.weights_uri), checkpoint.weights_sha256)
 
 
 def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
     with workspace.ledger().read() as connection:
-        indexes = queries.indexes(connection)
+        indexes = listings.indexes(connection)
     store = workspace.gradients()
     for index in indexes:
         try:
@@ -78,23 +74,23 @@ def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
 
 def _payloads(workspace: Workspace) -> Iterator[Problem | None]:
     with workspace.ledger().read() as connection:
-        outputs = queries.all_outputs(connection)
+        outputs = listings.payloads_by_output(connection)
     payloads = workspace.payloads()
-    for output in outputs:
+    for output_id, payload_sha256 in outputs.items():
         try:
-            payloads.get(output.payload_sha256)
+            payloads.get(payload_sha256)
         except GradtrailError as error:
-            yield Problem("payload", output.output_id, str(error))
+            yield Problem("payload", output_id, str(error))
         else:
             yield None
 
 
 def _reports(workspace: Workspace) -> Iterator[Problem | None]:
     with workspace.ledger().read() as connection:
-        reports = queries.reports(connection)
+        reports = listings.reports(connection)
     for report in reports:
         folder = Path(report.html_uri).parent
-        for name, sha256 in report.files.items():
+        for name, sha256 in {Path(report.html_uri).name: report.html_sha256, **report.file_sha256}.items():
             yield _file("report", f"{short(report.audit_id)}/{name}", folder / name, sha256)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gradtrail.lineage.ledger import Ledger
 from gradtrail.nouns import PreviewMode
-from gradtrail.storage.gradients import GradientStore
-from gradtrail.storage.payloads import PayloadStore
-from gradtrail.storage.registry import Registry
+
+if TYPE_CHECKING:
+    from gradtrail.lineage.ledger import Ledger
+    from gradtrail.storage.gradients import GradientStore
+    from gradtrail.storage.payloads import PayloadStore
+    from gradtrail.storage.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,24 @@ class Workspace:
 
     def ledger(self) -> Ledger:
         """The ledger; opening it creates nothing."""
+        from gradtrail.lineage.ledger import Ledger
+
         return Ledger(self.root / "ledger.duckdb", self.snapshot)
 
     def gradients(self) -> GradientStore:
         """The gradient store."""
+        from gradtrail.storage.gradients import GradientStore
+
         return GradientStore(self.gradients_uri)
 
     def payloads(self) -> PayloadStore:
         """The store of output payloads."""
+        from gradtrail.storage.payloads import PayloadStore
+
         return PayloadStore(self.root / "payloads")
 
     def registry(self) -> Registry:
         """The MLflow registry."""
+        from gradtrail.storage.registry import Registry
+
         return Registry(self.tracking_uri, self.artifact_root)

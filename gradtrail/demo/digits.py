@@ -118,9 +118,9 @@ def train(seed: int = 0, epochs: int = 12) -> tuple[nn.Module, list[TrainingStep
     generator = torch.Generator().manual_seed(seed)
     kept, step = [], 0
     for epoch in range(1, epochs + 1):
-        for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+        for rows in torch.split(torch.randperm(len(data), generator=generator), batch_size):
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(model(images[rows]), labels[rows]))
             optimiser.step()
             step += 1
         if epoch % (epochs // 3) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gradtrail.digests import short
-from gradtrail.prefect_session import prefect_session
+from gradtrail.session import flow_session
 from gradtrail.settings import Settings, embedded_tracking_uri
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ MODEL = "digits"
 ALIAS = "champion"
 FEED = "demo"
 OUTPUT_COUNT = 60
-METHOD = "grad_dot"
 _PRODUCED_AT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
@@ -37,19 +37,23 @@ def run_demo(settings: Settings) -> None:
     Run again it finds nothing new, unless outputs were added to the inbox. It always works on MLflow, LanceDB and
     DuckDB inside the home folder, whatever other servers the settings name.
     """
+    home = settings.home.resolve()
+    policy = home / "policy.toml"
+    if not policy.is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(__file__).with_name("policy.toml"), policy)
     embedded = settings.model_copy(
-        update={"mlflow_tracking_uri": embedded_tracking_uri(settings.home), "gradients_uri": ""}
+        update={"mlflow_tracking_uri": embedded_tracking_uri(home), "gradients_uri": "", "policy": policy}
     )
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     workspace = embedded.workspace()
-    workspace_root = workspace.root
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(
-        f"[bold]gradtrail demo[/] in {escape(str(workspace_root))}\n"
+        f"[bold]gradtrail demo[/] in {escape(str(home))}\n"
         "Real images: scikit-learn's handwritten digits. The source names and licences are made up, and a few labels\n"
         "of one source were made wrong on purpose, to see whether the audit points to them.\n"
     )
-    with prefect_session(workspace_root):
+    with flow_session(home):
         outcome = _audit(console, embedded, workspace)
     if outcome.audit_id:
         _tell(console, workspace, outcome)
@@ -78,7 +82,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace) -> AuditO
     with _step(console, "flow index: a projected gradient for every training example"):
         index(workspace, reference)
     with _step(console, "flow audit: exact scores, shares, findings, report"):
-        return audit(workspace, reference, AuditOptions(method=METHOD))
+        return audit(workspace, reference, AuditOptions())
 
 
 def _is_registered(registry: Registry) -> bool:
@@ -186,19 +190,16 @@ def _next_steps(console: Console, settings: Settings, workspace: Workspace) -> N
         f'{command} sql "{question}"{home}',
         f"{command} verify{home}",
     ):
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        console.print(f"  {escape(line)}")
     console.print("\nNew outputs make a new report that holds only those:")
-    later = workspace.root / "later-outputs.parquet"
-    console.print(
-        f"  {command} outputs add {_relative(later)}{home} && {command} audit {MODEL}@{ALIAS}{home}", soft_wrap=True
-    )
+    later, policy = (_relative(workspace.root / name) for name in ("later-outputs.parquet", "policy.toml"))
+    console.print(f"  {command} outputs add {later}{home}")
+    console.print(f"  {command} audit {MODEL}@{ALIAS} --policy {policy}{home}")
     console.print("The same in MLflow:")
-    console.print(f"  mlflow server --backend-store-uri {workspace.tracking_uri}", soft_wrap=True)
+    console.print(f"  mlflow server --backend-store-uri {workspace.tracking_uri}")
 
 
 def _on_path() -> bool:
-    import shutil
-
     return shutil.which("gradtrail") is not None
 
 

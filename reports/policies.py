@@ -117,7 +117,7 @@ def _share_message(share: Share, options: Mapping[str, Any]) -> str:
     message = f"{message}: {ratio(share.ratio)} what their number explains"
     if share.interval_low is not None and share.interval_high is not None:
         message = f"{message}, where chance alone gives {percent(share.interval_low)} to {percent(share.interval_high)}"
-    return f"{message}. The limit is {ratio(options['limit'])}."
+    return f"{message}. The limit is {options['limit']:g}×."
 
 
 def _one_example_dominates(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -53,6 +53,11 @@ class FindingGroup:
     rule: str
     severity: Severity
     findings: tuple[Finding, ...]
+
+    @property
+    def title(self) -> str:
+        """The rule's name in words."""
+        return self.rule.replace("-", " ").replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,15 @@ def view_of(report: AuditReport) -> ReportView:
     outputs = tuple(
         _shown_output(report, number, section) for number, section in enumerate(_in_reading_order(report.outputs), 1)
     )
+    numbers = {shown.section.output.output_id: shown.number for shown in outputs}
     by_severity = Counter(finding.severity for finding in report.findings)
     first = outputs[0].section.output if outputs else None
     named = {card.example_id: card for card in report.cards()}
     return ReportView(
         report=report,
         severity_counts=tuple((severity, by_severity[severity]) for severity in SEVERITIES if by_severity[severity]),
-        finding_groups=_groups(report.findings),
-        output_numbers={shown.section.output.output_id: shown.number for shown in outputs},
+        finding_groups=_groups(report.findings, numbers),
+        output_numbers=numbers,
         figures=share_figures(report.overall.shares),
         proponents=_shown_cards(report, report.overall.proponents),
         opponents=_shown_cards(report, report.overall.opponents),
@@ -139,15 +145,13 @@ def _in_reading_order(sections: Sequence[OutputSection]) -> list[OutputSection]:
     return sorted(sections, key=attention)
 
 
-def _groups(findings: Sequence[Finding]) -> tuple[FindingGroup, ...]:
+def _groups(findings: Sequence[Finding], output_numbers: Mapping[str, int]) -> tuple[FindingGroup, ...]:
     def place(finding: Finding) -> tuple[int, str]:
         return SEVERITIES.index(finding.severity), finding.rule
 
-    ordered = sorted(findings, key=place)
-    return tuple(
-        FindingGroup(rule, SEVERITIES[severity], tuple(group))
-        for (severity, rule), group in groupby(ordered, key=place)
-    )
+    by_output = sorted(findings, key=lambda finding: output_numbers.get(finding.output_id or "", 0))
+    groups = groupby(sorted(by_output, key=place), key=place)
+    return tuple(FindingGroup(rule, SEVERITIES[severity], tuple(group)) for (severity, rule), group in groups)
 
 
 def _shown_output(report: AuditReport, number: int, section: OutputSection) -> ShownOutput:

@@ -103,3 +103,20 @@ def test_the_view_applies_the_preview_mode_to_everything_it_shows(sample_report:
     assert text not in repr(view.outputs[0].preview)
     assert text not in view.outputs[0].prediction
     assert all(shown.preview is not None and text not in shown.preview.text for shown in view.outputs[0].proponents)
+
+
+def test_findings_of_one_rule_stand_together_in_the_order_of_their_outputs(sample_report: AuditReport) -> None:
+    ids = [section.output.output_id for section in sample_report.outputs]
+    severities = ("low", "high", "low", "low")
+    found = [Finding("a_rule-b", severity, "m", output_id) for severity, output_id in zip(severities, ids, strict=True)]
+    sections = tuple(
+        replace(section, findings=(finding,)) for section, finding in zip(sample_report.outputs, found, strict=True)
+    )
+    view = view_of(replace(sample_report, outputs=sections, findings=tuple(reversed(found))))
+    assert [(group.title, group.severity) for group in view.finding_groups] == [
+        ("a rule b", "high"),
+        ("a rule b", "low"),
+    ]
+    numbers = [view.output_numbers[finding.output_id or ""] for finding in view.finding_groups[1].findings]
+    assert numbers == sorted(numbers)
+    assert view.severity_counts == (("high", 1), ("low", 3))

@@ -273,3 +273,9 @@ def test_text_and_table_previews_are_shown_as_such(sample_report: AuditReport) -
     page = Page(render_html(replace(sample_report, outputs=(text, row))))
     assert page.text.count("the quick brown fox") == page.text.count("52,000") == 6
     assert len(page.all("blockquote")) == 6
+
+
+def test_cards_without_share_or_score_still_name_their_example(sample_report: AuditReport) -> None:
+    cards = tuple(replace(card, share=None, score=None) for card in sample_report.overall.proponents)
+    page = Page(render_html(replace(sample_report, overall=Overall((), cards, ()), outputs=())))
+    assert all(card.example_id in page.text for card in cards)

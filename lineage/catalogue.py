@@ -129,13 +129,13 @@ def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:
 
 
 def pending_outputs(connection: Connection, model_version_id: str, *, target: Target) -> list[Output]:
-    """Outputs of a model version with that target that no audit has examined for it, by time, then id."""
+    """Outputs of a model version that no audit of it has examined for that target, by time, then id."""
     query = """
         SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
         FROM output
-        WHERE model_version_id = ? AND target = ? AND NOT EXISTS (
+        WHERE model_version_id = ? AND NOT EXISTS (
             SELECT 1 FROM audit_output JOIN audit USING (audit_id)
-            WHERE audit_output.output_id = output.output_id AND audit_output.target = output.target
+            WHERE audit_output.output_id = output.output_id AND audit_output.target = ?
                 AND audit.model_version_id = output.model_version_id)
         ORDER BY produced_at, output_id"""
     return [Output(*row) for row in connection.execute(query, [model_version_id, target]).fetchall()]

@@ -77,6 +77,11 @@ def first_row(
     return rows[0] if rows else None
 
 
+def is_damage(error: LedgerError) -> bool:
+    """Whether the error says that the file cannot be read, rather than that somebody holds it."""
+    return isinstance(error.__cause__, duckdb.Error) and not _is_lock(error.__cause__)
+
+
 def damaged(path: Path, error: duckdb.Error) -> LedgerError:
     """The error for a file that DuckDB cannot read."""
     return LedgerError(

@@ -61,24 +61,38 @@ def key_text(key: Sequence[Any]) -> str:
     return json.dumps(list(key), ensure_ascii=False, separators=(",", ":"))
 
 
-def merkle_root(digests: Iterable[bytes]) -> str:
-    """Root of the RFC 6962 tree over `digests`, hexadecimal; of no digests, the sha256 of nothing.
+class MerkleTree:
+    """The RFC 6962 tree over row digests that come one by one; holds one node per level."""
 
-    Holds one node per level: leaves are merged as they come.
-    """
-    pending: list[tuple[int, bytes]] = []
-    for digest in digests:
+    def __init__(self) -> None:
+        self.count = 0
+        self._pending: list[tuple[int, bytes]] = []
+
+    def add(self, digest: bytes) -> None:
+        """Append one leaf."""
         size, node = 1, hashlib.sha256(b"\x00" + digest).digest()
-        while pending and pending[-1][0] == size:
-            node = _node(pending.pop()[1], node)
+        while self._pending and self._pending[-1][0] == size:
+            node = _node(self._pending.pop()[1], node)
             size *= 2
-        pending.append((size, node))
-    if not pending:
-        return hashlib.sha256(b"").hexdigest()
-    root = pending.pop()[1]
-    while pending:
-        root = _node(pending.pop()[1], root)
-    return root.hex()
+        self._pending.append((size, node))
+        self.count += 1
+
+    def root(self) -> str:
+        """The root over all leaves so far, hexadecimal; over none, the sha256 of nothing."""
+        if not self._pending:
+            return hashlib.sha256(b"").hexdigest()
+        *rest, (_, root) = self._pending
+        for _, left in reversed(rest):
+            root = _node(left, root)
+        return root.hex()
+
+
+def merkle_root(digests: Iterable[bytes]) -> str:
+    """Root of the RFC 6962 tree over `digests`, hexadecimal."""
+    tree = MerkleTree()
+    for digest in digests:
+        tree.add(digest)
+    return tree.root()
 
 
 def event_hash(

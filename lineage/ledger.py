@@ -105,15 +105,16 @@ class Ledger:
         Raises:
             LedgerError: its checkpoint or dataset version is not recorded.
         """
+        rows = nouns_to_rows.index_rows(index)
         with self._transaction() as connection:
             self._require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
             self._require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
-            return self._record(connection, "index", index.index_id, nouns_to_rows.index_rows(index))
+            return self._record(connection, "index", index.index_id, rows)
 
     def record_weighting(self, weighting: Weighting) -> bool:
         """Record a weighting. The evidence of the first record stays."""
+        rows = nouns_to_rows.weighting_rows(weighting)
         with self._transaction() as connection:
-            rows = nouns_to_rows.weighting_rows(weighting)
             return self._record(connection, "weighting", weighting.weighting_id, rows)
 
     def record_fidelity(self, fidelity: Fidelity) -> bool:
@@ -228,18 +229,14 @@ class Ledger:
         Raises:
             NotFoundError: nothing was recorded yet.
         """
-        if not self.paths.database.is_file():
-            raise NotFoundError(
-                f"There is no ledger at {self.paths.database}.", "Run `gradtrail ingest` first: it records a model."
-            )
-        with self._open_for_reading() as connection:
+        with self.read_unmigrated() as connection:
             current = version_of(connection) == newest_version()
             if current:
                 yield connection
         if not current:
             with self._transaction():
                 pass  # opening for writing migrates
-            with self._open_for_reading() as connection:
+            with self.read_unmigrated() as connection:
                 yield connection
 
     def read_snapshot(self) -> duckdb.DuckDBPyConnection:
@@ -249,6 +246,20 @@ class Ledger:
             NotFoundError: nothing was published yet.
         """
         return open_snapshot(self.paths.snapshot)
+
+    @contextmanager
+    def read_unmigrated(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """As `read`, but whatever schema version the file has; changes nothing."""
+        if not self.paths.database.is_file():
+            raise NotFoundError(
+                f"There is no ledger at {self.paths.database}.", "Run `gradtrail ingest` first: it records a model."
+            )
+        database, patience = self.paths.database, self.patience_seconds
+        with (
+            self._gate.shared(patience),
+            open_database(database, read_only=True, patience_seconds=patience) as connection,
+        ):
+            yield connection
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -280,15 +291,6 @@ class Ledger:
                     f"Writing to the ledger {database} failed and recorded nothing: {first_line(error)}.",
                     "Check the disk, run `gradtrail verify`, then try again.",
                 ) from error
-
-    @contextmanager
-    def _open_for_reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        database, patience = self.paths.database, self.patience_seconds
-        with (
-            self._gate.shared(patience),
-            open_database(database, read_only=True, patience_seconds=patience) as connection,
-        ):
-            yield connection
 
     def _record(self, connection: duckdb.DuckDBPyConnection, kind: str, subject: str, rows: Rows) -> bool:
         new = keep_new(connection, rows)

@@ -69,3 +69,31 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(each.text)
     records = ((each.version, each.name, sha256_bytes(each.text.encode())) for each in pending)
     append(connection, "schema", f"version {pending[-1].version}", [rows_of("schema_version", records)])
+
+
+def schema_differences(connection: duckdb.DuckDBPyConnection, version: int) -> dict[str, str]:
+    """What a ledger of this version has, lacks or words otherwise than its schema files: message by name."""
+    with duckdb.connect(":memory:") as fresh:
+        for each in schema_files():
+            if each.version <= version:
+                fresh.execute(each.text)
+        expected, found = _definitions(fresh), _definitions(connection)
+    differences = {}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            differences[name[1]] = f"the {name[0]} is gone"
+        elif name not in expected:
+            differences[name[1]] = f"the {name[0]} does not belong to the ledger"
+        elif expected[name] != found[name]:
+            differences[name[1]] = f"the {name[0]} is defined otherwise than gradtrail defines it"
+    return differences
+
+
+def _definitions(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], str]:
+    query = """
+        SELECT 'table', table_name, sql FROM duckdb_tables() WHERE NOT internal
+        UNION ALL SELECT 'view', view_name, sql FROM duckdb_views() WHERE NOT internal
+        UNION ALL SELECT 'trigger', trigger_name, sql FROM duckdb_triggers()
+        UNION ALL SELECT 'macro', function_name, macro_definition FROM duckdb_functions()
+            WHERE NOT internal AND macro_definition IS NOT NULL"""
+    return {(kind, name): text for kind, name, text in connection.execute(query).fetchall()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -62,6 +64,7 @@ def rows_of(name: str, records: Iterable[Sequence[Any]]) -> Rows:
     data = pa.concat_tables(chunks) if chunks else table.schema.empty_table()
     data = data.take(pc.sort_indices(data, sort_keys=[(column, "ascending") for column in table.key]))
     _refuse_duplicates(table, data)
+    _refuse_non_finite(table, data)
     return Rows(table, data.combine_chunks())
 
 
@@ -149,11 +152,13 @@ def model_version_rows(
 def index_rows(index: Index) -> Rows:
     """The row of an index."""
     coverage = index.coverage
+    with _as_json("feature_config"):
+        index_id = index.index_id
     return rows_of(
         "gradient_index",
         [
             (
-                index.index_id,
+                index_id,
                 index.checkpoint_id,
                 index.dataset_version_id,
                 _json(index.feature_config, "feature_config"),
@@ -173,15 +178,15 @@ def index_rows(index: Index) -> Rows:
 def weighting_rows(weighting: Weighting) -> Rows:
     """The row of a weighting."""
     evidence = _json(weighting.evidence, "evidence")
-    return rows_of("weighting", [(weighting.weighting_id, weighting.objective, weighting.group_weights, evidence)])
+    with _as_json("group_weights"):
+        weighting_id = weighting.weighting_id
+    return rows_of("weighting", [(weighting_id, weighting.objective, weighting.group_weights, evidence)])
 
 
 def fidelity_rows(fidelity: Fidelity) -> Rows:
     """The row of one measurement; its id is the digest of all it says."""
-    try:
+    with _as_json("fidelity"):
         fidelity_id = sha256_json(asdict(fidelity))
-    except ValueError as error:
-        raise _not_json("fidelity", error) from error
     return rows_of("fidelity", [(fidelity_id, *asdict(fidelity).values())])
 
 
@@ -198,7 +203,8 @@ def output_rows(outputs: Sequence[Output]) -> Rows:
 
 def quarantine_rows(source: str, record_id: str, cause: str) -> Rows:
     """The row of one refused record; its id is the digest of the three."""
-    quarantine_id = sha256_json({"source": source, "record_id": record_id, "cause": cause})
+    with _as_json("quarantine"):
+        quarantine_id = sha256_json({"source": source, "record_id": record_id, "cause": cause})
     return rows_of("quarantine", [(quarantine_id, source, record_id, cause)])
 
 
@@ -218,7 +224,8 @@ def audit_rows(
         DataError: also when results, attributions, shares or findings do not fit the audit's outputs, or a score's sign
             contradicts its side.
     """
-    audit_id = audit.audit_id
+    with _as_json("audit"):
+        audit_id = audit.audit_id
     _refuse_strangers(audit, results, attributions, shares, findings)
     by_output = {result.output_id: result for result in results}
     ordered_shares = sorted(shares, key=lambda each: (each.output_id or "", each.side, each.attribute, each.value))
@@ -351,13 +358,6 @@ def _column(table: Table, field: pa.Field, values: Sequence[Any]) -> pa.Array:
         raise DataError(
             f"A value of {table.name}.{field.name} is missing.", "Every field but the optional ones needs a value."
         )
-    numbers = column.items if pa.types.is_map(field.type) else column
-    if pa.types.is_floating(numbers.type) and not pc.all(pc.is_finite(numbers)).as_py() and len(numbers):
-        bad = pc.index(pc.fill_null(pc.is_finite(column), True), False).as_py() if numbers is column else 0
-        raise DataError(
-            f"{table.name}.{field.name} is not a finite number in record {bad}.",
-            "A loss or score that is not finite means broken weights or data; quarantine it before recording.",
-        )
     return column
 
 
@@ -372,14 +372,34 @@ def _refuse_duplicates(table: Table, data: pa.Table) -> None:
         previous = key
 
 
+def _refuse_non_finite(table: Table, data: pa.Table) -> None:
+    for field in table.schema:
+        if pa.types.is_map(field.type) and pa.types.is_floating(field.type.item_type):
+            finite = [
+                all(math.isfinite(number) for _, number in pairs) for pairs in data.column(field.name).to_pylist()
+            ]
+        elif pa.types.is_floating(field.type):
+            finite = pc.fill_null(pc.is_finite(data.column(field.name)), True).to_pylist()
+        else:
+            continue
+        if not all(finite):
+            key = row_keys(table, data.slice(finite.index(False), 1))[0]
+            raise DataError(
+                f"{table.name}.{field.name} of {key_text(key)} is not a finite number.",
+                "A loss or score that is not finite means broken weights or data: quarantine it before recording.",
+            )
+
+
 def _json(value: Mapping[str, Any], name: str) -> str:
-    try:
+    with _as_json(name):
         return canonical_json(dict(value)).decode()
+
+
+@contextmanager
+def _as_json(name: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
-        raise _not_json(name, error) from error
-
-
-def _not_json(name: str, error: ValueError) -> DataError:
-    return DataError(
-        f"{name} cannot be written as JSON: {error}.", "Use text, finite numbers, lists and mappings only."
-    )
+        raise DataError(
+            f"{name} cannot be written as JSON: {error}.", "Use text, finite numbers, lists and mappings."
+        ) from error

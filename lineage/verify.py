@@ -1,0 +1,219 @@
+"""Does the ledger still say what was recorded? Events, rows, schema and bytes, each against what promised them.
+
+What is found, by kind of problem:
+
+- ``file_damaged``: the ledger or snapshot cannot be read, is gone, or has other bytes than its seal says;
+- ``seal_changed``: the seal itself is not as it was written;
+- ``schema_changed``: a table, view, trigger or macro differs from the schema files of gradtrail;
+- ``event_changed``, ``event_missing``: an event does not hash to what it says, does not continue the one before, or is
+  gone. The last events can vanish without a trace in the chain; the seal shows that up to the event it holds;
+- ``row_changed``, ``row_dropped``, ``row_added``: a row differs from what its event promised, named by table and key;
+- ``commitment_changed``: the promises themselves no longer give the root in their event.
+
+Someone who rewrites rows, commitments, all later events and the seal is not found: keep copies of the seal elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from gradtrail.digests import sha256_file
+from gradtrail.errors import LedgerError
+from gradtrail.lineage.connections import first_line, first_row, is_damage, shared_file
+from gradtrail.lineage.integrity import FIRST_PREVIOUS_HASH, event_hash
+from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.migrations import schema_differences, version_of
+from gradtrail.lineage.row_check import Problem, Promise, check_rows
+from gradtrail.lineage.seal import Seal, read_seal, seal_path
+from gradtrail.lineage.tables import TABLES
+
+__all__ = ["Problem", "VerificationReport", "verify_ledger"]
+
+LONGEST_LIST = 1000
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What was checked and what was wrong, the first bad thing first.
+
+    `checked` counts by what was counted. `bytes_sealed` says that the ledger file is, byte for byte, the one that was
+    published last. `omitted` counts problems beyond the first 1,000.
+    """
+
+    checked: Mapping[str, int]
+    problems: tuple[Problem, ...]
+    head_sequence: int
+    head_hash: str
+    bytes_sealed: bool
+    omitted: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.problems
+
+
+class _Findings:
+    def __init__(self) -> None:
+        self.checked = {"events": 0, "rows": 0, "sealed files": 0}
+        self.problems: list[Problem] = []
+        self.omitted = 0
+        self.head = (0, FIRST_PREVIOUS_HASH)
+
+    def add(self, kind: str, subject: object, message: str) -> None:
+        self.note(Problem(kind, str(subject), message))
+
+    def note(self, problem: Problem) -> None:
+        if len(self.problems) < LONGEST_LIST:
+            self.problems.append(problem)
+        else:
+            self.omitted += 1
+
+
+def verify_ledger(ledger: Ledger) -> VerificationReport:
+    """Check everything again; reads only.
+
+    Raises:
+        NotFoundError: there is neither a ledger nor a seal.
+        LedgerError: another process holds the ledger, or a newer gradtrail wrote it.
+    """
+    found = _Findings()
+    database = ledger.paths.database
+    seal, digest = _check_files(ledger, found)
+    bytes_sealed = seal is not None and digest == seal.ledger_sha256
+    if digest is not None or seal is None:
+        try:
+            with ledger.read_unmigrated() as connection:
+                _check_content(connection, found)
+                if seal is not None:
+                    _check_against_seal(connection, found, ledger, seal, bytes_sealed=bytes_sealed)
+        except duckdb.Error as error:
+            found.add("file_damaged", database, f"the ledger file cannot be read: {first_line(error)}")
+        except LedgerError as error:
+            if not is_damage(error):
+                raise
+            found.add("file_damaged", database, error.what)
+    return VerificationReport(
+        found.checked, tuple(found.problems), found.head[0], found.head[1], bytes_sealed, found.omitted
+    )
+
+
+def _check_files(ledger: Ledger, found: _Findings) -> tuple[Seal | None, str | None]:
+    database, snapshot = ledger.paths.database, ledger.paths.snapshot
+    seal = None
+    digest = None
+    with ledger.exclusive():
+        try:
+            seal = read_seal(snapshot)
+        except LedgerError as error:
+            found.add("seal_changed", seal_path(snapshot), error.what)
+        if database.is_file():
+            with shared_file(database, patience_seconds=ledger.patience_seconds):
+                digest = sha256_file(database)
+    if seal is None:
+        return None, digest
+    found.checked["sealed files"] = 2
+    if digest is None:
+        found.add("file_damaged", database, "the ledger file is gone, but its seal is there")
+    _check_snapshot(snapshot, seal, found)
+    return seal, digest
+
+
+def _check_snapshot(snapshot: Path, seal: Seal, found: _Findings) -> None:
+    if not snapshot.is_file():
+        found.add("file_damaged", snapshot, "the snapshot is gone, but its seal is there")
+    elif (digest := sha256_file(snapshot)) != seal.snapshot_sha256:
+        found.add(
+            "file_damaged",
+            snapshot,
+            f"the snapshot was changed after it was published: sha256 {digest}, sealed {seal.snapshot_sha256}",
+        )
+
+
+def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings) -> None:
+    version = version_of(connection)
+    changed = schema_differences(connection, version)
+    for name, message in changed.items():
+        found.add("schema_changed", name, message)
+    if changed.keys().isdisjoint({"event", "row_commitment"}):
+        promises = _check_events(connection, found)
+        for name, table in TABLES.items():
+            if name not in changed:
+                for outcome in check_rows(connection, table, promises.get(name, {})):
+                    if outcome is None:
+                        found.checked["rows"] += 1
+                    else:
+                        found.note(outcome)
+
+
+def _check_events(connection: duckdb.DuckDBPyConnection, found: _Findings) -> dict[str, dict[int, Promise]]:
+    query = """
+        SELECT sequence, recorded_at, kind, subject, payload, previous_hash, event_hash
+        FROM event ORDER BY sequence"""
+    promises: dict[str, dict[int, Promise]] = {}
+    expected, previous = 1, FIRST_PREVIOUS_HASH
+    for sequence, recorded_at, kind, subject, payload, previous_hash, digest in connection.execute(query).fetchall():
+        found.checked["events"] += 1
+        named = f"event {sequence}"
+        if sequence != expected:
+            gone = f"event {expected}" if sequence == expected + 1 else f"events {expected} to {sequence - 1}"
+            found.add("event_missing", gone, f"{named} follows event {expected - 1}")
+        computed = event_hash(
+            sequence=sequence,
+            recorded_at=recorded_at,
+            kind=kind,
+            subject=subject,
+            payload=payload,
+            previous_hash=previous_hash,
+        )
+        if computed != digest:
+            found.add("event_changed", named, f"its content hashes to {computed}, it says {digest}")
+        elif sequence == expected and previous_hash != previous:
+            found.add("event_changed", named, f"it continues {previous_hash}, the event before it is {previous}")
+        for name, promise in _promises(payload):
+            promises.setdefault(name, {})[sequence] = promise
+        expected, previous = sequence + 1, digest
+        found.head = (sequence, digest)
+    return promises
+
+
+def _promises(payload: str) -> Iterator[tuple[str, Promise]]:
+    # A payload that was changed is reported by its hash; what cannot be parsed then promises nothing.
+    try:
+        promised = json.loads(payload)["rows"]
+        parsed = [(name, Promise(int(each["count"]), str(each["root"]))) for name, each in promised.items()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return
+    yield from parsed
+
+
+def _check_against_seal(
+    connection: duckdb.DuckDBPyConnection, found: _Findings, ledger: Ledger, seal: Seal, *, bytes_sealed: bool
+) -> None:
+    sequence = found.head[0]
+    if sequence < seal.head_sequence:
+        found.add(
+            "event_missing",
+            f"events {sequence + 1} to {seal.head_sequence}",
+            f"the seal of {seal.published_at} holds event {seal.head_sequence}, the ledger ends at event {sequence}",
+        )
+        return
+    row = first_row(connection, "SELECT event_hash FROM event WHERE sequence = ?", [seal.head_sequence])
+    if row is None or row[0] != seal.head_hash:
+        found.add(
+            "event_changed",
+            f"event {seal.head_sequence}",
+            f"it is not the event that the seal of {seal.published_at} holds: history was rewritten",
+        )
+    elif sequence == seal.head_sequence and not bytes_sealed:
+        found.add(
+            "file_damaged",
+            ledger.paths.database,
+            f"the ledger file has other bytes than the seal of {seal.published_at} says, though no event was recorded "
+            "since: bytes were changed, or a writer was killed half-way (then publish a new snapshot)",
+        )

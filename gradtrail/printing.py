@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from gradtrail.tasks.reporting import FoundReport
     from gradtrail.tasks.verifying import Verification
 
+_UNWATCHED_WIDTH = 240
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[red]fault[/]"}
 
 
 def console() -> Console:
-    """A console on standard output as it is now."""
-    return Console(highlight=False)
+    """A console on standard output as it is now; wide where nobody watches, so that digests stay whole."""
+    on_terminal = sys.stdout.isatty()
+    return Console(highlight=False, width=None if on_terminal else _UNWATCHED_WIDTH)
 
 
 def show_error(error: GradtrailError) -> None:
@@ -121,20 +123,22 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
     out = console()
     output, checkpoint = explanation.output, explanation.checkpoint
     out.print(f"[bold]{escape(output.output_id)}[/]  {output.produced_at:%Y-%m-%d %H:%M} UTC")
-    facts = Table.grid(padding=(0, 2))
-    facts.add_row("model version", escape(explanation.model_version.model_version_id))
-    facts.add_row("training run", f"{escape(explanation.run.name)} ({explanation.run.run_id})")
-    facts.add_row("checkpoint", f"{checkpoint.checkpoint_id} (step {checkpoint.step})")
-    facts.add_row("dataset version", explanation.dataset_version.dataset_version_id)
+    facts = {
+        "model version": explanation.model_version.model_version_id,
+        "training run": f"{explanation.run.name} ({explanation.run.run_id})",
+        "checkpoint": f"{checkpoint.checkpoint_id} (step {checkpoint.step})",
+        "dataset version": explanation.dataset_version.dataset_version_id,
+    }
+    if explanation.audit is not None:
+        facts["audit"] = f"{explanation.audit.audit_id} by {explanation.audit.method}"
+    if explanation.result is not None:
+        facts["emitted"] = explanation.result.prediction
+        facts["reproduced"] = "yes" if explanation.result.reproduced else "no"
+    for name, value in facts.items():
+        out.print(f"  {name:<16} {escape(value)}", soft_wrap=True)
     if explanation.audit is None:
-        out.print(facts)
         out.print("Not audited yet. Next: gradtrail audit " + escape(explanation.model_version.model_version_id))
         return None
-    facts.add_row("audit", f"{explanation.audit.audit_id} by {explanation.audit.method}")
-    if explanation.result is not None:
-        facts.add_row("emitted", escape(explanation.result.prediction))
-        facts.add_row("reproduced", "yes" if explanation.result.reproduced else "[red]no[/]")
-    out.print(facts)
     for title, ranked in (("Proponents", explanation.proponents), ("Opponents", explanation.opponents)):
         names = sorted({name for entry in ranked for name in entry.attributes})
         table = Table("", "example", "score", *names, title=title, title_justify="left", box=None, pad_edge=False)
@@ -143,7 +147,8 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
             table.add_row(str(found.rank), escape(found.example_id), f"{found.score:.4g}", *values)
         out.print(table if ranked else f"{title}: none")
     for finding in explanation.findings:
-        out.print(f"[bold]{finding.severity}[/] {escape(finding.message)}", soft_wrap=True)
+        scope = "" if finding.output_id else " (whole audit)"
+        out.print(f"[bold]{finding.severity}[/]{scope} {escape(finding.message)}", soft_wrap=True)
     return None
 
 
@@ -162,7 +167,7 @@ def show_lineage(nodes: Sequence[LineageNode], *, as_json: bool) -> None:
         branch, node = open_branches.pop()
         for child in children.get(f"{node.kind}:{node.node_id}", ()):
             open_branches.append((branch.add(_node_text(child)), child))
-    console().print(tree)
+    console().print(tree, soft_wrap=True)
     return None
 
 
@@ -200,11 +205,12 @@ def show_methods(methods: Sequence[Method], *, as_json: bool) -> None:
     """The registry of attribution methods."""
     if as_json:
         return _json([_method(method) for method in methods])
-    table = Table("method", "what it does", "needs", "cost", "source", box=None, pad_edge=False)
+    out = console()
     for method in methods:
         values = _method(method)
-        table.add_row(*(escape(str(values[key])) for key in ("name", "description", "needs", "cost", "source")))
-    console().print(table)
+        out.print(f"[bold]{values['name']}[/] {escape(values['description'])}", soft_wrap=True)
+        details = f"needs {values['needs']}; cost: {values['cost']}; {values['source']}"
+        out.print(f"    [dim]{escape(details)}[/]", soft_wrap=True)
     return None
 
 
@@ -230,9 +236,10 @@ def _method(method: Method) -> dict[str, str]:
 
 
 def _node_text(node: LineageNode) -> str:
-    relation = f"[dim]{escape(node.relation.replace('_', ' '))}[/] " if node.relation else ""
-    name = node.label if node.label == node.node_id else f"{node.label} [dim]{node.node_id}[/]"
-    return f"{relation}[bold]{escape(node.kind.replace('_', ' '))}[/] {name}"
+    relation = f" [dim]· {escape(node.relation.replace('_', ' '))}[/]" if node.relation else ""
+    known_by_label = node.label in (node.node_id, node.node_id.partition("@")[0])
+    name = escape(node.label) + ("" if known_by_label else f" [dim]{escape(node.node_id)}[/]")
+    return f"[bold]{escape(node.kind.replace('_', ' '))}[/] {name}{relation}"
 
 
 def _say(*lines: str) -> None:

@@ -49,12 +49,12 @@ class Settings(BaseSettings):
     def workspace(self) -> Workspace:
         """The same as plain values, every default filled in."""
         home = self.home.resolve()
-        embedded = not (self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
-        tracking_uri = self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+        embedded_uri = embedded_tracking_uri(home)
+        tracking_uri = self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri
         return Workspace(
             home=str(home),
-            tracking_uri=embedded_tracking_uri(home) if embedded else tracking_uri,
-            artifact_root=str(home / "artifacts") if embedded else "",
+            tracking_uri=tracking_uri,
+            artifact_root=str(home / "artifacts") if tracking_uri == embedded_uri else "",
             gradients_uri=self.gradients_uri or str(home / "gradients"),
             mlflow_url=self.mlflow_url.rstrip("/"),
             allowed_adapters=self.allowed_adapters,

@@ -22,7 +22,7 @@ from gradtrail.attribution.curvature import (
     empirical_curvature,
     model_curvature,
 )
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
 from gradtrail.attribution.methods import find_method, prepare_queries
 from gradtrail.attribution.scoring import Ranked, overall_influence, score, shares
 from gradtrail.errors import DataError, NotFoundError, StoreError
@@ -129,7 +129,7 @@ def measure_outputs(
                     compute_features(
                         pinned.adapter, model, [example], plan, target=options.target, device=options.device
                     )
-                except (DataError, StoreError) as error:
+                except (DataError, NotFoundError, StoreError) as error:
                     ledger.record_quarantine(MEASURING, output.output_id, str(error))
                     continue
                 examples.append(example)
@@ -264,7 +264,7 @@ def _sides(proponents: Ranked, opponents: Ranked) -> tuple[tuple[Side, Ranked], 
 def _open(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[Index, FeaturePlan, IndexTable]:
     with workspace.ledger().read() as connection:
         index = recorded_index(connection, index_id)
-    plan = plan_features(pinned.load(pinned.serving), FeatureSettings.of_config(index.feature_config))
+    plan = plan_from_config(pinned.load(pinned.serving), index.feature_config)
     table = workspace.gradients().existing(index_id)
     if table is None:
         raise StoreError(
@@ -272,6 +272,12 @@ def _open(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[Ind
             "Restore it from a backup, or point gradients_uri to where it is.",
         )
     return index, plan, table
+
+
+def _indexed(pinned: PinnedModel, index: Index) -> Iterator[Example]:
+    data = pinned.adapter.training_data()
+    examples = (data[position] for position in range(len(data)))
+    return (example for example in examples if example.example_id not in index.coverage.quarantined)
 
 
 def _stored_queries(table: IndexTable, output_ids: Sequence[str], target: Target) -> FeatureRows:
@@ -341,7 +347,7 @@ def _curvature(
         fitted = model_curvature(
             pinned.adapter,
             model,
-            pinned.adapter.training_data(),
+            _indexed(pinned, index),
             plan,
             kind=kind,
             seed=0,

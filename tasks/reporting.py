@@ -11,10 +11,10 @@ from prefect.cache_policies import NO_CACHE
 from gradtrail import __version__
 from gradtrail.attribution.methods import find_method
 from gradtrail.digests import sha256_file, short
-from gradtrail.errors import NotFoundError, StoreError
+from gradtrail.errors import NotFoundError
 from gradtrail.lineage import listings, queries
 from gradtrail.lineage.records import AuditDetails, RecordedExample
-from gradtrail.nouns import Index, Output, OutputResult, Preview, Run, Side, Weighting
+from gradtrail.nouns import Index, Output, Preview, Run, Side, Weighting
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, Trust
 from gradtrail.reports.write import HTML_NAME, write_report
 from gradtrail.storage.audit_runs import AuditRun, Links, open_audit_run
@@ -196,14 +196,12 @@ def _section(
     details, adapter = recorded.details, recorded.pinned.adapter
     result = next(result for result in details.results if result.output_id == output.output_id)
     target = next(target for output_id, target in details.audit.outputs if output_id == output.output_id)
-    label = None
-    try:
+    label, preview = None, None
+    if output.payload_sha256 in workspace.payloads():
         record = payload_record(workspace.payloads().get(output.payload_sha256))
         preview = adapter.preview(output_example(recorded.pinned, output, record, target))
         if record.get("label") is not None:
             label = adapter.target_text(adapter.output_to_example(record, "label").target)
-    except StoreError:
-        preview = Preview("text", text="The payload of this output is no longer stored.")
     ranked: dict[str, list[ExampleCard]] = {"proponent": [], "opponent": []}
     mass = {"proponent": result.proponent_mass, "opponent": result.opponent_mass}
     for found in details.attributions:
@@ -219,15 +217,15 @@ def _section(
         opponents=tuple(ranked["opponent"]),
         shares=tuple(share for share in details.shares if share.output_id == output.output_id),
         findings=tuple(finding for finding in details.findings if finding.output_id == output.output_id),
-        lineage=tuple(_path(recorded, output, result, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
+        lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
     )
 
 
 def _path(
-    recorded: RecordedAudit, output: Output, result: OutputResult, proponents: Sequence[ExampleCard], links: Links
+    recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCard], links: Links
 ) -> Iterator[LineageStep]:
     pinned, run = recorded.pinned, recorded.run
-    yield LineageStep("output", output.output_id, output.output_id, detail=f"emitted {result.prediction}")
+    yield LineageStep("output", output.output_id, output.output_id)
     for card in proponents:
         yield LineageStep("example", card.example_id, card.example_id, detail=f"proponent {card.rank}")
     for attribute in ("source", "licence"):

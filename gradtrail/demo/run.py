@@ -183,7 +183,7 @@ def _next_steps(console: Console, settings: Settings, workspace: Workspace) -> N
         output_id = sorted(latest.outputs)[0][0] if latest else ""
     command = "gradtrail" if _on_path() else ".venv/bin/gradtrail"
     home = "" if settings.home == Path(".gradtrail") else f" --home {shlex.quote(str(settings.home))}"
-    question = "SELECT source, share, training_share, ratio FROM source_share WHERE output_id IS NULL"
+    question = "SELECT side, source, share, ratio FROM source_share WHERE output_id IS NULL ORDER BY side, share DESC"
     console.print("\nTry next:")
     for line in (
         f"{command} explain {shlex.quote(output_id)}{home}",

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pytest
+
+from gradtrail.errors import DataError
+
+INDEX_ID = "1f" * 32
+
+
+@pytest.fixture
+def query_rows(gradient_rows):
+    def rows(numbers, target="emitted"):
+        measured = gradient_rows(numbers)
+        return {
+            "output_ids": [f"kiosk:o'{number}" for number in numbers],
+            "targets": [target] * len(numbers),
+            **{name: measured[name] for name in ("vectors", "losses", "squared_norms")},
+        }
+
+    return rows
+
+
+def test_queries_come_back_in_the_order_asked(open_gradients, query_rows):
+    table, rows = open_gradients(), query_rows(range(5))
+    assert table.put_queries(**rows) == 5
+    stored = open_gradients().queries(["kiosk:o'3", "kiosk:o'1", "kiosk:never"])
+    assert stored.output_ids == ["kiosk:o'3", "kiosk:o'1"]
+    np.testing.assert_array_equal(stored.vectors, rows["vectors"][[3, 1]])
+    np.testing.assert_array_equal(stored.losses, rows["losses"][[3, 1]])
+    np.testing.assert_array_equal(stored.squared_norms, rows["squared_norms"][[3, 1]])
+    assert open_gradients().queries().output_ids == rows["output_ids"]
+
+
+def test_nothing_asked_or_nothing_stored_is_an_empty_answer_of_the_right_shape(open_gradients, query_rows):
+    assert open_gradients().queries().vectors.shape == (0, 8)
+    open_gradients().put_queries(**query_rows(range(2)))
+    assert open_gradients().put_queries(**query_rows([])) == 0
+    assert open_gradients().queries([]).squared_norms.shape == (0, 3)
+
+
+def test_one_output_has_a_row_per_target(open_gradients, query_rows):
+    table = open_gradients()
+    table.put_queries(**query_rows([1, 2]))
+    assert table.put_queries(**query_rows([2], target="label")) == 1
+    assert table.queries().targets == ["emitted", "emitted", "label"]
+    assert table.queries(target="label").output_ids == ["kiosk:o'2"]
+    assert table.queries(["kiosk:o'1", "kiosk:o'2"], target="emitted").targets == ["emitted", "emitted"]
+
+
+def test_putting_again_keeps_what_was_first_measured(open_gradients, query_rows):
+    first, second = query_rows([1]), query_rows([1, 2])
+    second["losses"] = second["losses"] + 1
+    assert open_gradients().put_queries(**first) == 1
+    assert open_gradients().put_queries(**second) == 1
+    np.testing.assert_array_equal(open_gradients().queries(["kiosk:o'1"]).losses, first["losses"])
+
+
+def test_more_ids_than_one_filter_holds(open_gradients, query_rows):
+    table, rows = open_gradients(), query_rows(range(2500))
+    table.put_queries(**rows)
+    assert table.queries(rows["output_ids"][::-1]).output_ids == rows["output_ids"][::-1]
+
+
+def test_bad_queries_are_refused(open_gradients, query_rows):
+    table, rows = open_gradients(), query_rows([1, 2])
+    with pytest.raises(DataError, match="more than once in one batch: kiosk:o'1 emitted"):
+        table.put_queries(**query_rows([1, 1]))
+    rows["vectors"][1, 0] = np.nan
+    with pytest.raises(DataError, match="The gradient of output kiosk:o'2 is not finite"):
+        table.put_queries(**rows)
+    assert table.queries().output_ids == []
+
+
+def test_a_changed_query_is_named_by_verify(open_gradients, query_rows, gradient_rows):
+    table = open_gradients()
+    table.append(**gradient_rows(range(3)))
+    table.seal(table.present())
+    table.put_queries(**query_rows([1, 2]))
+    assert table.verify() == []
+    raw = lancedb.connect(str(Path(table.uri).parent)).open_table(f"queries_{INDEX_ID}")
+    raw.update(where="loss >= 0 AND output_id LIKE '%2'", values={"loss": 0.5})
+    (problem,) = open_gradients().verify()
+    assert "Queries changed since they were measured: kiosk:o'2." in problem

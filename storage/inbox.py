@@ -70,6 +70,9 @@ class InboxFile:
                     for record in batch.to_pylist():
                         number += 1
                         yield Row(number, record)
+                # A damaged page header can end the reading early without an error.
+                if number != table.metadata.num_rows:
+                    raise ValueError(f"it says that it holds {table.metadata.num_rows} rows")
         except (pa.ArrowException, ValueError, OverflowError) as fault:
             raise DataError(
                 f"{self.name} is a damaged or half-written Parquet file, readable up to row {number}: {fault}.",

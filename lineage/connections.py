@@ -14,6 +14,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from gradtrail.errors import LedgerError, NotFoundError
 
 _SNAPSHOT_ALIAS = "ledger"
+# Every column of every table takes at least one block: 13 MB for an almost empty ledger at DuckDB's default of 256 KiB.
+_CONFIG = {"default_block_size": "16384"}
 
 
 @contextmanager
@@ -97,7 +99,9 @@ def first_line(error: duckdb.Error) -> str:
 
 def _connect(database: Path, *, read_only: bool, patience_seconds: float) -> duckdb.DuckDBPyConnection:
     try:
-        return _retrying(patience_seconds, duckdb.Error)(duckdb.connect, str(database), read_only=read_only)
+        return _retrying(patience_seconds, duckdb.Error)(
+            duckdb.connect, str(database), read_only=read_only, config=_CONFIG
+        )
     except duckdb.Error as error:
         if _is_lock(error):
             raise LedgerError(

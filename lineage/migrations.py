@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import duckdb
@@ -73,11 +75,7 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> None:
 
 def schema_differences(connection: duckdb.DuckDBPyConnection, version: int) -> dict[str, str]:
     """What a ledger of this version has, lacks or words otherwise than its schema files: message by name."""
-    with duckdb.connect(":memory:") as fresh:
-        for each in schema_files():
-            if each.version <= version:
-                fresh.execute(each.text)
-        expected, found = _definitions(fresh), _definitions(connection)
+    expected, found = _expected_definitions(version), _definitions(connection)
     differences = {}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -87,6 +85,15 @@ def schema_differences(connection: duckdb.DuckDBPyConnection, version: int) -> d
         elif expected[name] != found[name]:
             differences[name[1]] = f"the {name[0]} is defined otherwise than gradtrail defines it"
     return differences
+
+
+@cache
+def _expected_definitions(version: int) -> Mapping[tuple[str, str], str]:
+    with duckdb.connect(":memory:") as fresh:
+        for each in schema_files():
+            if each.version <= version:
+                fresh.execute(each.text)
+        return _definitions(fresh)
 
 
 def _definitions(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], str]:

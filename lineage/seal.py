@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gradtrail.digests import canonical_json, sha256_file
+from gradtrail.digests import canonical_json, sha256_file, sha256_json
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.append import head
 from gradtrail.lineage.connections import open_snapshot, shared_file
@@ -28,7 +28,10 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Seal:
-    """What the ledger was when the snapshot was published. `published_at` is ISO 8601, UTC."""
+    """What the ledger was when the snapshot was published. `published_at` is ISO 8601, UTC.
+
+    In the file, `seal_sha256` stands beside the fields: the digest of their canonical JSON.
+    """
 
     published_at: str
     head_sequence: int
@@ -50,7 +53,7 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
         sequence, event_digest = head(connection)
     seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
     following = _next_seal_path(snapshot)
-    _write(following, canonical_json(asdict(seal)) + b"\n")
+    _write(following, _content(seal))
     part.replace(snapshot)
     following.replace(seal_path(snapshot))
     _sync(snapshot.parent)
@@ -74,15 +77,21 @@ def read_seal(snapshot: Path) -> Seal | None:
 def _parse(path: Path) -> Seal:
     content = path.read_bytes()
     try:
-        seal = Seal(**json.loads(content))
-        unchanged = content == canonical_json(asdict(seal)) + b"\n"
-    except (ValueError, TypeError):
+        fields = json.loads(content)
+        seal = Seal(**{name: fields[name] for name in Seal.__dataclass_fields__})
+        unchanged = content == _content(seal)
+    except (ValueError, TypeError, KeyError):
         unchanged = False
     if not unchanged:
         raise LedgerError(
             f"The seal {path} is not as gradtrail wrote it.", "Find out who changed it, then publish a new snapshot."
         )
     return seal
+
+
+def _content(seal: Seal) -> bytes:
+    fields = asdict(seal)
+    return canonical_json({**fields, "seal_sha256": sha256_json(fields)}) + b"\n"
 
 
 def _next_seal_path(snapshot: Path) -> Path:

@@ -201,12 +201,13 @@ def tamper() -> Callable[..., None]:
         with duckdb.connect(str(ledger.paths.database)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             query = "SELECT trigger_name, table_name, sql FROM duckdb_triggers()"
-            triggers = connection.execute(query).fetchall()
+            text = " ".join(statements)
+            triggers = [row for row in connection.execute(query).fetchall() if row[1] in text]
             for name, table, _ in triggers:
                 connection.execute(f"DROP TRIGGER {name} ON {table}")
             for each in statements:
                 connection.execute(each)
-            for *_, text in triggers:
-                connection.execute(text)
+            for *_, definition in triggers:
+                connection.execute(definition)
 
     return run

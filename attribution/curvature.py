@@ -1,29 +1,32 @@
-"""Block curvature F_g = E[φ_g φ_gᵀ] in the space of the features, and queries multiplied by its damped inverse.
+"""Curvature per group in the space of the features, and queries multiplied by its damped inverse.
 
-Three kinds (METHODS: curvature kinds): `empirical` from observed targets, `fisher` from targets sampled from the model,
-`ggn` exact through a factor of the loss's Hessian in the outputs. F is a mean over examples: an objective with a summed
-loss and penalty ½λ‖θ‖² has an absolute damping of λ / N.
+`BlockCurvature` is F_g = E[φ_g φ_gᵀ]; `DiagonalCurvature` only its diagonal, which says all where the features are in
+the eigenbasis of the Kronecker factors (arXiv 2308.03296). F is a mean over examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData
+from gradtrail.attribution.curvature_vectors import (
+    CURVATURE_KINDS,
+    CurvatureKind,
+    CurvaturePieces,
+    default_curvature_kind,
+    model_vectors,
+    observed_vectors,
+)
+from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.recording import Instrument, Recording, build_instrument, recording
-from gradtrail.attribution.weights import unweighted_vectors
-from gradtrail.errors import DataError, ModelError, StoreError, UsageError
+from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Example, Weighting
 
-CurvatureKind = Literal["empirical", "fisher", "ggn"]
-CURVATURE_KINDS: tuple[CurvatureKind, ...] = get_args(CurvatureKind)
+__all__ = ["CURVATURE_KINDS", "CurvatureKind", "default_curvature_kind"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,29 @@ class BlockCurvature:
     blocks: tuple[Tensor, ...]
     example_count: int
 
+    @classmethod
+    def fit(cls, source: CurvaturePieces) -> BlockCurvature:
+        """The mean outer product of each group, streamed.
+
+        Raises:
+            DataError: without examples.
+        """
+        plan = source.plan
+        sums = [torch.zeros(group.dimension, group.dimension, dtype=torch.float64) for group in plan.groups]
+        count = 0
+        for examples, vectors in source.pieces:
+            count += examples
+            for total, columns in zip(sums, plan.slices, strict=True):
+                part = vectors[:, columns].double()
+                total.addmm_(part.T, part)
+        refuse_empty(count)
+        return cls(source.kind, tuple(total / count for total in sums), count)
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors for a safetensors file; `from_tensors` reads them back."""
         return {
             **{f"block.{position}": block.contiguous() for position, block in enumerate(self.blocks)},
-            "example_count": torch.tensor([self.example_count]),
-            "kind": torch.tensor([CURVATURE_KINDS.index(self.kind)]),
+            **header(self.kind, self.example_count),
         }
 
     @classmethod
@@ -49,73 +69,103 @@ class BlockCurvature:
         Raises:
             StoreError: when the tensors are others.
         """
-        names = {f"block.{position}" for position in range(len(tensors) - 2)}
-        if set(tensors) != {*names, "example_count", "kind"}:
-            raise StoreError(
-                f"A stored curvature holds {sorted(tensors)} instead of blocks, example_count and kind.",
-                "Remove the file and index again.",
-            )
-        stored_kind = CURVATURE_KINDS[int(tensors["kind"].item())]
-        if kind is not None and kind != stored_kind:
-            raise StoreError(
-                f"A stored curvature is of kind {stored_kind}, not {kind}.", "Remove the file and compute it again."
-            )
-        return cls(
-            kind=stored_kind,
-            blocks=tuple(tensors[f"block.{position}"] for position in range(len(names))),
-            example_count=int(tensors["example_count"].item()),
-        )
+        names = [f"block.{position}" for position in range(len(tensors) - 2)]
+        stored_kind, count = read_header(tensors, names, kind)
+        return cls(stored_kind, tuple(tensors[name] for name in names), count)
 
-    def solve(self, vectors: Tensor, plan: FeaturePlan, relative_damping: float, absolute_damping: float) -> Tensor:
+    def solve(self, vectors: Tensor, plan: FeaturePlan, damping: Damping) -> Tensor:
         """(F_g + Λ_g)⁻¹ on every group of `vectors` (batch, dimension), in float64.
 
-        Λ_g = relative_damping × mean eigenvalue of F_g + absolute_damping. A group in which F_g and Λ_g are zero (no
-        example has a gradient there) gives zeros.
+        Λ_g is `damping` of the mean eigenvalue of F_g. A group in which F_g and Λ_g are zero (no example has a gradient
+        there) gives zeros.
 
         Raises:
-            UsageError: for negative damping, or when a block is singular without more of it.
+            UsageError: when a block is singular without more damping.
             StoreError: when the blocks are not those of `plan`.
         """
-        if relative_damping < 0 or absolute_damping < 0:
-            raise UsageError(
-                f"Damping relative={relative_damping}, absolute={absolute_damping}.", "Choose dampings of at least 0."
-            )
         if [block.shape[0] for block in self.blocks] != [group.dimension for group in plan.groups]:
             raise StoreError("The curvature has other groups than the index.", "Compute it again for this index.")
         solved = torch.zeros_like(vectors, dtype=torch.float64)
         for group, columns, block in zip(plan.groups, plan.slices, self.blocks, strict=True):
-            damping = relative_damping * block.trace().item() / group.dimension + absolute_damping
-            if damping == 0 and not block.any():
+            added = damping.of(block.trace().item() / group.dimension)
+            if added == 0 and not block.any():
                 continue
-            damped = block + damping * torch.eye(group.dimension, dtype=torch.float64)
+            damped = block + added * torch.eye(group.dimension, dtype=torch.float64)
             factor, failure = torch.linalg.cholesky_ex(damped)
             if failure.item():
-                raise UsageError(
-                    f"The curvature of group {group.name} is singular with damping {damping:.3g}.",
-                    "Raise the relative or the absolute damping.",
-                )
+                raise singular(group.name, added)
             solved[:, columns] = torch.cholesky_solve(vectors[:, columns].double().T, factor).T
         return solved
 
 
-def default_curvature_kind(adapter: ModelAdapter) -> Literal["fisher", "empirical"]:
-    """`fisher` where the adapter can sample targets, else `empirical`."""
-    return "empirical" if type(adapter).sample_targets is ModelAdapter.sample_targets else "fisher"
+@dataclass(frozen=True)
+class DiagonalCurvature:
+    """λ_j = mean over `example_count` examples of φ_j²: (dimension,) float64."""
+
+    kind: CurvatureKind
+    diagonal: Tensor
+    example_count: int
+
+    @classmethod
+    def fit(cls, source: CurvaturePieces) -> DiagonalCurvature:
+        """The mean square of each column, streamed.
+
+        Raises:
+            DataError: without examples.
+        """
+        total = torch.zeros(source.plan.dimension, dtype=torch.float64)
+        count = 0
+        for examples, vectors in source.pieces:
+            count += examples
+            total += vectors.double().square().sum(0)
+        refuse_empty(count)
+        return cls(source.kind, total / count, count)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Named tensors for a safetensors file; `from_tensors` reads them back."""
+        return {"diagonal": self.diagonal, **header(self.kind, self.example_count)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], kind: str | None = None) -> DiagonalCurvature:
+        """Read back `to_tensors`; with `kind`, only that kind is accepted.
+
+        Raises:
+            StoreError: when the tensors are others.
+        """
+        stored_kind, count = read_header(tensors, ["diagonal"], kind)
+        return cls(stored_kind, tensors["diagonal"], count)
+
+    def solve(self, vectors: Tensor, plan: FeaturePlan, damping: Damping) -> Tensor:
+        """vectors / (λ + Λ_g), in float64; Λ_g is `damping` of the mean of λ over the group.
+
+        Raises:
+            UsageError: when a group has zeros in its diagonal and no damping.
+            StoreError: when the diagonal is not that of `plan`.
+        """
+        if len(self.diagonal) != plan.dimension:
+            raise StoreError("The curvature has other groups than the index.", "Compute it again for this index.")
+        solved = torch.zeros_like(vectors, dtype=torch.float64)
+        for group, columns in zip(plan.groups, plan.slices, strict=True):
+            own = self.diagonal[columns]
+            added = damping.of(own.mean().item())
+            if added == 0 and not own.any():
+                continue
+            damped = own + added
+            if not damped.all():
+                raise singular(group.name, added)
+            solved[:, columns] = vectors[:, columns].double() / damped
+        return solved
 
 
 def empirical_curvature(
     rows: Iterable[FeatureRows], plan: FeaturePlan, stored_weighting: Weighting | None = None
 ) -> BlockCurvature:
-    """Curvature from observed targets, streamed over feature rows, stored under `stored_weighting` or just computed.
+    """Block curvature from observed targets, streamed over feature rows, as computed or stored under a weighting.
 
     Raises:
         DataError: when there are no rows.
     """
-    return _mean_blocks(
-        "empirical",
-        ((len(part.vectors), unweighted_vectors(part.vectors, plan, stored_weighting)) for part in rows),
-        plan,
-    )
+    return BlockCurvature.fit(observed_vectors(rows, plan, stored_weighting))
 
 
 def model_curvature(
@@ -129,72 +179,41 @@ def model_curvature(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> BlockCurvature:
-    """Curvature `fisher` (one sampled target per example, drawn in order from `seed`) or `ggn` (exact).
+    """Block curvature `fisher` or `ggn`; arguments and errors as `model_vectors`."""
+    return BlockCurvature.fit(
+        model_vectors(adapter, model, examples, plan, kind=kind, seed=seed, batch_size=batch_size, device=device)
+    )
 
-    Raises:
-        UsageError: for another kind.
-        ModelError: when the adapter does not support the kind.
-        DataError: without examples, or when a gradient is not finite, naming the example.
-    """
-    if kind not in {"fisher", "ggn"}:
-        raise UsageError(
-            f"Curvature {kind!r} cannot be computed from the model.", "Choose fisher or ggn, or empirical_curvature."
+
+def header(kind: CurvatureKind, example_count: int) -> dict[str, Tensor]:
+    """What every stored curvature holds beside its numbers."""
+    return {"example_count": torch.tensor([example_count]), "kind": torch.tensor([CURVATURE_KINDS.index(kind)])}
+
+
+def read_header(tensors: Mapping[str, Tensor], names: Iterable[str], kind: str | None) -> tuple[CurvatureKind, int]:
+    """Kind and number of examples of a stored curvature that must hold `names`; StoreError otherwise."""
+    if set(tensors) != {*names, "example_count", "kind"}:
+        raise StoreError(
+            f"A stored curvature holds {sorted(tensors)} instead of blocks, example_count and kind.",
+            "Remove the file; the next audit computes it again.",
         )
-    instrument = build_instrument(adapter, model, plan, device)
-    pieces = _model_vectors(instrument, iterate_examples(examples), kind, seed, batch_size)
-    return _mean_blocks(cast(CurvatureKind, kind), pieces, plan)
-
-
-def _model_vectors(
-    instrument: Instrument, remaining: Iterator[Example], kind: str, seed: int, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Vectors whose outer products sum to the curvature, with how many examples each piece completes."""
-    adapter = instrument.adapter
-    generator = torch.Generator().manual_seed(seed)
-    while batch := list(islice(remaining, batch_size)):
-        with recording(instrument, batch) as record:
-            _refuse_non_finite("model's output", record.outputs.detach(), batch)
-            if kind == "fisher":
-                sampled = adapter.sample_targets(record.outputs, record.batch, generator)
-                pieces = iter([record.vectors(adapter.losses(record.outputs, sampled))])
-            else:
-                pieces = _factor_vectors(adapter, record)
-            for position, vectors in enumerate(pieces):
-                _refuse_non_finite("curvature's gradient", vectors, batch)
-                yield (len(batch) if position == 0 else 0), vectors.cpu()
-
-
-def _factor_vectors(adapter: ModelAdapter, record: Recording) -> Iterator[Tensor]:
-    """J_nᵀ f_k for each factor k: one backward pass each."""
-    factors = adapter.curvature_factors(record.outputs, record.batch)
-    if factors is None:
-        raise ModelError(
-            f"{type(adapter).__name__} has no curvature_factors, which curvature `ggn` needs.",
-            "Write curvature_factors in the adapter, or choose fisher or empirical.",
+    stored_kind = CURVATURE_KINDS[int(tensors["kind"].item())]
+    if kind is not None and kind != stored_kind:
+        raise StoreError(
+            f"A stored curvature is of kind {stored_kind}, not {kind}.", "Remove the file and compute it again."
         )
-    for position, factor in enumerate(factors.detach()):
-        products = (factor * record.outputs).flatten(1).sum(1)
-        yield record.vectors(products, keep_graph=position + 1 < len(factors))
+    return stored_kind, int(tensors["example_count"].item())
 
 
-def _mean_blocks(kind: CurvatureKind, pieces: Iterable[tuple[int, Tensor]], plan: FeaturePlan) -> BlockCurvature:
-    sums = [torch.zeros(group.dimension, group.dimension, dtype=torch.float64) for group in plan.groups]
-    count = 0
-    for examples, vectors in pieces:
-        count += examples
-        for total, columns in zip(sums, plan.slices, strict=True):
-            part = vectors[:, columns].double()
-            total.addmm_(part.T, part)
+def refuse_empty(count: int) -> None:
+    """DataError when a curvature would be a mean over nothing."""
     if count == 0:
         raise DataError("A curvature without examples.", "Pass the training examples of the index.")
-    return BlockCurvature(kind, tuple(total / count for total in sums), count)
 
 
-def _refuse_non_finite(what: str, values: Tensor, examples: Sequence[Example]) -> None:
-    sound = torch.isfinite(values).reshape(len(examples), -1).all(1).tolist()
-    named = [example.example_id for example, finite in zip(examples, sound, strict=True) if not finite]
-    if named:
-        raise DataError(
-            f"The {what} is not finite for {', '.join(named[:10])}.",
-            "Leave out the examples that the index quarantined.",
-        )
+def singular(name: str, damping: float) -> UsageError:
+    """The error of an inverse that does not exist."""
+    return UsageError(
+        f"The curvature of group {name} is singular with damping {damping:.3g}.",
+        "Raise the relative or the absolute damping.",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradtrail.attribution.eigen_basis import EigenBasis
 from gradtrail.attribution.layer_rules import GradientShape, Projections
 from gradtrail.attribution.layers import find_rule
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
@@ -34,11 +35,6 @@ class FeatureSettings:
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     exclude: tuple[str, ...] = ()
-
-    @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> FeatureSettings:
-        """The settings that gave `FeaturePlan.config`, so that outputs are measured as the index was."""
-        return cls(config["group_dimension"], config["projection"]["seed"], config["dtype"], tuple(config["exclude"]))
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,12 @@ class FeaturePlan:
     total_parameters: int
     uncovered: tuple[str, ...]
     measurement: str = "loss"
+    basis: EigenBasis | None = None
+
+    @property
+    def projection_kind(self) -> Literal["random", "eigen"]:
+        """`eigen` where an eigenbasis projects, at least the layers that have Kronecker factors."""
+        return "random" if self.basis is None else "eigen"
 
     @cached_property
     def dimension(self) -> int:
@@ -103,13 +105,18 @@ class FeaturePlan:
             ],
             "group_dimension": self.settings.group_dimension,
             "exclude": list(self.settings.exclude),
-            "projection": {"kind": "random", "seed": self.settings.seed, "version": PROJECTION_VERSION},
+            "projection": self._projection_config(),
             "dtype": self.settings.dtype,
         }
 
     def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:
         """The projection matrices of every group, in the order of `groups`."""
-        return tuple(_projections(group, self.settings.seed, dtype, device) for group in self.groups)
+        return tuple(_projections(group, self.settings.seed, dtype, device, self.basis) for group in self.groups)
+
+    def _projection_config(self) -> dict[str, Any]:
+        if self.basis is not None:
+            return self.basis.config(self.settings.seed)
+        return {"kind": "random", "seed": self.settings.seed, "version": PROJECTION_VERSION}
 
     def group_squares(self, vectors: Tensor) -> Tensor:
         """Squared norm per group, (batch, groups) float64, of unweighted vectors (batch, dimension)."""
@@ -168,8 +175,8 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
     )
 
 
-def plan_from_config(model: nn.Module, config: Mapping[str, Any]) -> FeaturePlan:
-    """The plan of an existing index, from the configuration in its id.
+def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBasis | None = None) -> FeaturePlan:
+    """The plan of an existing index, from the configuration in its id, and its eigenbasis where it has one.
 
     Raises:
         StoreError: when this version of gradtrail, or this model, would measure something else.
@@ -180,7 +187,7 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any]) -> FeaturePlan
         dtype=config["dtype"],
         exclude=tuple(config["exclude"]),
     )
-    plan = plan_features(model, settings)
+    plan = replace(plan_features(model, settings), basis=basis)
     if plan.config() != config:
         changed = sorted(key for key, value in plan.config().items() if config.get(key) != value)
         raise StoreError(
@@ -251,8 +258,14 @@ def _projected_sides(shape: GradientShape, dimension: int) -> tuple[int, int]:
     return side, side
 
 
-def _projections(group: Group, seed: int, dtype: torch.dtype, device: str | torch.device) -> Projections:
+def _projections(
+    group: Group, seed: int, dtype: torch.dtype, device: str | torch.device, basis: EigenBasis | None = None
+) -> Projections:
     def matrix(side: ProjectionSide, width: int, projected: int) -> Tensor:
+        if basis is not None:
+            fitted = basis.matrix(group.name, side, (group.blocks, width, projected))
+            if fitted is not None:
+                return fitted.to(device=device, dtype=dtype)
         if group.exact:
             return torch.eye(width, dtype=dtype, device=device).expand(group.blocks, width, width)
         rows = group.blocks * width

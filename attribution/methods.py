@@ -1,81 +1,32 @@
-"""The attribution methods: what each does to a query, and to training rows, before the inner product (METHODS: M).
-
-A method is a function from unweighted query features to preconditioned ones, registered under its name.
-"""
+"""The attribution methods: what each does to a query before the inner product with training rows (METHODS: M)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.curvature import BlockCurvature
+from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, refuse_empty, singular
+from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.weights import weighted_queries
+from gradtrail.attribution.margins import loss_resolution, one_minus_probability
+from gradtrail.attribution.method_registry import (
+    METHODS,
+    Method,
+    Preparation,
+    attribution_method,
+    find_method,
+    given,
+    inverse_norms,
+)
+from gradtrail.attribution.prepared import PreparedQueries
+from gradtrail.attribution.spectrum import Spectrum
+from gradtrail.attribution.weights import unweighted_vectors, weighted_queries
 from gradtrail.errors import StoreError, UsageError
 from gradtrail.nouns import Weighting
 
-TrainScale = Literal["none", "inverse_norm"]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What a method may use: unweighted queries (queries, dimension) float64 and their squared norms per group."""
-
-    vectors: Tensor
-    squared_norms: Tensor
-    plan: FeaturePlan
-    curvature: BlockCurvature | None
-    relative_damping: float
-    absolute_damping: float
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to attribute. `needs` names what must be computed beforehand, `train_scale` is a(z) of equation (1)."""
-
-    name: str
-    source: str
-    description: str
-    cost: str
-    needs: tuple[str, ...]
-    train_scale: TrainScale
-    precondition: Callable[[Preparation], Tensor]
-
-
-@dataclass(frozen=True)
-class PreparedQueries:
-    """Queries ready for plain inner products with stored rows: (queries, dimension), in the order of `query_ids`.
-
-    `zero_norm_queries` counts those whose features are all zero; all their scores are zero.
-    """
-
-    vectors: Tensor
-    train_scale: TrainScale
-    query_ids: tuple[str, ...] = ()
-    zero_norm_queries: int = 0
-
-
-_METHODS: dict[str, Method] = {}
-METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
-"""Every method by name."""
-
-
-def attribution_method(
-    *, source: str, description: str, cost: str, needs: tuple[str, ...] = (), train_scale: TrainScale = "none"
-) -> Callable[[Callable[[Preparation], Tensor]], Callable[[Preparation], Tensor]]:
-    """Register the decorated function as a method under its own name."""
-
-    def register(precondition: Callable[[Preparation], Tensor]) -> Callable[[Preparation], Tensor]:
-        name = precondition.__name__
-        _METHODS[name] = Method(name, source, description, cost, needs, train_scale, precondition)
-        return precondition
-
-    return register
+__all__ = ["METHODS", "Method", "PreparedQueries", "find_method", "prepare_queries"]
 
 
 @attribution_method(
@@ -100,6 +51,21 @@ def grad_cos(preparation: Preparation) -> Tensor:
 
 
 @attribution_method(
+    source="arXiv 2002.08484",
+    description="Inner products at every checkpoint, weighted by its learning rate: what training itself did.",
+    cost="an index and a pass per checkpoint",
+    needs=("learning_rate",),
+    combination="sum",
+)
+def tracin_cp(preparation: Preparation) -> Tensor:
+    """M = η_c I at checkpoint c; the scores of all checkpoints add up."""
+    rate = given(preparation.learning_rate, "tracin_cp", "learning_rate")
+    if not 0 < rate < float("inf"):
+        raise UsageError(f"A learning rate of {rate}.", "Register the checkpoint with a positive learning rate.")
+    return preparation.vectors * rate
+
+
+@attribution_method(
     source="arXiv 2405.13954",
     description="Influence function with block curvature: the effect of leaving the example out, to first order.",
     cost="a curvature per index, then one pass over the index",
@@ -107,18 +73,103 @@ def grad_cos(preparation: Preparation) -> Tensor:
 )
 def influence(preparation: Preparation) -> Tensor:
     """M = (F_g + Λ_g)⁻¹ per group."""
-    if preparation.curvature is None:
-        raise UsageError("Method influence needs a curvature.", "Compute one with empirical_ or model_curvature.")
-    return preparation.curvature.solve(
-        preparation.vectors, preparation.plan, preparation.relative_damping, preparation.absolute_damping
-    )
+    curvature = given(preparation.curvature, "influence", "curvature")
+    return curvature.solve(preparation.vectors, preparation.plan, preparation.damping)
 
 
-def find_method(name: str) -> Method:
-    """The method called `name`; UsageError lists the known ones otherwise."""
-    if name not in METHODS:
-        raise UsageError(f"There is no attribution method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
+@attribution_method(
+    source="arXiv 2308.03296, 2405.13954",
+    description="Influence function with the curvature of all groups together, interactions between layers included.",
+    cost="one eigendecomposition per index, which serves every damping, then one pass over the index",
+    needs=("spectrum",),
+)
+def influence_global(preparation: Preparation) -> Tensor:
+    """M = (F + Λ)⁻¹ over all groups together."""
+    spectrum = given(preparation.spectrum, "influence_global", "spectrum")
+    return spectrum.solve(preparation.vectors, preparation.damping)
+
+
+@attribution_method(
+    source="arXiv 2405.12186",
+    description="The effect after a chosen amount of further training: from grad_dot (short) to influence (long).",
+    cost="one eigendecomposition per index, which serves every horizon, then one pass over the index",
+    needs=("spectrum",),
+)
+def horizon(preparation: Preparation) -> Tensor:
+    """M = F⁻¹ (I − exp(−τF)); without a τ, it is 1/Λ, since damping is the horizon."""
+    spectrum = given(preparation.spectrum, "horizon", "spectrum")
+    chosen = preparation.horizon
+    if chosen is None:
+        damping = preparation.damping.of(spectrum.mean_eigenvalue)
+        if damping == 0:
+            raise UsageError("Method horizon has neither a horizon nor a damping.", "Choose a positive horizon.")
+        chosen = 1 / damping
+    return spectrum.gradient_descent(preparation.vectors, chosen)
+
+
+@attribution_method(
+    source="arXiv 2308.03296",
+    description="Influence function in the eigenbasis of the Kronecker factors, where the curvature is near diagonal.",
+    cost="an index with eigen projection and its diagonal, then one pass over the index",
+    needs=("diagonal",),
+)
+def ekfac(preparation: Preparation) -> Tensor:
+    """M = 1 / (λ_ij + Λ_g), λ_ij the mean of (φ_n)_ij²."""
+    if preparation.plan.projection_kind != "eigen":
+        raise UsageError(
+            "Method ekfac needs features in the eigenbasis, but the index has another projection.",
+            "Index with eigen projection (gradtrail index --projection eigen), or choose influence.",
+        )
+    diagonal = given(preparation.diagonal, "ekfac", "diagonal")
+    return diagonal.solve(preparation.vectors, preparation.plan, preparation.damping)
+
+
+@attribution_method(
+    source="arXiv 2310.00902",
+    description="Influence function with the mean of inverses for the inverse of the mean: no matrix is inverted.",
+    cost="three passes over the index",
+    needs=("training_rows",),
+)
+def datainf(preparation: Preparation) -> Tensor:
+    """M_g = mean over i of (Λ_g I + φ_i φ_iᵀ)⁻¹ = (1/Λ_g) · mean over i of (I − φ_i φ_iᵀ / (Λ_g + ‖φ_i‖²))."""
+    rows = given(preparation.training_rows, "datainf", "training_rows")
+    plan, vectors = preparation.plan, preparation.vectors
+    traces = torch.zeros(len(plan.groups), dtype=torch.float64)
+    count = 0
+    for part in rows():
+        traces += part.squared_norms.sum(0)
+        count += len(part.example_ids)
+    refuse_empty(count)
+    dimensions = torch.tensor([group.dimension for group in plan.groups])
+    dampings = [preparation.damping.of(mean) for mean in (traces / count / dimensions).tolist()]
+    total = torch.zeros_like(vectors)
+    for part in rows():
+        training = unweighted_vectors(part.vectors, plan, preparation.stored_weighting).double()
+        for damping, columns in zip(dampings, plan.slices, strict=True):
+            if damping > 0:
+                own = training[:, columns]
+                total[:, columns] += (vectors[:, columns] @ own.T / (damping + own.square().sum(1))) @ own
+    solved = torch.zeros_like(vectors)
+    for group, damping, columns, trace in zip(plan.groups, dampings, plan.slices, traces.tolist(), strict=True):
+        if damping > 0:
+            solved[:, columns] = (vectors[:, columns] - total[:, columns] / count) / damping
+        elif trace > 0:
+            raise singular(group.name, damping)
+    return solved
+
+
+@attribution_method(
+    source="arXiv 2303.14186",
+    description="Linearised classifier of margins: how retraining without the example would move the output's margin.",
+    cost="one eigendecomposition per index, then one pass over the index; with several checkpoints, one each",
+    needs=("kernel",),
+    combination="mean_margin",
+)
+def trak(preparation: Preparation) -> Tensor:
+    """M = (Σ φφᵀ/(1−p)² + N Λ)⁻¹ on φ(q)/(1−p_q); on the training side 1−p cancels."""
+    kernel = given(preparation.kernel, "trak", "kernel")
+    margins = one_minus_probability(preparation.losses).clamp_min(loss_resolution(preparation.plan))
+    return kernel.solve(preparation.vectors / margins.unsqueeze(1), preparation.damping) / kernel.example_count
 
 
 def prepare_queries(
@@ -128,15 +179,24 @@ def prepare_queries(
     weighting: Weighting | None = None,
     *,
     curvature: BlockCurvature | None = None,
+    spectrum: Spectrum | None = None,
+    kernel: Spectrum | None = None,
+    diagonal: DiagonalCurvature | None = None,
+    training_rows: Callable[[], Iterable[FeatureRows]] | None = None,
+    solutions: Tensor | None = None,
+    learning_rate: float | None = None,
+    horizon: float | None = None,
     relative_damping: float = 0.1,
     absolute_damping: float = 0.0,
     stored_weighting: Weighting | None = None,
 ) -> PreparedQueries:
     """The query side of equation (1) for unweighted query features, against rows stored under `stored_weighting`.
 
+    From `curvature` to `learning_rate`, a method takes those that its `needs` name and ignores the others.
+
     Raises:
-        UsageError: for an unknown method, a weighting that does not fit, a missing curvature or a bad damping.
-        StoreError: when the queries were measured with another plan.
+        UsageError: for an unknown method, a weighting that does not fit, a missing need or a bad damping.
+        StoreError: when the queries, or what the method needs, were measured with another plan.
     """
     chosen = find_method(method)
     if rows.vectors.shape[1] != plan.dimension:
@@ -148,21 +208,30 @@ def prepare_queries(
         Preparation(
             vectors=rows.vectors.double(),
             squared_norms=rows.squared_norms,
+            losses=rows.losses,
             plan=plan,
+            damping=Damping(relative_damping, absolute_damping),
+            horizon=horizon,
             curvature=curvature,
-            relative_damping=relative_damping,
-            absolute_damping=absolute_damping,
+            spectrum=spectrum,
+            kernel=kernel,
+            diagonal=diagonal,
+            training_rows=training_rows,
+            stored_weighting=stored_weighting,
+            solutions=solutions,
+            learning_rate=learning_rate,
         )
     )
+    if preconditioned.shape != rows.vectors.shape:
+        raise StoreError(
+            f"Method {method} gave vectors of shape {tuple(preconditioned.shape)} for queries of shape "
+            f"{tuple(rows.vectors.shape)}.",
+            "Compute what the method needs for these very queries and this plan.",
+        )
+    working_type = torch.promote_types(torch.float32, plan.dtype)
     return PreparedQueries(
-        vectors=weighted_queries(preconditioned, plan, weighting or Weighting(), stored_weighting).to(plan.dtype),
+        vectors=weighted_queries(preconditioned, plan, weighting or Weighting(), stored_weighting).to(working_type),
         train_scale=chosen.train_scale,
         query_ids=tuple(rows.example_ids),
         zero_norm_queries=int((rows.squared_norms.sum(1) == 0).sum()),
     )
-
-
-def inverse_norms(squared_norms: Tensor) -> Tensor:
-    """1/‖φ‖ over all groups, (batch,) float64 from (batch, groups); 0 where the norm is 0, so that its scores are 0."""
-    norms = squared_norms.sum(1).sqrt()
-    return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradtrail.attribution.attribute_sums import SIDES, AttributeCodes, AttributeSums
 from gradtrail.attribution.features import FeatureRows
-from gradtrail.attribution.methods import PreparedQueries, inverse_norms
+from gradtrail.attribution.method_registry import inverse_norms
+from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.ranking import RunningTop
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Share, Side

@@ -1,0 +1,22 @@
+"""Queries on their way to the inner product with training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradtrail.attribution.method_registry import TrainScale
+
+
+@dataclass(frozen=True)
+class PreparedQueries:
+    """Queries ready for plain inner products with stored rows: (queries, dimension), in the order of `query_ids`.
+
+    `zero_norm_queries` counts those whose features are all zero; all their scores are zero.
+    """
+
+    vectors: Tensor
+    train_scale: TrainScale
+    query_ids: tuple[str, ...] = ()
+    zero_norm_queries: int = 0

@@ -16,12 +16,12 @@ from typing import Any
 import duckdb
 
 from gradtrail.errors import DataError, LedgerError, NotFoundError
-from gradtrail.lineage import rows as nouns_to_rows
+from gradtrail.lineage import nouns_to_rows
 from gradtrail.lineage.append import append, is_recorded, keep_new, require_same, unrecorded
 from gradtrail.lineage.connections import first_line, first_row, open_database, open_snapshot
 from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.migrations import migrate, newest_version, version_of
-from gradtrail.lineage.rows import Rows
+from gradtrail.lineage.rows import Rows, rows_of
 from gradtrail.lineage.seal import copy_and_seal
 from gradtrail.nouns import (
     Attribution,
@@ -208,7 +208,7 @@ class Ledger:
             LedgerError: the audit is not recorded.
         """
         record = (audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id)
-        rows = nouns_to_rows.rows_of("report", [record])
+        rows = rows_of("report", [record])
         with self._transaction() as connection:
             self._require(connection, "audit", "audit_id", [audit_id])
             return self._record(connection, "report", audit_id, rows)

@@ -34,7 +34,8 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock.sh
 
 picture: $(READY) ## the README's picture, from the newest demo report
-	@$(BIN)/python scripts/readme_picture.py
+	@$(BIN)/python scripts/report_picture.py --width 1280 --height 1560 \
+	  "$$($(BIN)/gradtrail report --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["html"])')" docs/report.png
 
 clean: ## remove the demo's data and the environment
 	rm -rf $(VENV) .gradtrail .cache

@@ -24,6 +24,7 @@ class AuditOutcome:
         audit_id: the new audit; empty when there was nothing new.
         report: path of its HTML file.
         output_count: outputs the audit covers.
+        left_out: pending outputs it does not cover: refused when measured, or without the label that was asked for.
         refused: record ids refused by this run, with the cause.
         finished: audits of an earlier, interrupted run whose reports this run completed.
     """
@@ -32,11 +33,12 @@ class AuditOutcome:
     audit_id: str = ""
     report: str = ""
     output_count: int = 0
+    left_out: int = 0
     refused: tuple[tuple[str, str], ...] = ()
     finished: tuple[str, ...] = ()
 
 
-@flow(name="gradtrail-audit", validate_parameters=False)
+@flow(name="gradtrail-audit")
 def audit(
     workspace: Workspace,
     reference: str,
@@ -68,4 +70,12 @@ def audit(
         link_report(workspace, audit_id)
     if finished or pending or collected.new_output_ids or collected.refused:
         publish_snapshot(workspace)
-    return AuditOutcome(model_version_id, audit_id, report, len(measured), collected.refused, tuple(finished))
+    return AuditOutcome(
+        model_version_id,
+        audit_id,
+        report,
+        output_count=len(measured),
+        left_out=len(pending) - len(measured),
+        refused=collected.refused,
+        finished=tuple(finished),
+    )

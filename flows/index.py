@@ -9,7 +9,7 @@ from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace
 
 
-@flow(name="gradtrail-index", validate_parameters=False)
+@flow(name="gradtrail-index")
 def index(
     workspace: Workspace,
     reference: str,

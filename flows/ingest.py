@@ -22,7 +22,7 @@ class IngestOutcome:
     example_count: int = 0
 
 
-@flow(name="gradtrail-ingest", validate_parameters=False)
+@flow(name="gradtrail-ingest")
 def ingest(
     workspace: Workspace, reference: str, adapter: str = "", allow_code_execution: bool = False
 ) -> IngestOutcome:

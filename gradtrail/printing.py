@@ -92,6 +92,8 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         _say(f"Refused output {record_id}: {cause}")
     for audit_id in outcome.finished:
         _say(f"Completed the report of the interrupted audit {short(audit_id)}.")
+    if outcome.left_out:
+        _say(f"{outcome.left_out:,} pending outputs were left out: refused when measured, or without a label.")
     if not outcome.audit_id:
         return _say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
     return _say(

@@ -100,6 +100,7 @@ _ALL = (
             "source_uri": _TEXT,
             "weights_uri": _TEXT,
         },
+        nullable="learning_rate",
         labels="source_uri weights_uri",
     ),
     _table(

@@ -52,7 +52,7 @@ from gradtrail.tasks.workspace import Workspace
 
 OVERALL_TOP = 50
 PERMUTATIONS = 200
-MEASURING = "audit"
+MEASURING = "measuring"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ def ready_index(workspace: Workspace, model_version_id: str) -> str:
 def measure_outputs(
     workspace: Workspace, model_version_id: str, index_id: str, output_ids: Sequence[str], options: AuditOptions
 ) -> list[MeasuredOutput]:
-    """Store φ(q) of every output beside the index. An output that cannot be measured is quarantined with its cause."""
+    """Store φ(q) of every output beside the index.
+
+    An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
+    """
     pinned = pinned_model(workspace, model_version_id)
     _, plan, table = _open(workspace, pinned, index_id)
     model = pinned.load(pinned.serving).to(options.device)
@@ -125,6 +128,8 @@ def measure_outputs(
             for output in chunk:
                 try:
                     record = payload_record(payloads.get(output.payload_sha256))
+                    if options.target == "label" and record.get("label") is None:
+                        continue
                     example = output_example(pinned, output, record, options.target)
                     compute_features(
                         pinned.adapter, model, [example], plan, target=options.target, device=options.device

@@ -224,3 +224,9 @@ class TinyProject:
 def tiny(tmp_path: Path, migrated_mlflow: Path) -> TinyProject:
     """A small project of a user, nothing registered yet."""
     return TinyProject(tmp_path, migrated_mlflow)
+
+
+@pytest.fixture(scope="session")
+def tiny_project() -> type[TinyProject]:
+    """For fixtures that outlive one test: makes small projects in folders of their own."""
+    return TinyProject

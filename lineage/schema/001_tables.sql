@@ -115,7 +115,7 @@ CREATE TABLE model_version_checkpoint (
     position          BIGINT NOT NULL,
     checkpoint_id     VARCHAR NOT NULL,
     step              BIGINT NOT NULL,
-    learning_rate     DOUBLE NOT NULL,
+    learning_rate     DOUBLE,
     source_uri        VARCHAR NOT NULL,
     weights_uri       VARCHAR NOT NULL,
     event_sequence    BIGINT NOT NULL,
@@ -127,7 +127,7 @@ COMMENT ON COLUMN model_version_checkpoint.model_version_id IS 'The model versio
 COMMENT ON COLUMN model_version_checkpoint.position IS 'Place in the order of steps, from 0.';
 COMMENT ON COLUMN model_version_checkpoint.checkpoint_id IS 'The checkpoint.';
 COMMENT ON COLUMN model_version_checkpoint.step IS 'Training step at which it was written.';
-COMMENT ON COLUMN model_version_checkpoint.learning_rate IS 'Learning rate at that step.';
+COMMENT ON COLUMN model_version_checkpoint.learning_rate IS 'Learning rate at that step; NULL where nobody recorded it.';
 COMMENT ON COLUMN model_version_checkpoint.source_uri IS 'The registered file.';
 COMMENT ON COLUMN model_version_checkpoint.weights_uri IS 'The safetensors file that is read: the registered file or its safe copy.';
 COMMENT ON COLUMN model_version_checkpoint.event_sequence IS 'The event that recorded the row.';

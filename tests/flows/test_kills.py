@@ -1,0 +1,144 @@
+"""A kill between any two steps loses nothing and duplicates nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gradtrail.flows.audit import audit
+from gradtrail.flows.index import index
+from gradtrail.flows.ingest import ingest
+from gradtrail.lineage import queries
+from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT
+from gradtrail.tasks.auditing import AuditOptions, measure_outputs, ready_index, score_outputs
+from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.reporting import write_audit_report
+from gradtrail.tasks.verifying import verify_workspace
+
+SLOW_INDEX = """
+import sys, time
+from pathlib import Path
+import gradtrail.tasks.indexing as indexing
+from gradtrail.settings import Settings
+
+indexing.WRITE_BATCH = indexing.MEASURE_BATCH = 4
+home, folder, reference = sys.argv[1:]
+settings = Settings(home=home, mlflow_tracking_uri=f"sqlite:///{home}/mlflow.db",
+                    allowed_adapters=(reference,), adapter_path=folder)
+append = indexing._append
+def slow(*arguments):
+    written = append(*arguments)
+    print("appended", flush=True)
+    time.sleep(0.2)
+    return written
+indexing._append = slow
+version = "tiny/1"
+workspace = settings.workspace()
+[checkpoint] = indexing.list_checkpoints.fn(workspace, version, False)
+indexing.build_index.fn(workspace, version, checkpoint, indexing.IndexOptions())
+"""
+
+
+@pytest.fixture
+def indexed(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    tiny.drop("first.jsonl", *(tiny.record(i) for i in range(5)))
+    return tiny
+
+
+@pytest.mark.parametrize("appends", [1, 4])
+def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(tiny, prefect_server, appends):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_INDEX, str(tiny.home), str(tiny.folder), tiny.reference],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MLFLOW_LOGGING_LEVEL": "ERROR"},
+    )
+    for _ in range(appends):
+        assert process.stdout.readline().strip() == "appended"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    [outcome] = index(tiny.workspace, "tiny@champion")
+    assert outcome.new
+    assert 0 < outcome.rows_resumed < len(tiny.rows)
+    assert outcome.rows_resumed + outcome.rows_written == len(tiny.rows)
+    table = tiny.workspace.gradients().existing(outcome.index_id)
+    stored = [example_id for batch in table.stream() for example_id in batch.example_ids]
+    assert sorted(stored) == sorted(row["id"] for row in tiny.rows)
+    assert not verify_workspace(tiny.workspace).problems
+
+
+def _audit_until(tiny, stop_after):
+    """Run the audit's steps by hand and stop where a kill would have struck."""
+    options = AuditOptions()
+    index_id = ready_index.fn(tiny.workspace, "tiny/1")
+    collect_outputs.fn(tiny.workspace)
+    if stop_after == "collect":
+        return
+    pending = pending_output_ids.fn(tiny.workspace, "tiny/1", "emitted")
+    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_id, pending, options)
+    if stop_after == "measure":
+        return
+    audit_id = score_outputs.fn(tiny.workspace, "tiny/1", index_id, measured, options)
+    if stop_after == "record":
+        return
+    write_audit_report.fn(tiny.workspace, audit_id)
+
+
+@pytest.mark.parametrize("stop_after", ["collect", "measure", "record", "report"])
+def test_an_audit_killed_after_any_step_is_completed_once(indexed, stop_after):
+    _audit_until(indexed, stop_after)
+    outcome = audit(indexed.workspace, "tiny@champion")
+    with indexed.workspace.ledger().read() as connection:
+        audits = queries.audits(connection, "tiny/1")
+        report = queries.report_of(connection, audits[0].audit_id)
+    assert len(audits) == 1
+    assert len(audits[0].outputs) == 5
+    assert report is not None
+    assert (outcome.audit_id or outcome.finished[0]) == audits[0].audit_id
+    client = indexed.workspace.registry().client
+    experiment = client.get_experiment_by_name(AUDIT_EXPERIMENT)
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    again = audit(indexed.workspace, "tiny@champion")
+    assert (again.audit_id, again.finished) == ("", ())
+    assert not verify_workspace(indexed.workspace).problems
+
+
+def test_a_real_sigkill_during_the_audit_flow_leaves_work_that_the_next_run_finishes(indexed):
+    code = (
+        "import sys; from gradtrail.settings import Settings; from gradtrail.session import flow_session\n"
+        "home, folder, reference = sys.argv[1:]\n"
+        "settings = Settings(home=home, mlflow_tracking_uri=f'sqlite:///{home}/mlflow.db',"
+        " allowed_adapters=(reference,), adapter_path=folder)\n"
+        "from gradtrail.flows.audit import audit\n"
+        "print('started', flush=True)\n"
+        "audit(settings.workspace(), 'tiny@champion')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(indexed.home), str(indexed.folder), indexed.reference],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline().strip() == "started"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with indexed.workspace.ledger().read() as connection:
+            if queries.outputs(connection, ["inbox:out-0"]):
+                break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    audit(indexed.workspace, "tiny@champion")
+    with indexed.workspace.ledger().read() as connection:
+        audits = queries.audits(connection, "tiny/1")
+        covered = [output_id for each in audits for output_id, _ in each.outputs]
+        assert all(queries.report_of(connection, each.audit_id) for each in audits)
+    assert sorted(covered) == [f"inbox:out-{i}" for i in range(5)]
+    assert not verify_workspace(indexed.workspace).problems

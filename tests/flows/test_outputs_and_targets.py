@@ -1,0 +1,127 @@
+"""What happens to outputs that are late, twice there, labelled, hostile or unusable."""
+
+import json
+
+import pytest
+
+from gradtrail.errors import NotFoundError
+from gradtrail.flows.audit import audit
+from gradtrail.flows.index import index
+from gradtrail.flows.ingest import ingest
+from gradtrail.lineage import queries
+from gradtrail.tasks.auditing import AuditOptions
+
+
+@pytest.fixture
+def indexed(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    return tiny
+
+
+def _covered(tiny):
+    with tiny.workspace.ledger().read() as connection:
+        return [sorted(output_id for output_id, _ in each.outputs) for each in queries.audits(connection, "tiny/1")]
+
+
+def test_an_audit_before_the_index_says_how_to_build_it(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    with pytest.raises(NotFoundError, match="gradtrail index tiny/1"):
+        audit(tiny.workspace, "tiny@champion")
+
+
+def test_a_record_without_needed_fields_is_quarantined_and_counted_in_the_report(indexed):
+    indexed.drop("a.jsonl", indexed.record(1), indexed.record(2, prediction=None), indexed.record(3, inputs=None))
+    outcome = audit(indexed.workspace, "tiny@champion")
+    assert _covered(indexed) == [["inbox:out-1"]]
+    assert [record_id for record_id, _ in outcome.refused] == ["out-2"]
+    assert "'prediction'" in outcome.refused[0][1]
+    assert outcome.left_out == 1
+    report = json.loads((indexed.workspace.reports / outcome.audit_id / "report.json").read_text())
+    assert len(report["trust"]["quarantined_outputs"]) == 2
+    again = audit(indexed.workspace, "tiny@champion")
+    assert (again.audit_id, again.refused, again.left_out) == ("", (), 0)
+
+
+def test_an_output_delivered_twice_is_audited_once_and_other_content_is_refused(indexed):
+    indexed.drop("a.jsonl", indexed.record(1))
+    audit(indexed.workspace, "tiny@champion")
+    indexed.drop("b.jsonl", indexed.record(1), indexed.record(1, prediction=2, note="changed"), indexed.record(4))
+    outcome = audit(indexed.workspace, "tiny@champion")
+    assert _covered(indexed) == [["inbox:out-1"], ["inbox:out-4"]]
+    assert len(outcome.refused) == 1
+
+
+def test_outputs_of_a_version_that_was_never_ingested_wait_in_the_inbox(indexed):
+    indexed.register()
+    indexed.drop("a.jsonl", indexed.record(1), indexed.record(2, version=2))
+    audit(indexed.workspace, "tiny/1")
+    assert _covered(indexed) == [["inbox:out-1"]]
+    ingest(indexed.workspace, "tiny/2")
+    index(indexed.workspace, "tiny/2")
+    assert audit(indexed.workspace, "tiny/2").output_count == 1
+
+
+def test_labels_make_an_audit_of_their_own(indexed):
+    indexed.drop("a.jsonl", indexed.record(1, label=0), indexed.record(2))
+    emitted = audit(indexed.workspace, "tiny@champion")
+    labelled = audit(indexed.workspace, "tiny@champion", AuditOptions(target="label"))
+    assert (emitted.output_count, labelled.output_count, labelled.left_out) == (2, 1, 1)
+    assert emitted.audit_id != labelled.audit_id
+    with indexed.workspace.ledger().read() as connection:
+        assert queries.audit(connection, labelled.audit_id).outputs == (("inbox:out-1", "label"),)
+
+
+def test_an_output_the_checkpoint_does_not_reproduce_is_a_finding(indexed):
+    other = (indexed.record(1)["prediction"] + 1) % 3
+    indexed.drop("a.jsonl", indexed.record(1, prediction=other))
+    outcome = audit(indexed.workspace, "tiny@champion")
+    with indexed.workspace.ledger().read() as connection:
+        details = queries.audit_details(connection, outcome.audit_id)
+    assert not details.results[0].reproduced
+    assert any(finding.rule == "output-not-reproduced" for finding in details.findings)
+
+
+@pytest.mark.parametrize("method", ["grad_dot", "grad_cos", "influence"])
+def test_every_method_audits_and_is_named_in_the_report(indexed, method):
+    indexed.drop("a.jsonl", indexed.record(1))
+    outcome = audit(indexed.workspace, "tiny@champion", AuditOptions(method=method))
+    report = json.loads((indexed.workspace.reports / outcome.audit_id / "report.json").read_text())
+    assert report["audit"]["method"] == method
+
+
+@pytest.mark.browser
+def test_script_tags_in_ids_and_attributes_are_shown_as_text(tiny, prefect_server, browser):
+    hostile = "<script>document.title='owned'</script>"
+    tiny.rows = [{**row, "id": f"{row['id']}{hostile}", "attributes": {"source": hostile}} for row in tiny.rows]
+    tiny.write()
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    tiny.drop("a.jsonl", tiny.record(1, record_id=hostile))
+    outcome = audit(tiny.workspace, "tiny@champion")
+    browser.get_log("browser")
+    browser.get((tiny.workspace.reports / outcome.audit_id / "report.html").as_uri())
+    assert browser.title != "owned"
+    assert browser.execute_script("return document.querySelectorAll('script').length") == 0
+    assert "<script>" in browser.find_element("tag name", "body").text
+    assert not browser.get_log("browser")
+
+
+def test_an_example_with_a_nan_loss_is_quarantined_by_name_and_reported(tiny, prefect_server):
+    tiny.rows[5]["inputs"][0] = float("nan")
+    tiny.write()
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    [outcome] = index(tiny.workspace, "tiny@champion")
+    assert outcome.quarantined == 1
+    with tiny.workspace.ledger().read() as connection:
+        coverage = queries.index(connection, outcome.index_id).coverage
+    assert list(coverage.quarantined) == ["row-5"]
+    assert coverage.example_share == pytest.approx(39 / 40)
+    tiny.drop("a.jsonl", tiny.record(1))
+    audited = audit(tiny.workspace, "tiny@champion")
+    report = json.loads((tiny.workspace.reports / audited.audit_id / "report.json").read_text())
+    assert "quarantined" in " ".join(report["trust"]["left_out"])

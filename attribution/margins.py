@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from gradtrail.attribution.adapters import ClassificationAdapter, ModelAdapter
-from gradtrail.attribution.features import FeaturePlan
 from gradtrail.errors import UsageError
+
+LEAST_MARGIN = 16 * torch.finfo(torch.float32).eps
+"""The 1 − p below which a loss computed in float32 is rounding."""
 
 
 def require_probabilities(adapter: ModelAdapter) -> None:
@@ -25,12 +27,6 @@ def require_probabilities(adapter: ModelAdapter) -> None:
             "with its cross entropy.",
             "Choose another method, for example influence_global.",
         )
-
-
-def loss_resolution(plan: FeaturePlan) -> float:
-    """The loss below which 1 − p is rounding: sixteen times the precision the features are kept in, float32 at best."""
-    working = torch.float64 if plan.dtype == torch.float64 else torch.float32
-    return 16 * torch.finfo(working).eps
 
 
 def one_minus_probability(losses: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, refuse_empty, singular
 from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.margins import loss_resolution, one_minus_probability
+from gradtrail.attribution.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.method_registry import (
     METHODS,
     Method,
@@ -168,7 +168,7 @@ def datainf(preparation: Preparation) -> Tensor:
 def trak(preparation: Preparation) -> Tensor:
     """M = (Σ φφᵀ/(1−p)² + N Λ)⁻¹ on φ(q)/(1−p_q); on the training side 1−p cancels."""
     kernel = given(preparation.kernel, "trak", "kernel")
-    margins = one_minus_probability(preparation.losses).clamp_min(loss_resolution(preparation.plan))
+    margins = one_minus_probability(preparation.losses).clamp_min(LEAST_MARGIN)
     return kernel.solve(preparation.vectors / margins.unsqueeze(1), preparation.damping) / kernel.example_count
 
 

@@ -30,6 +30,7 @@ MOST_INTERVALS = 1000
 
 Ranked = list[tuple[str, float]]
 ByValue = Mapping[str, Mapping[str, Tensor]]
+ScoredBatch = tuple[FeatureRows, NDArray[np.float64]]
 Value = TypeVar("Value")
 
 
@@ -75,9 +76,20 @@ class OverallInfluence:
     shares: Mapping[Side, Mapping[str, Mapping[str, IntervalShare]]]
 
 
-def score_batches(
-    queries: PreparedQueries, rows: Iterable[FeatureRows]
-) -> Iterator[tuple[FeatureRows, NDArray[np.float64]]]:
+@dataclass(frozen=True)
+class ScoringPass:
+    """Every training row with its scores, as often as asked: batches of rows and (queries, batch) float64."""
+
+    query_count: int
+    batches: Callable[[], Iterator[ScoredBatch]]
+
+
+def single_pass(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]]) -> ScoringPass:
+    """Score one index; `rows()` streams it."""
+    return ScoringPass(len(queries.vectors), lambda: score_batches(queries, rows()))
+
+
+def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iterator[ScoredBatch]:
     """Each batch with its scores (queries, batch): the one place where equation (1) is multiplied out.
 
     Raises:
@@ -110,12 +122,17 @@ def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *
         DataError: when there are no rows, or a score is not finite.
         StoreError: when rows do not fit the queries.
     """
-    count = len(queries.vectors)
+    return score_pass(single_pass(queries, rows), top_k=top_k)
+
+
+def score_pass(scoring: ScoringPass, *, top_k: int) -> ScoreResult:
+    """`score` for any scoring pass, over one index or several."""
+    count = scoring.query_count
     tops = {side: RunningTop(count, top_k) for side in SIDES}
     masses = {side: np.zeros(count) for side in SIDES}
     sums = AttributeSums(count)
     examples = zero_norms = 0
-    for batch, scores in score_batches(queries, rows()):
+    for batch, scores in scoring.batches():
         parts = {side: _part(scores, side) for side in SIDES}
         sums.add(batch, parts)
         for side, part in parts.items():
@@ -154,11 +171,18 @@ def overall_influence(
         StoreError: when the index is no longer the one `result` was computed from.
         DataError: as `score`.
     """
+    return overall_of_pass(single_pass(queries, rows), result, top_k=top_k, permutations=permutations, seed=seed)
+
+
+def overall_of_pass(
+    scoring: ScoringPass, result: ScoreResult, *, top_k: int, permutations: int = 200, seed: int = 0
+) -> OverallInfluence:
+    """`overall_influence` for any scoring pass, over one index or several."""
     tops = {side: RunningTop(1, top_k) for side in SIDES}
     scales = {side: _inverse_masses(result.mass(side)) for side in SIDES}
     means: dict[Side, list[NDArray[np.float64]]] = {side: [] for side in SIDES}
     codes = AttributeCodes(list(result.attribute_counts))
-    for batch, scores in score_batches(queries, rows()):
+    for batch, scores in scoring.batches():
         codes.add(batch)
         for side in SIDES:
             mean = scales[side] @ _part(scores, side)

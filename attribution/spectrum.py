@@ -16,7 +16,7 @@ from gradtrail.attribution.curvature import header, read_header, refuse_empty, s
 from gradtrail.attribution.curvature_vectors import CurvatureKind, CurvaturePieces
 from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.margins import loss_resolution, one_minus_probability
+from gradtrail.attribution.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.weights import unweighted_vectors
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Weighting
@@ -112,7 +112,7 @@ def margin_vectors(
 ) -> CurvaturePieces:
     """Gradients of TRAK's margin up to sign, φ / (1 − p), whose mean outer product is TRAK's kernel over its count.
 
-    Examples whose loss is below `loss_resolution` have a 1 − p that is rounding, and are left out of the kernel.
+    Examples whose 1 − p is below `LEAST_MARGIN` have one that is rounding, and are left out of the kernel.
 
     Raises:
         UsageError: on the way, for losses that are not −log p.
@@ -122,10 +122,11 @@ def margin_vectors(
     def pieces() -> Iterator[tuple[int, Tensor]]:
         kept_count = 0
         for part in rows():
-            kept = part.losses > loss_resolution(plan)
+            margins = one_minus_probability(part.losses)
+            kept = margins > LEAST_MARGIN
             vectors = unweighted_vectors(part.vectors, plan, stored_weighting).double()[kept]
             kept_count += len(vectors)
-            yield len(vectors), vectors / one_minus_probability(part.losses)[kept].unsqueeze(1)
+            yield len(vectors), vectors / margins[kept].unsqueeze(1)
         if kept_count == 0:
             raise DataError(
                 "Every example has a loss of zero, so that TRAK's kernel has no margin gradients.",

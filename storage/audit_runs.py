@@ -11,6 +11,7 @@ from gradtrail.nouns import DatasetVersion
 from gradtrail.storage.registry import RegisteredVersion, Registry
 
 AUDIT_TAG = "gradtrail.audit"
+LATEST_AUDIT_TAG = "gradtrail.latest_audit"
 AUDIT_EXPERIMENT = "gradtrail audits"
 NOTE_TAG = "mlflow.note.content"
 _SECTION_START = "[//]: # (gradtrail: written by gradtrail, do not edit)"
@@ -84,11 +85,21 @@ def publish_audit(
     client.set_terminated(run.run_id)
 
 
-def describe_version(registry: Registry, version: RegisteredVersion, section: str) -> None:
-    """Put gradtrail's section into a model version's description and leave what people wrote there as it is."""
-    current = registry.client.get_model_version(version.name, str(version.version)).description or ""
-    before, _, rest = current.partition(_SECTION_START)
+def describe(registry: Registry, version: RegisteredVersion, section: str) -> None:
+    """Put gradtrail's section into the descriptions of a model version and of its training run.
+
+    What people wrote there stays as it is; an earlier section of gradtrail is replaced.
+    """
+    client = registry.client
+    description = client.get_model_version(version.name, str(version.version)).description or ""
+    client.update_model_version(version.name, str(version.version), description=_with_section(description, section))
+    if version.run_id:
+        note = client.get_run(version.run_id).data.tags.get(NOTE_TAG, "")
+        client.set_tag(version.run_id, NOTE_TAG, _with_section(note, section))
+
+
+def _with_section(text: str, section: str) -> str:
+    before, _, rest = text.partition(_SECTION_START)
     _, _, after = rest.partition(_SECTION_END)
     own = f"{_SECTION_START}\n\n{section}\n\n{_SECTION_END}"
-    parts = [part for part in (before.strip(), own, after.strip()) if part]
-    registry.client.update_model_version(version.name, str(version.version), description="\n\n".join(parts))
+    return "\n\n".join(part for part in (before.strip(), own, after.strip()) if part)

@@ -130,16 +130,19 @@ def measure_outputs(
                     record = payload_record(payloads.get(output.payload_sha256))
                     if options.target == "label" and record.get("label") is None:
                         continue
-                    example = output_example(pinned, output, record, options.target)
-                    compute_features(
-                        pinned.adapter, model, [example], plan, target=options.target, device=options.device
-                    )
+                    examples.append(output_example(pinned, output, record, options.target))
                 except (DataError, NotFoundError, StoreError) as error:
                     ledger.record_quarantine(MEASURING, output.output_id, str(error))
-                    continue
-                examples.append(example)
-            if examples:
-                measured += _measure(pinned, model, plan, table, examples, options)
+            pieces = [examples] if examples else []
+            while pieces:
+                piece = pieces.pop(0)
+                try:
+                    measured += _measure(pinned, model, plan, table, piece, options)
+                except DataError as error:
+                    if len(piece) == 1:
+                        ledger.record_quarantine(MEASURING, piece[0].example_id, str(error))
+                    else:
+                        pieces = [[example] for example in piece] + pieces
             bar.advance(len(chunk))
     return measured
 

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from gradtrail.digests import sha256_file, short
 from gradtrail.nouns import SEVERITIES
 from gradtrail.reports.write import HTML_NAME, JSON_NAME, PARQUET_NAME
-from gradtrail.storage.audit_runs import AUDIT_TAG, Links, describe_version, markdown_text, publish_audit
+from gradtrail.storage.audit_runs import AUDIT_TAG, LATEST_AUDIT_TAG, Links, describe, markdown_text, publish_audit
 from gradtrail.tasks.reporting import RecordedAudit, recorded_audit
 from gradtrail.tasks.workspace import Workspace
 
@@ -39,14 +39,14 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
         dataset=recorded.pinned.dataset,
     )
     version = registry.resolve(model_version.model_version_id)
-    describe_version(
+    describe(
         registry,
         version,
         f"**gradtrail** · newest audit {short(audit_id)} of {recorded.details.recorded_at:%Y-%m-%d %H:%M} UTC: "
         f"[report]({links.artifact(run.experiment_id, run.run_id, HTML_NAME)}) · "
         f"[audit run]({links.run(run.experiment_id, run.run_id)})",
     )
-    registry.tag_version(version, {AUDIT_TAG: audit_id})
+    registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
     workspace.ledger().record_report(
         audit_id,
         html_uri=str(folder / HTML_NAME),

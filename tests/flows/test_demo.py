@@ -104,6 +104,7 @@ def test_mlflow_links_both_ways(demo):
     assert f"{page}/artifacts/report.html" in run.data.tags["mlflow.note.content"]
     assert "/#/models/digits/versions/1" in run.data.tags["mlflow.note.content"]
     assert page in version.description
+    assert page in client.get_run(version.run_id).data.tags["mlflow.note.content"]
     assert version.tags["gradtrail.adapter"] == "gradtrail.demo.digits:DigitsAdapter"
     html = (demo.workspace.reports / audit_id / "report.html").read_text()
     assert page in html

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
 from gradtrail.attribution.recording import Instrument, Recording, build_instrument, recording
 from gradtrail.attribution.weights import unweighted_vectors
@@ -99,9 +99,9 @@ def _model_pieces(
                 yield (len(batch) if position == 0 else 0), vectors.cpu()
 
 
-def output_factors(adapter: ModelAdapter, record: Recording) -> Tensor:
+def output_factors(adapter: ModelAdapter, outputs: Tensor, batch: Batch) -> Tensor:
     """The adapter's factors of the loss's Hessian in the outputs, or the error that it has none."""
-    factors = adapter.curvature_factors(record.outputs, record.batch)
+    factors = adapter.curvature_factors(outputs, batch)
     if factors is None:
         raise ModelError(
             f"{type(adapter).__name__} has no curvature_factors, which curvature `ggn` needs.",
@@ -112,7 +112,7 @@ def output_factors(adapter: ModelAdapter, record: Recording) -> Tensor:
 
 def _factor_vectors(adapter: ModelAdapter, record: Recording) -> Iterator[Tensor]:
     """J_nᵀ f_k for each factor k: one backward pass each."""
-    factors = output_factors(adapter, record)
+    factors = output_factors(adapter, record.outputs, record.batch)
     for position, factor in enumerate(factors):
         products = (factor * record.outputs).flatten(1).sum(1)
         yield record.vectors(products, keep_graph=position + 1 < len(factors))

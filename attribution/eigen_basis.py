@@ -25,14 +25,18 @@ SKETCH_SHARE = 8
 
 @dataclass(frozen=True)
 class EigenBasis:
-    """Projection matrices (blocks, width, projected) float64 by `side_key`; any other side is projected randomly."""
+    """Projection matrices (blocks, width, projected) float64 by `side_key`; any other side is projected randomly.
 
+    `kind` is that of the curvature whose factors they diagonalise.
+    """
+
+    kind: str
     matrices: Mapping[str, Tensor]
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of every name, shape and number."""
-        digest = hashlib.sha256(f"eigen {EIGEN_VERSION}".encode())
+        """sha256 of the kind and every name, shape and number."""
+        digest = hashlib.sha256(f"eigen {EIGEN_VERSION} {self.kind}".encode())
         for name in sorted(self.matrices):
             matrix = self.matrices[name]
             digest.update(f"\n{name} {tuple(matrix.shape)}\n".encode())
@@ -44,13 +48,13 @@ class EigenBasis:
         return {name: matrix.contiguous() for name, matrix in self.matrices.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], digest: str) -> EigenBasis:
-        """Read back `to_tensors`.
+    def from_tensors(cls, tensors: Mapping[str, Tensor], kind: str, digest: str) -> EigenBasis:
+        """Read back `to_tensors` of the basis that has this kind and digest.
 
         Raises:
             StoreError: when the numbers are not those of `digest`.
         """
-        basis = cls(dict(tensors))
+        basis = cls(kind, dict(tensors))
         if basis.digest != digest:
             raise StoreError(
                 f"A stored eigenbasis has digest {basis.digest}, but the index was measured with {digest}.",
@@ -60,7 +64,13 @@ class EigenBasis:
 
     def config(self, seed: int) -> dict[str, str | int]:
         """What the id of an index says about its projection."""
-        return {"kind": "eigen", "seed": seed, "version": EIGEN_VERSION, "digest": self.digest}
+        return {
+            "kind": "eigen",
+            "seed": seed,
+            "version": EIGEN_VERSION,
+            "factors": self.kind,
+            "digest": self.digest,
+        }
 
     def matrix(self, group: str, side: ProjectionSide, shape: tuple[int, int, int]) -> Tensor | None:
         """The matrix of one side of a group, or None where it is projected as without a basis.

@@ -112,13 +112,11 @@ def test_a_trak_ensemble_averages_kernels_and_margins_separately(checkpoints):
 
 def test_examples_that_one_checkpoint_lacks_are_named_or_counted_but_never_dropped_in_silence(checkpoints):
     plan, measured = checkpoints
-    members = [
-        Member(
-            prepare_queries("tracin_cp", rows, plan, learning_rate=0.1),
-            lambda kept=chosen(rows, list(range(position, 12))): batches(kept, 4),
-        )
-        for position, rows in enumerate(measured)
-    ]
+    members = []
+    for position, rows in enumerate(measured):
+        kept = chosen(rows, list(range(position, 12)))
+        prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=0.1)
+        members.append(Member(prepared, lambda kept=kept: batches(kept, 4)))
     with pytest.raises(DataError, match=r"2 example\(s\) are in some of the indexes only: example-000, example-001"):
         score_pass(joint_pass(members, "sum"), top_k=3)
     missing: set[str] = set()

@@ -1,0 +1,179 @@
+"""Kronecker factors A = E[a aᵀ] and S = E[s sᵀ] of every linear or convolutional layer, in one pass over the data.
+
+a is a layer's input (with the 1 of its bias), s the gradient at its output, both summed over positions. Their leading
+eigenvectors are the projection of kind `eigen` (arXiv 2308.03296 for full rank, 2405.13954 for truncation). Layers of
+other kinds, and sides wider than `LARGEST_FACTOR`, are projected as without a basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.curvature_vectors import curvature_kind, output_factors, refuse_non_finite
+from gradtrail.attribution.eigen_basis import EigenBasis, leading_basis, side_key, whole_basis
+from gradtrail.attribution.features import FeaturePlan, Group
+from gradtrail.attribution.layer_rules import OuterProductRule, Projections
+from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.projection import ProjectionSide
+from gradtrail.attribution.working_mode import frozen_in_eval
+from gradtrail.errors import DataError, ModelError
+from gradtrail.nouns import Example
+
+LARGEST_FACTOR = 4096
+"""Widest side that gets an eigenbasis: its factor is a matrix of this size squared, in float64."""
+
+
+def fit_eigen_basis(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    examples: Iterable[Example] | TrainingData,
+    plan: FeaturePlan,
+    *,
+    kind: str,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+) -> EigenBasis:
+    """The eigenbasis of `plan`'s groups, from one pass; `kind` says which targets the gradients s are of.
+
+    Use it as `dataclasses.replace(plan, basis=basis)`.
+
+    Raises:
+        UsageError: for an unknown kind.
+        ModelError: when the adapter does not support the kind, or no layer has Kronecker factors.
+        DataError: without examples, or when a value is not finite, naming the examples.
+    """
+    chosen = curvature_kind(kind)
+    factors = {
+        group.name: _Factors(group, rule)
+        for group in plan.groups
+        if isinstance(rule := find_rule(model.get_submodule(group.modules[0])), OuterProductRule)
+    }
+    remaining = iterate_examples(examples)
+    generator = torch.Generator().manual_seed(seed)
+    count = 0
+    while batch := list(islice(remaining, batch_size)):
+        _accumulate(adapter, model, factors, batch, kind, generator, device)
+        count += len(batch)
+    if count == 0:
+        raise DataError("Kronecker factors without examples.", "Pass the training examples of the index.")
+    matrices: dict[str, Tensor] = {}
+    for group in plan.groups:
+        if group.name in factors:
+            matrices |= factors[group.name].bases(plan.settings.seed)
+    if not matrices:
+        raise ModelError(
+            f"No layer of {type(model).__name__} has Kronecker factors of at most {LARGEST_FACTOR} rows.",
+            "Index with random projection.",
+        )
+    return EigenBasis(chosen, matrices)
+
+
+class _Factors:
+    """Both sums of one group, (blocks, width, width) float64; None for a side that is too wide."""
+
+    def __init__(self, group: Group, rule: OuterProductRule) -> None:
+        self.group = group
+        self._rule = rule
+        self._outputs = _zeros(group.blocks, group.d_out)
+        self._inputs = _zeros(group.blocks, group.d_in)
+
+    def attach(self, model: nn.Module, stack: ExitStack, starts: list[Tensor]) -> None:
+        """Hook every use of the group's parameters; the hooks come off when `stack` closes."""
+        for name in self.group.modules:
+            handle = model.get_submodule(name).register_forward_hook(self._hook(starts), prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
+
+    def bases(self, seed: int) -> dict[str, Tensor]:
+        """Projection matrices of the sides that have a factor; a layer that no gradient reached has none."""
+        found: dict[str, Tensor] = {}
+        name = self.group.name
+        sides: tuple[tuple[ProjectionSide, Tensor | None, int], ...] = (
+            ("outputs", self._outputs, self.group.p_out),
+            ("inputs", self._inputs, self.group.p_in),
+        )
+        for side, factor, columns in sides:
+            if factor is None or not factor.any():
+                continue
+            found[side_key(name, side)] = (
+                whole_basis(factor)
+                if self.group.exact
+                else leading_basis(factor, columns, seed=seed, group=name, side=side)
+            )
+        return found
+
+    def _hook(self, starts: list[Tensor]) -> Callable[..., Tensor]:
+        def remember(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+            inputs = args[0] if args else kwargs["input"]
+            self._add_inputs(layer, inputs.detach())
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+                starts.append(output)
+            output = output.clone()
+            output.register_hook(lambda gradient: self._add_outputs(layer, gradient.detach()))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return output
+
+        return remember
+
+    def _add_inputs(self, layer: nn.Module, inputs: Tensor) -> None:
+        if self._inputs is None:
+            return
+        values = _at_least_float32(inputs)
+        dtype = values.dtype if values.is_floating_point() else torch.float32
+        identity = torch.eye(self.group.d_in, dtype=dtype, device=values.device)
+        whole = identity.expand(self.group.blocks, -1, -1)
+        kept = self._rule.keep(layer, values, Projections(outputs=whole[:, :0], inputs=whole, exact=True))
+        self._inputs += torch.einsum("nbit,nbjt->bij", kept, kept).double().cpu()
+
+    def _add_outputs(self, layer: nn.Module, gradients: Tensor) -> None:
+        if self._outputs is not None:
+            blocks = self._rule.output_blocks(layer, _at_least_float32(gradients))
+            self._outputs += torch.einsum("nbot,nbpt->bop", blocks, blocks).double().cpu()
+
+
+def _accumulate(
+    adapter: ModelAdapter,
+    model: nn.Module,
+    factors: Mapping[str, _Factors],
+    examples: list[Example],
+    kind: str,
+    generator: torch.Generator,
+    device: str | torch.device,
+) -> None:
+    batch = adapter.collate(examples).to(device)
+    starts: list[Tensor] = []
+    with frozen_in_eval(model), ExitStack() as stack:
+        for each in factors.values():
+            each.attach(model, stack, starts)
+        outputs = adapter.outputs(model, batch)
+        refuse_non_finite("model's output", outputs.detach(), examples)
+        quantities = _measured(adapter, outputs, batch, kind, generator)
+        for position, values in enumerate(quantities):
+            refuse_non_finite("loss", values.detach(), examples)
+            torch.autograd.grad(values.sum(), starts, allow_unused=True, retain_graph=position + 1 < len(quantities))
+
+
+def _measured(
+    adapter: ModelAdapter, outputs: Tensor, batch: Batch, kind: str, generator: torch.Generator
+) -> list[Tensor]:
+    """The quantities (batch,) whose gradients make S."""
+    if kind == "empirical":
+        return [adapter.losses(outputs, batch)]
+    if kind == "fisher":
+        return [adapter.losses(outputs, adapter.sample_targets(outputs, batch, generator))]
+    return [(factor * outputs).flatten(1).sum(1) for factor in output_factors(adapter, outputs, batch)]
+
+
+def _zeros(blocks: int, width: int) -> Tensor | None:
+    return torch.zeros(blocks, width, width, dtype=torch.float64) if width <= LARGEST_FACTOR else None
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32)) if values.is_floating_point() else values

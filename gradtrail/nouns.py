@@ -132,7 +132,10 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Index:
-    """The gradient table for one checkpoint, dataset version and feature configuration."""
+    """The gradient table for one checkpoint, dataset version and feature configuration.
+
+    `rows_sha256` is the digest of all its rows in no order, as sealed at `table_version`.
+    """
 
     checkpoint_id: str
     dataset_version_id: str
@@ -140,6 +143,7 @@ class Index:
     coverage: Coverage
     table_uri: str
     table_version: int
+    rows_sha256: str
 
     @property
     def index_id(self) -> str:

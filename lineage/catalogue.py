@@ -184,7 +184,8 @@ def events(connection: Connection, limit: int = 100) -> list[Event]:
 def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | None) -> list[Index]:
     query = """
         SELECT checkpoint_id, dataset_version_id, feature_config, covered_parameters, total_parameters, uncovered,
-            indexed_examples, total_examples, quarantined, table_uri, table_version
+            indexed_examples, total_examples, quarantined, table_uri, table_version,
+            rows_sha256
         FROM gradient_index
         WHERE index_id = coalesce(?, index_id) AND checkpoint_id = coalesce(?, checkpoint_id)
         ORDER BY event_sequence"""
@@ -196,6 +197,7 @@ def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | 
             coverage=Coverage(row[3], row[4], tuple(row[5]), row[6], row[7], row[8]),
             table_uri=row[9],
             table_version=row[10],
+            rows_sha256=row[11],
         )
         for row in connection.execute(query, [index_id, checkpoint_id]).fetchall()
     ]

@@ -131,6 +131,7 @@ def index_rows(index: Index) -> Rows:
                 coverage.quarantined,
                 index.table_uri,
                 index.table_version,
+                index.rows_sha256,
             )
         ],
     )

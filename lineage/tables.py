@@ -119,6 +119,7 @@ _ALL = (
             "quarantined": _TEXT_MAP,
             "table_uri": _TEXT,
             "table_version": _WHOLE,
+            "rows_sha256": _TEXT,
         },
         labels="table_uri",
     ),

@@ -15,7 +15,7 @@ from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.checks import check_capture, check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
-from gradtrail.errors import DataError
+from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
 from gradtrail.storage.gradients import GradientStore, IndexTable
@@ -122,7 +122,12 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             written += _append(table, batch, manifest, attribute_names)
             bar.advance(len(batch.example_ids))
     expected = {key: row.content_sha256 for key, row in manifest.items() if key not in quarantined}
-    version = table.seal(expected)
+    table.seal(expected)
+    seal = table.seal_record()
+    if seal is None:
+        raise StoreError(
+            f"Index {planned_id} lost its seal while it was built.", "Run gradtrail index again, in one process only."
+        )
     coverage = Coverage(
         covered_parameters=plan.covered_parameters,
         total_parameters=plan.total_parameters,
@@ -131,7 +136,15 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         total_examples=len(manifest),
         quarantined=quarantined,
     )
-    built = Index(checkpoint_id, pinned.dataset.dataset_version_id, plan.config(), coverage, table.uri, version)
+    built = Index(
+        checkpoint_id,
+        pinned.dataset.dataset_version_id,
+        plan.config(),
+        coverage,
+        table.uri,
+        seal.version,
+        seal.rows_sha256,
+    )
     workspace.ledger().record_index(built)
     return IndexOutcome(planned_id, True, written, len(present), len(quarantined))
 

@@ -66,7 +66,10 @@ def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
     for index in indexes:
         try:
             table = store.existing(index.index_id)
+            seal = table.seal_record() if table is not None else None
             found = table.verify() if table is not None else ["its table is gone"]
+            if seal is not None and (seal.version, seal.rows_sha256) != (index.table_version, index.rows_sha256):
+                found.append("its seal is not the one that the ledger recorded")
         except GradtrailError as error:
             found = [str(error)]
         yield Problem("index", index.index_id, "; ".join(found)) if found else None

@@ -146,6 +146,7 @@ CREATE TABLE gradient_index (
     quarantined          MAP(VARCHAR, VARCHAR) NOT NULL,
     table_uri            VARCHAR NOT NULL,
     table_version        BIGINT NOT NULL,
+    rows_sha256          VARCHAR NOT NULL,
     event_sequence       BIGINT NOT NULL,
     salt                 BLOB NOT NULL
 );
@@ -162,6 +163,7 @@ COMMENT ON COLUMN gradient_index.total_examples IS 'Examples of the dataset vers
 COMMENT ON COLUMN gradient_index.quarantined IS 'Examples left out, with the cause.';
 COMMENT ON COLUMN gradient_index.table_uri IS 'The LanceDB table.';
 COMMENT ON COLUMN gradient_index.table_version IS 'Its pinned version.';
+COMMENT ON COLUMN gradient_index.rows_sha256 IS 'Digest of all its rows, in no order, as sealed.';
 COMMENT ON COLUMN gradient_index.event_sequence IS 'The event that recorded the row.';
 COMMENT ON COLUMN gradient_index.salt IS '16 random bytes that enter the digest of the row.';
 

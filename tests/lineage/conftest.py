@@ -99,6 +99,7 @@ def tell_story() -> Story:
         Coverage(90, 100, ("norm.weight",), 11, 12, {"train-11": "its loss is not finite"}),
         "lancedb://table",
         3,
+        "dd" * 32,
     )
     weighting = Weighting()
     outputs = tuple(

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import lancedb
 import pytest
 
 from gradtrail.flows.audit import audit
@@ -58,3 +59,14 @@ def test_a_missing_file_is_named(audited, pattern):
     problems = verify_workspace(audited.workspace).problems
     shutil.move(kept, file)
     assert len(problems) == 1
+
+
+def test_an_index_that_was_changed_and_sealed_again_is_named(audited):
+    index_id = next(audited.home.glob("gradients/index_*.lance")).stem.removeprefix("index_")
+    seals = lancedb.connect(str(audited.home / "gradients")).open_table("seals")
+    kept = seals.to_arrow()
+    seals.update(where=f"index_id = '{index_id}'", values={"rows_sha256": "0" * 64})
+    problems = verify_workspace(audited.workspace).problems
+    seals.update(where=f"index_id = '{index_id}'", values={"rows_sha256": kept["rows_sha256"][0].as_py()})
+    assert [problem.kind for problem in problems] == ["index"]
+    assert "ledger recorded" in problems[0].message

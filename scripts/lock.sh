@@ -12,6 +12,6 @@ PY
 )
 # shellcheck disable=SC2086
 uv pip compile pyproject.toml --extra test --extra lint --universal --python-version 3.11 --no-header \
-  --no-annotate --quiet --constraint scripts/lock-constraints.txt \
+  --no-annotate --no-strip-extras --quiet --constraint scripts/lock-constraints.txt \
   --no-emit-package triton --no-emit-package cuda-bindings --no-emit-package cuda-pathfinder \
   --no-emit-package cuda-toolkit $accelerators --output-file requirements.lock

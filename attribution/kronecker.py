@@ -19,8 +19,7 @@ from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, it
 from gradtrail.attribution.curvature_vectors import curvature_kind, output_factors, refuse_non_finite
 from gradtrail.attribution.eigen_basis import EigenBasis, leading_basis, side_key, whole_basis
 from gradtrail.attribution.features import FeaturePlan, Group
-from gradtrail.attribution.layer_rules import OuterProductRule, Projections
-from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.layer_rules import OuterProductRule, Projections, factored_rule
 from gradtrail.attribution.projection import ProjectionSide
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import DataError, ModelError
@@ -40,10 +39,12 @@ def fit_eigen_basis(
     seed: int = 0,
     batch_size: int = 64,
     device: str | torch.device = "cpu",
+    on_non_finite: Callable[[str, str], None] | None = None,
 ) -> EigenBasis:
     """The eigenbasis of `plan`'s groups, from one pass; `kind` says which targets the gradients s are of.
 
-    Use it as `dataclasses.replace(plan, basis=basis)`.
+    Use it as `dataclasses.replace(plan, basis=basis)`. With `on_non_finite(example_id, cause)` an example that is not
+    finite is reported and left out; without it, it raises.
 
     Raises:
         UsageError: for an unknown kind.
@@ -54,14 +55,25 @@ def fit_eigen_basis(
     factors = {
         group.name: _Factors(group, rule)
         for group in plan.groups
-        if isinstance(rule := find_rule(model.get_submodule(group.modules[0])), OuterProductRule)
+        if (rule := factored_rule(model, group.modules)) is not None
     }
     remaining = iterate_examples(examples)
     generator = torch.Generator().manual_seed(seed)
     count = 0
     while batch := list(islice(remaining, batch_size)):
-        _accumulate(adapter, model, factors, batch, kind, generator, device)
-        count += len(batch)
+        pieces = [batch]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                _accumulate(adapter, model, factors, piece, kind, generator, device)
+                count += len(piece)
+            except DataError as error:
+                if on_non_finite is None:
+                    raise
+                if len(piece) == 1:
+                    on_non_finite(piece[0].example_id, str(error))
+                else:
+                    pieces += [[example] for example in piece]
     if count == 0:
         raise DataError("Kronecker factors without examples.", "Pass the training examples of the index.")
     matrices: dict[str, Tensor] = {}
@@ -77,19 +89,37 @@ def fit_eigen_basis(
 
 
 class _Factors:
-    """Both sums of one group, (blocks, width, width) float64; None for a side that is too wide."""
+    """Both sums of one group, (blocks, width, width) float64; None for a side that is too wide.
+
+    What a batch adds waits until the whole batch is known to be finite.
+    """
 
     def __init__(self, group: Group, rule: OuterProductRule) -> None:
         self.group = group
         self._rule = rule
         self._outputs = _zeros(group.blocks, group.d_out)
         self._inputs = _zeros(group.blocks, group.d_in)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def attach(self, model: nn.Module, stack: ExitStack, starts: list[Tensor]) -> None:
         """Hook every use of the group's parameters; the hooks come off when `stack` closes."""
         for name in self.group.modules:
             handle = model.get_submodule(name).register_forward_hook(self._hook(starts), prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
+
+    def is_finite(self) -> bool:
+        """Whether all that waits is finite."""
+        return all(bool(torch.isfinite(part).all()) for _, part in self._waiting)
+
+    def take(self) -> None:
+        """Add what waits."""
+        for total, part in self._waiting:
+            total.add_(part.double().cpu())
+        self._waiting = []
+
+    def forget(self) -> None:
+        """Drop what waits."""
+        self._waiting = []
 
     def bases(self, seed: int) -> dict[str, Tensor]:
         """Projection matrices of the sides that have a factor; a layer that no gradient reached has none."""
@@ -130,12 +160,12 @@ class _Factors:
         identity = torch.eye(self.group.d_in, dtype=dtype, device=values.device)
         whole = identity.expand(self.group.blocks, -1, -1)
         kept = self._rule.keep(layer, values, Projections(outputs=whole[:, :0], inputs=whole, exact=True))
-        self._inputs += torch.einsum("nbit,nbjt->bij", kept, kept).double().cpu()
+        self._waiting.append((self._inputs, torch.einsum("nbit,nbjt->bij", kept, kept)))
 
     def _add_outputs(self, layer: nn.Module, gradients: Tensor) -> None:
         if self._outputs is not None:
             blocks = self._rule.output_blocks(layer, _at_least_float32(gradients))
-            self._outputs += torch.einsum("nbot,nbpt->bop", blocks, blocks).double().cpu()
+            self._waiting.append((self._outputs, torch.einsum("nbot,nbpt->bop", blocks, blocks)))
 
 
 def _accumulate(
@@ -151,6 +181,7 @@ def _accumulate(
     starts: list[Tensor] = []
     with frozen_in_eval(model), ExitStack() as stack:
         for each in factors.values():
+            stack.callback(each.forget)
             each.attach(model, stack, starts)
         outputs = adapter.outputs(model, batch)
         refuse_non_finite("model's output", outputs.detach(), examples)
@@ -158,6 +189,15 @@ def _accumulate(
         for position, values in enumerate(quantities):
             refuse_non_finite("loss", values.detach(), examples)
             torch.autograd.grad(values.sum(), starts, allow_unused=True, retain_graph=position + 1 < len(quantities))
+        for name, each in factors.items():
+            if not each.is_finite():
+                raise DataError(
+                    f"An input or gradient of layer {name} is not finite between {examples[0].example_id} and "
+                    f"{examples[-1].example_id}.",
+                    "Correct or remove these examples.",
+                )
+        for each in factors.values():
+            each.take()
 
 
 def _measured(

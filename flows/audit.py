@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from gradtrail.tasks.auditing import AuditOptions, measure_outputs, ready_index, score_outputs
+from gradtrail.tasks.auditing import AuditOptions, measure_outputs, recorded_warnings, score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.linking import link_report
+from gradtrail.tasks.opened import ready_indexes
 from gradtrail.tasks.reporting import unfinished_audit_ids, write_audit_report
 from gradtrail.tasks.workspace import Workspace
 
@@ -27,6 +28,7 @@ class AuditOutcome:
         left_out: pending outputs it does not cover: refused when measured, or without the label that was asked for.
         refused: record ids refused by this run, with the cause.
         finished: audits of an earlier, interrupted run whose reports this run completed.
+        warnings: what to know about the method on this index, as whole sentences; the report has them too.
     """
 
     model_version_id: str
@@ -36,6 +38,7 @@ class AuditOutcome:
     left_out: int = 0
     refused: tuple[tuple[str, str], ...] = ()
     finished: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @flow(name="gradtrail-audit")
@@ -53,7 +56,7 @@ def audit(
     """
     version = resolve_version(workspace, reference)
     model_version_id = version.model_version_id
-    index_id = ready_index(workspace, model_version_id)
+    index_ids = ready_indexes(workspace, model_version_id, options.method, options.every_checkpoint)
     collected = collect_outputs(workspace)
 
     finished = unfinished_audit_ids(workspace, model_version_id)
@@ -62,12 +65,13 @@ def audit(
         link_report(workspace, audit_id)
 
     pending = pending_output_ids(workspace, model_version_id, options.target)
-    measured = measure_outputs(workspace, model_version_id, index_id, pending, options) if pending else []
+    measured = measure_outputs(workspace, model_version_id, index_ids, pending, options) if pending else []
     audit_id, report = "", ""
     if measured:
-        audit_id = score_outputs(workspace, model_version_id, index_id, measured, options)
+        audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
         report = write_audit_report(workspace, audit_id)
         link_report(workspace, audit_id)
+    warnings = recorded_warnings(workspace, audit_id) if audit_id else ()
     if finished or pending or collected.new_output_ids or collected.refused:
         publish_snapshot(workspace)
     return AuditOutcome(
@@ -78,4 +82,5 @@ def audit(
         left_out=len(pending) - len(measured),
         refused=collected.refused,
         finished=tuple(finished),
+        warnings=warnings,
     )

@@ -92,6 +92,9 @@ def index(
     every_checkpoint: Annotated[
         bool, typer.Option("--every-checkpoint", help="All checkpoints, not the last.")
     ] = False,
+    projection: Annotated[
+        Literal["random", "eigen"], typer.Option(help="Random, or the eigenbasis of the Kronecker factors (for ekfac).")
+    ] = "random",
     device: Annotated[str, typer.Option(help="Where the pass runs: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
     as_json: AsJson = False,
@@ -102,7 +105,7 @@ def index(
         from gradtrail.flows.index import index as index_flow
         from gradtrail.tasks.indexing import IndexOptions
 
-        options = IndexOptions(group_dimension=group_dimension, seed=seed, device=device)
+        options = IndexOptions(group_dimension=group_dimension, seed=seed, device=device, projection=projection)
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     printing.show_index(outcomes, as_json=as_json)
 
@@ -118,6 +121,12 @@ def audit(
     curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn, for methods that need one.")] = "",
     relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
     absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
+    horizon: Annotated[
+        float, typer.Option(help="Learning rate × steps, for method horizon; 0: one over the damping.", min=0)
+    ] = 0.0,
+    every_checkpoint: Annotated[
+        bool, typer.Option("--every-checkpoint", help="An ensemble over all checkpoints, for method trak.")
+    ] = False,
     policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -128,7 +137,16 @@ def audit(
         from gradtrail.flows.audit import audit as audit_flow
         from gradtrail.tasks.auditing import AuditOptions
 
-        options = AuditOptions(method, target, top_k, curvature, relative_damping, absolute_damping)
+        options = AuditOptions(
+            method,
+            target,
+            top_k,
+            curvature,
+            relative_damping,
+            absolute_damping,
+            horizon=horizon,
+            every_checkpoint=every_checkpoint,
+        )
         outcome = audit_flow(settings.workspace(), reference, options)
     printing.show_audit(outcome, as_json=as_json)
 

@@ -98,6 +98,7 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         return _say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
     return _say(
         f"Audited {outcome.output_count:,} outputs of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
+        *(f"Note: {warning}" for warning in outcome.warnings),
         f"Report: {outcome.report}",
     )
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import (
-    BlockCurvature,
-    default_curvature_kind,
-    empirical_curvature,
-    model_curvature,
-)
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
-from gradtrail.attribution.methods import find_method, prepare_queries
-from gradtrail.attribution.scoring import Ranked, overall_influence, score, shares
+from gradtrail.attribution.scoring import Ranked, overall_of_pass, score_pass, shares
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import (
@@ -32,7 +21,6 @@ from gradtrail.nouns import (
     Audit,
     Example,
     ExampleInfluence,
-    Index,
     Output,
     OutputResult,
     Side,
@@ -40,14 +28,13 @@ from gradtrail.nouns import (
     Weighting,
 )
 from gradtrail.reports.policies import evaluate, load_policy
-from gradtrail.storage.checkpoints import write_safetensors
-from gradtrail.storage.gradients import IndexTable
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.policy_facts import policy_facts
+from gradtrail.tasks.preparing import MethodOptions, PreparedAudit, method_parameters, prepare_audit
 from gradtrail.tasks.progress import progress_bar
-from gradtrail.tasks.recorded import recorded_index, recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
 OVERALL_TOP = 50
@@ -66,6 +53,8 @@ class AuditOptions:
         curvature: kind of curvature for methods that need one; empty picks `fisher` where the adapter can sample.
         relative_damping: part of the mean eigenvalue added to the curvature.
         absolute_damping: absolute part, for example the objective's ridge.
+        horizon: learning rate × steps of further training that method `horizon` speaks about; 0 is 1 / damping.
+        every_checkpoint: make an ensemble over all checkpoints, for methods that can (trak).
         device: where the outputs are measured.
     """
 
@@ -76,6 +65,15 @@ class AuditOptions:
     relative_damping: float = 1.0
     absolute_damping: float = 0.0
     device: str = "cpu"
+    horizon: float = 0.0
+    every_checkpoint: bool = False
+
+    @property
+    def method_options(self) -> MethodOptions:
+        """The part that says how the method works."""
+        return MethodOptions(
+            self.method, self.curvature, self.relative_damping, self.absolute_damping, self.horizon, self.device
+        )
 
 
 @dataclass(frozen=True)
@@ -88,35 +86,20 @@ class MeasuredOutput:
 
 
 @task(cache_policy=NO_CACHE)
-def ready_index(workspace: Workspace, model_version_id: str) -> str:
-    """The newest index of the serving checkpoint.
-
-    Raises:
-        NotFoundError: if none was built; it says how.
-    """
-    with workspace.ledger().read() as connection:
-        model_version = recorded_model_version(connection, model_version_id)
-        found = queries.indexes_of(connection, model_version.checkpoint_ids[-1])
-    found = [index for index in found if index.dataset_version_id == model_version.dataset_version_id]
-    if not found:
-        raise NotFoundError(
-            f"The model version {model_version_id} has no index of its training data yet.",
-            f"Build it: gradtrail index {model_version_id}.",
-        )
-    return found[-1].index_id
-
-
-@task(cache_policy=NO_CACHE)
 def measure_outputs(
-    workspace: Workspace, model_version_id: str, index_id: str, output_ids: Sequence[str], options: AuditOptions
+    workspace: Workspace,
+    model_version_id: str,
+    index_ids: Sequence[str],
+    output_ids: Sequence[str],
+    options: AuditOptions,
 ) -> list[MeasuredOutput]:
-    """Store φ(q) of every output beside the index.
+    """Store φ(q) of every output beside each index, the serving checkpoint's last.
 
     An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
     """
     pinned = pinned_model(workspace, model_version_id)
-    _, plan, table = _open(workspace, pinned, index_id)
-    model = pinned.load(pinned.serving).to(options.device)
+    opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
+    models = [pinned.load(each.checkpoint).to(options.device) for each in opened]
     payloads, ledger = workspace.payloads(), workspace.ledger()
     with ledger.read() as connection:
         outputs = queries.outputs(connection, output_ids)
@@ -137,7 +120,7 @@ def measure_outputs(
             while pieces:
                 piece = pieces.pop(0)
                 try:
-                    measured += _measure(pinned, model, plan, table, piece, options)
+                    measured += _measure(pinned, models, opened, piece, options)
                 except DataError as error:
                     if len(piece) == 1:
                         ledger.record_quarantine(MEASURING, piece[0].example_id, str(error))
@@ -151,41 +134,38 @@ def measure_outputs(
 def score_outputs(
     workspace: Workspace,
     model_version_id: str,
-    index_id: str,
+    index_ids: Sequence[str],
     measured: Sequence[MeasuredOutput],
     options: AuditOptions,
 ) -> str:
     """Score all training examples against the measured outputs, apply the policy, record the audit; returns its id."""
     pinned = pinned_model(workspace, model_version_id)
-    index, plan, table = _open(workspace, pinned, index_id)
+    opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
+    index = opened[-1].index
     policy = load_policy(Path(workspace.policy) if workspace.policy else None)
     weighting = Weighting()
-    parameters = _parameters(pinned, options)
+    method = options.method_options
+    parameters = {
+        "top_k": options.top_k,
+        "overall_top": OVERALL_TOP,
+        "permutations": PERMUTATIONS,
+        **method_parameters(pinned, method, [each.checkpoint for each in opened]),
+    }
     audit = Audit(
         outputs=tuple((m.output_id, options.target) for m in measured),
         model_version_id=model_version_id,
-        index_ids=(index_id,),
+        index_ids=tuple(index_ids),
         method=options.method,
         parameters=parameters,
         weighting_id=weighting.weighting_id,
         policy_sha256=policy.sha256,
     )
-    rows = stored_rows(table, index)
-    query_rows = _stored_queries(table, [m.output_id for m in measured], options.target)
-    curvature = None
-    if "curvature" in parameters:
-        curvature = _curvature(workspace, pinned, index, plan, rows, str(parameters["curvature"]), options)
-    prepared = prepare_queries(
-        options.method,
-        query_rows,
-        plan,
-        weighting,
-        curvature=curvature,
-        relative_damping=options.relative_damping,
-        absolute_damping=options.absolute_damping,
-    )
-    result = score(prepared, rows, top_k=options.top_k)
-    overall = overall_influence(prepared, rows, result, top_k=OVERALL_TOP, permutations=PERMUTATIONS)
+    measured_ids = [m.output_id for m in measured]
+    output_queries = [each.queries(measured_ids, options.target) for each in opened]
+    prepared = prepare_audit(workspace, pinned, opened, output_queries, method, parameters, weighting)
+    query_rows = prepared.queries
+    result = score_pass(prepared.scoring, top_k=options.top_k)
+    overall = overall_of_pass(prepared.scoring, result, top_k=OVERALL_TOP, permutations=PERMUTATIONS)
     by_id = {m.output_id: m for m in measured}
     results = [
         OutputResult(
@@ -221,7 +201,8 @@ def score_outputs(
         audit,
         method_notes={
             "meaning_of_scores": pinned.adapter.meaning_of_scores,
-            "curvature_examples": curvature.example_count if curvature else 0,
+            "curvature_examples": prepared.curvature_examples,
+            "warnings": audit_warnings(prepared),
         },
         results=results,
         attributions=attributions,
@@ -242,126 +223,49 @@ def output_example(pinned: PinnedModel, output: Output, record: Mapping[str, Any
     return Example(output.output_id, example.inputs, example.target, example.attributes)
 
 
-def stored_rows(table: IndexTable, index: Index) -> Callable[[], Iterator[FeatureRows]]:
-    """The index's rows at its pinned version, as often as a method needs a pass over them."""
-
-    def stream() -> Iterator[FeatureRows]:
-        for batch in table.stream(version=index.table_version):
-            yield FeatureRows(
-                example_ids=batch.example_ids,
-                vectors=_view(batch.vectors),
-                losses=_view(batch.losses),
-                squared_norms=_view(batch.squared_norms),
-                attributes=batch.attributes,
-            )
-
-    return stream
-
-
-def _view(array: NDArray[Any]) -> Tensor:
-    with warnings.catch_warnings():
-        # Scoring only reads, so that Arrow's read-only memory needs no copy.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
-
-
 def _sides(proponents: Ranked, opponents: Ranked) -> tuple[tuple[Side, Ranked], tuple[Side, Ranked]]:
     return ("proponent", proponents), ("opponent", opponents)
 
 
-def _open(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[Index, FeaturePlan, IndexTable]:
+def recorded_warnings(workspace: Workspace, audit_id: str) -> tuple[str, ...]:
+    """What the report of an audit warns about its method, for the command line."""
     with workspace.ledger().read() as connection:
-        index = recorded_index(connection, index_id)
-    plan = plan_from_config(pinned.load(pinned.serving), index.feature_config)
-    table = workspace.gradients().existing(index_id)
-    if table is None:
-        raise StoreError(
-            f"The gradient table of index {index_id} is gone from {workspace.gradients_uri}.",
-            "Restore it from a backup, or point gradients_uri to where it is.",
+        return tuple(queries.audit_details(connection, audit_id).method_notes.get("warnings", ()))
+
+
+def audit_warnings(prepared: PreparedAudit) -> list[str]:
+    """What the report must say about this method on this index, as whole sentences; complete once it has scored."""
+    warnings = list(prepared.warnings)
+    if prepared.missing:
+        warnings.append(
+            f"{len(prepared.missing):,} training examples are not in the index of every checkpoint and have no score."
         )
-    return index, plan, table
-
-
-def _indexed(pinned: PinnedModel, index: Index) -> Iterator[Example]:
-    data = pinned.adapter.training_data()
-    examples = (data[position] for position in range(len(data)))
-    return (example for example in examples if example.example_id not in index.coverage.quarantined)
-
-
-def _stored_queries(table: IndexTable, output_ids: Sequence[str], target: Target) -> FeatureRows:
-    stored = table.queries(output_ids)
-    kept = [row for row, found in enumerate(stored.targets) if found == target]
-    return FeatureRows(
-        example_ids=[stored.output_ids[row] for row in kept],
-        vectors=torch.tensor(stored.vectors[kept]),
-        losses=torch.tensor(stored.losses[kept]),
-        squared_norms=torch.tensor(stored.squared_norms[kept]),
-    )
+    return warnings
 
 
 def _measure(
     pinned: PinnedModel,
-    model: nn.Module,
-    plan: FeaturePlan,
-    table: IndexTable,
+    models: Sequence[nn.Module],
+    opened: Sequence[OpenIndex],
     examples: list[Example],
     options: AuditOptions,
 ) -> list[MeasuredOutput]:
-    rows = compute_features(pinned.adapter, model, examples, plan, target=options.target, device=options.device)
-    table.put_queries(
-        output_ids=rows.example_ids,
-        targets=[options.target] * len(examples),
-        vectors=rows.vectors.cpu().numpy(),
-        losses=rows.losses.cpu().numpy(),
-        squared_norms=rows.squared_norms.cpu().numpy(),
-    )
+    features = [
+        compute_features(pinned.adapter, model, examples, each.plan, target=options.target, device=options.device)
+        for model, each in zip(models, opened, strict=True)
+    ]
+    for each, rows in zip(opened, features, strict=True):
+        each.table.put_queries(
+            output_ids=rows.example_ids,
+            targets=[options.target] * len(examples),
+            vectors=rows.vectors.cpu().numpy(),
+            losses=rows.losses.cpu().numpy(),
+            squared_norms=rows.squared_norms.cpu().numpy(),
+        )
     batch = pinned.adapter.collate(examples).to(options.device)
     with torch.no_grad():
-        reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(model, batch), batch)
+        reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(models[-1], batch), batch)
     return [
         MeasuredOutput(example.example_id, pinned.adapter.target_text(example.target), same)
         for example, same in zip(examples, reproduced, strict=True)
     ]
-
-
-def _parameters(pinned: PinnedModel, options: AuditOptions) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"top_k": options.top_k, "overall_top": OVERALL_TOP, "permutations": PERMUTATIONS}
-    if "curvature" in find_method(options.method).needs:
-        parameters |= {
-            "curvature": options.curvature or default_curvature_kind(pinned.adapter),
-            "relative_damping": options.relative_damping,
-            "absolute_damping": options.absolute_damping,
-        }
-    return parameters
-
-
-def _curvature(
-    workspace: Workspace,
-    pinned: PinnedModel,
-    index: Index,
-    plan: FeaturePlan,
-    rows: Callable[[], Iterator[FeatureRows]],
-    kind: str,
-    options: AuditOptions,
-) -> BlockCurvature:
-    """Fitted once an index and kind, then read from its file."""
-    path = workspace.curvatures / f"{index.index_id}-{kind}.safetensors"
-    if path.is_file():
-        return BlockCurvature.from_tensors(load_file(path))
-    if kind == "empirical":
-        fitted = empirical_curvature(rows(), plan)
-    else:
-        model = pinned.load(pinned.serving).to(options.device)
-        fitted = model_curvature(
-            pinned.adapter,
-            model,
-            _indexed(pinned, index),
-            plan,
-            kind=kind,
-            seed=0,
-            batch_size=MEASURE_BATCH,
-            device=options.device,
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(fitted.to_tensors(), path)
-    return fitted

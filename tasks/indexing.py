@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from prefect import task
@@ -21,6 +22,7 @@ from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
 from gradtrail.storage.gradients import GradientStore, IndexTable
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.tasks.datasets import checked_example, refuse_drift
+from gradtrail.tasks.eigenbases import eigen_plan
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.progress import progress_bar
 from gradtrail.tasks.recorded import recorded_model_version
@@ -33,11 +35,21 @@ DETERMINISM_BATCH = 8
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How gradients are stored: numbers kept a parameter group, seed of the projection, device of the pass."""
+    """How gradients are stored.
+
+    Attributes:
+        group_dimension: numbers kept a parameter group.
+        seed: of the random projection.
+        device: where the pass runs.
+        projection: `random`, or `eigen` for the eigenbasis of the Kronecker factors.
+        factors: curvature kind of those factors; empty picks `fisher` where the adapter can sample.
+    """
 
     group_dimension: int = 256
     seed: int = 0
     device: str = "cpu"
+    projection: Literal["random", "eigen"] = "random"
+    factors: str = ""
 
     def plan(self, pinned: PinnedModel) -> FeaturePlan:
         """The groups of this model and how each is stored."""
@@ -77,6 +89,8 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
     pinned = pinned_model(workspace, model_version_id)
     checkpoint = next(c for c in pinned.checkpoints if c.checkpoint_id == checkpoint_id)
     plan = options.plan(pinned)
+    if options.projection == "eigen":
+        plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
     planned_id = index_id(checkpoint_id, pinned.dataset.dataset_version_id, plan.config())
     with workspace.ledger().read() as connection:
         if queries.index(connection, planned_id) is not None:

@@ -261,10 +261,13 @@ def _trust(recorded: RecordedAudit) -> Trust:
     parameters = details.audit.parameters
     damping = ""
     if "relative_damping" in parameters:
-        damping = f"{parameters['relative_damping']:g} × mean eigenvalue of each group"
+        spectrum = "all groups together" if {"spectrum", "kernel"} & set(method.needs) else "each group"
+        damping = f"{parameters['relative_damping']:g} × mean eigenvalue of {spectrum}"
         if parameters["absolute_damping"]:
             damping += f" + {parameters['absolute_damping']:g}"
-    left_out = []
+    elif "horizon" in parameters:
+        damping = f"none: a horizon of {parameters['horizon']:g} (learning rate × steps) takes its place"
+    left_out = list(details.method_notes.get("warnings", ()))
     if coverage.quarantined:
         left_out.append(f"{len(coverage.quarantined)} training examples were quarantined and have no score.")
     if coverage.uncovered:

@@ -217,6 +217,20 @@ def test_hooks_and_modes_are_undone_also_after_an_exception(double_network):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_examples_that_are_not_finite_are_left_out_of_the_factors_and_reported(double_network):
+    adapter, model, examples = double_network
+    plan = plan_features(model, EXACT)
+    bad = dataclasses.replace(examples[3], inputs=torch.full((1, 3, 3), torch.nan))
+    reported = {}
+    found = fit_eigen_basis(
+        adapter, model, [*examples[:3], bad], plan, kind="empirical", on_non_finite=reported.__setitem__
+    )
+    without = fit_eigen_basis(adapter, model, examples[:3], plan, kind="empirical", batch_size=1)
+    assert list(reported) == ["example-003"]
+    for name, matrix in found.matrices.items():
+        assert relative(matrix[0, :, 0].abs(), without.matrices[name][0, :, 0].abs()) < 1e-6
+
+
 def test_factors_without_examples_and_of_unknown_kinds_are_refused(double_network):
     adapter, model, _ = double_network
     plan = plan_features(model)

@@ -13,8 +13,9 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT
-from gradtrail.tasks.auditing import AuditOptions, measure_outputs, ready_index, score_outputs
+from gradtrail.tasks.auditing import AuditOptions, measure_outputs, score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.opened import ready_indexes
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.verifying import verify_workspace
 
@@ -78,15 +79,15 @@ def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(tiny, prefect_serve
 def _audit_until(tiny, stop_after):
     """Run the audit's steps by hand and stop where a kill would have struck."""
     options = AuditOptions()
-    index_id = ready_index.fn(tiny.workspace, "tiny/1")
+    index_ids = ready_indexes.fn(tiny.workspace, "tiny/1", options.method)
     collect_outputs.fn(tiny.workspace)
     if stop_after == "collect":
         return
     pending = pending_output_ids.fn(tiny.workspace, "tiny/1", "emitted")
-    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_id, pending, options)
+    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_ids, pending, options)
     if stop_after == "measure":
         return
-    audit_id = score_outputs.fn(tiny.workspace, "tiny/1", index_id, measured, options)
+    audit_id = score_outputs.fn(tiny.workspace, "tiny/1", index_ids, measured, options)
     if stop_after == "record":
         return
     write_audit_report.fn(tiny.workspace, audit_id)

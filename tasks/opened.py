@@ -1,0 +1,166 @@
+"""Indexes an audit works on: found for a method, opened, and read as rows and queries."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
+from gradtrail.attribution.method_registry import find_method
+from gradtrail.errors import NotFoundError, StoreError, UsageError
+from gradtrail.lineage import queries
+from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target
+from gradtrail.storage.gradients import IndexTable
+from gradtrail.tasks.eigenbases import stored_basis
+from gradtrail.tasks.models import PinnedModel
+from gradtrail.tasks.recorded import recorded_index, recorded_model_version
+from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class OpenIndex:
+    """A sealed index with the checkpoint it measured and the plan that measured it."""
+
+    index: Index
+    checkpoint: Checkpoint
+    plan: FeaturePlan
+    table: IndexTable
+
+    def rows(self) -> Iterator[FeatureRows]:
+        """All rows at the pinned version; call it again for another pass."""
+        for batch in self.table.stream(version=self.index.table_version):
+            yield FeatureRows(
+                example_ids=batch.example_ids,
+                vectors=_view(batch.vectors),
+                losses=_view(batch.losses),
+                squared_norms=_view(batch.squared_norms),
+                attributes=batch.attributes,
+            )
+
+    def queries(self, output_ids: Sequence[str], target: Target) -> FeatureRows:
+        """The stored features of outputs, in the order of their ids."""
+        stored = self.table.queries(output_ids)
+        found = {
+            output_id: row
+            for row, (output_id, kept) in enumerate(zip(stored.output_ids, stored.targets, strict=True))
+            if kept == target
+        }
+        rows = [found[output_id] for output_id in sorted(found)]
+        return FeatureRows(
+            example_ids=sorted(found),
+            vectors=torch.tensor(stored.vectors[rows]),
+            losses=torch.tensor(stored.losses[rows]),
+            squared_norms=torch.tensor(stored.squared_norms[rows]),
+        )
+
+    def examples(self, pinned: PinnedModel) -> Iterator[Example]:
+        """The training examples that have a row."""
+        data = pinned.adapter.training_data()
+        examples = (data[position] for position in range(len(data)))
+        return (example for example in examples if example.example_id not in self.index.coverage.quarantined)
+
+
+@task(cache_policy=NO_CACHE)
+def ready_indexes(
+    workspace: Workspace, model_version_id: str, method: str, every_checkpoint: bool = False
+) -> list[str]:
+    """The indexes that a method scores, in order of steps, the serving checkpoint's last.
+
+    A method of one index takes the newest of the serving checkpoint; one that sums over checkpoints takes, for each of
+    them, the newest with the same features; `every_checkpoint` asks the same of a method that can make an ensemble.
+
+    Raises:
+        NotFoundError: if one was not built; it says how.
+        UsageError: if the method cannot use several checkpoints.
+    """
+    chosen = find_method(method)
+    if every_checkpoint and chosen.combination == "one":
+        raise UsageError(
+            f"Method {method} scores one checkpoint.", "Choose tracin_cp or trak, or leave --every-checkpoint out."
+        )
+    with workspace.ledger().read() as connection:
+        model_version = recorded_model_version(connection, model_version_id)
+        by_checkpoint = {
+            checkpoint_id: [
+                index
+                for index in queries.indexes_of(connection, checkpoint_id)
+                if index.dataset_version_id == model_version.dataset_version_id
+            ]
+            for checkpoint_id in model_version.checkpoint_ids
+        }
+    serving = _newest(by_checkpoint[model_version.checkpoint_ids[-1]], model_version, "diagonal" in chosen.needs)
+    if chosen.combination == "one" or (chosen.combination == "mean_margin" and not every_checkpoint):
+        return [serving.index_id]
+    wanted = _features(serving)
+    same = [[index for index in found if _features(index) == wanted] for found in by_checkpoint.values()]
+    missing = [step for step, found in enumerate(same, start=1) if not found]
+    if missing:
+        raise NotFoundError(
+            f"Method {method} needs an index of every checkpoint of {model_version_id}; {len(missing)} of {len(same)} "
+            f"have none with the features of index {serving.index_id[:12]}.",
+            f"Build them: gradtrail index {model_version_id} --every-checkpoint{_options(serving)}.",
+        )
+    return [found[-1].index_id for found in same]
+
+
+def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> OpenIndex:
+    """Open a recorded index, with the plan that its configuration says.
+
+    Raises:
+        StoreError: if its table is gone, or this version of gradtrail would measure something else.
+    """
+    with workspace.ledger().read() as connection:
+        index = recorded_index(connection, index_id)
+    checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == index.checkpoint_id)
+    table = workspace.gradients().existing(index_id)
+    if table is None:
+        raise StoreError(
+            f"The gradient table of index {index_id} is gone from {workspace.gradients_uri}.",
+            "Restore it from a backup, or point gradients_uri to where it is.",
+        )
+    basis = stored_basis(workspace, index.feature_config)
+    plan = plan_from_config(pinned.load(checkpoint), index.feature_config, basis)
+    return OpenIndex(index, checkpoint, plan, table)
+
+
+def _newest(found: Sequence[Index], model_version: ModelVersion, eigen: bool) -> Index:
+    name = model_version.model_version_id
+    if not found:
+        raise NotFoundError(
+            f"The model version {name} has no index of its training data yet.", f"Build it: gradtrail index {name}."
+        )
+    fitting = [index for index in found if not eigen or index.feature_config["projection"]["kind"] == "eigen"]
+    if not fitting:
+        raise NotFoundError(
+            f"The model version {name} has no index with eigen projection, which ekfac needs.",
+            f"Build it: gradtrail index {name} --projection eigen.",
+        )
+    return fitting[-1]
+
+
+def _features(index: Index) -> Mapping[str, Any]:
+    """What must agree between checkpoints: all but the eigenbasis, which each has of its own."""
+    projection = {key: value for key, value in index.feature_config["projection"].items() if key != "digest"}
+    return {**index.feature_config, "projection": projection}
+
+
+def _options(index: Index) -> str:
+    """The options of `gradtrail index` that give these features again."""
+    config = index.feature_config
+    options = f" --group-dimension {config['group_dimension']} --seed {config['projection']['seed']}"
+    return options + (" --projection eigen" if config["projection"]["kind"] == "eigen" else "")
+
+
+def _view(array: NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        # Scoring only reads, so that Arrow's read-only memory needs no copy.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,195 @@
+"""What a method needs before it can score: parameters that pin it, and fitted curvature, computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file
+
+from gradtrail.attribution.conditioning import conditioning, conditioning_warnings
+from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, default_curvature_kind
+from gradtrail.attribution.curvature_vectors import CurvaturePieces, curvature_kind, model_vectors, observed_vectors
+from gradtrail.attribution.damping import Damping
+from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.joint_scoring import Member, joint_pass
+from gradtrail.attribution.margins import require_probabilities
+from gradtrail.attribution.method_registry import find_method
+from gradtrail.attribution.methods import prepare_queries
+from gradtrail.attribution.scoring import ScoringPass
+from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.errors import UsageError
+from gradtrail.nouns import Checkpoint, Weighting
+from gradtrail.storage.checkpoints import write_safetensors
+from gradtrail.tasks.indexing import MEASURE_BATCH
+from gradtrail.tasks.models import PinnedModel
+from gradtrail.tasks.opened import OpenIndex
+from gradtrail.tasks.workspace import Workspace
+
+Fitted = TypeVar("Fitted", BlockCurvature, DiagonalCurvature, Spectrum)
+_MODEL_KIND_NEEDS = {"curvature", "spectrum", "diagonal"}
+_OBSERVED_ONLY_NEEDS = {"kernel", "training_rows"}
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What a person chose about the method; `horizon` 0 stands for none, and the damping is the horizon then."""
+
+    method: str
+    curvature: str
+    relative_damping: float
+    absolute_damping: float
+    horizon: float
+    device: str
+
+
+@dataclass(frozen=True)
+class PreparedAudit:
+    """Ready to score: the pass, the outputs as the serving checkpoint measured them, and what the report must say."""
+
+    scoring: ScoringPass
+    queries: FeatureRows
+    curvature_examples: int
+    warnings: tuple[str, ...]
+    missing: set[str]
+
+
+def method_parameters(pinned: PinnedModel, options: MethodOptions, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """What pins the method of an audit, beside what every audit has.
+
+    Raises:
+        UsageError: for options that the method or the model cannot serve.
+    """
+    needs = set(find_method(options.method).needs)
+    parameters: dict[str, Any] = {}
+    if needs & _MODEL_KIND_NEEDS:
+        kind = options.curvature or default_curvature_kind(pinned.adapter)
+        parameters["curvature"] = curvature_kind(kind)
+    elif needs & _OBSERVED_ONLY_NEEDS:
+        if options.curvature not in {"", "empirical"}:
+            raise UsageError(
+                f"Method {options.method} is defined on observed targets, not on curvature {options.curvature}.",
+                "Leave the curvature out.",
+            )
+        parameters["curvature"] = "empirical"
+    if "kernel" in needs:
+        require_probabilities(pinned.adapter)
+    if options.horizon and options.method != "horizon":
+        raise UsageError(f"Method {options.method} has no horizon.", "Choose method horizon, or leave it out.")
+    if options.horizon:
+        parameters["horizon"] = options.horizon
+    elif "curvature" in parameters:
+        damping = Damping(options.relative_damping, options.absolute_damping)
+        parameters |= {"relative_damping": damping.relative, "absolute_damping": damping.absolute}
+    if "learning_rate" in needs:
+        parameters["learning_rates"] = [_learning_rate(pinned, checkpoint) for checkpoint in checkpoints]
+    return parameters
+
+
+def prepare_audit(
+    workspace: Workspace,
+    pinned: PinnedModel,
+    opened: Sequence[OpenIndex],
+    output_queries: Sequence[FeatureRows],
+    options: MethodOptions,
+    parameters: Mapping[str, Any],
+    weighting: Weighting,
+) -> PreparedAudit:
+    """Fit or read what the method needs for each index, and prepare the outputs for it.
+
+    `opened` and `output_queries` go together, the serving checkpoint last.
+    """
+    members: list[Member] = []
+    warnings: list[str] = []
+    examples = 0
+    damping = Damping(options.relative_damping, options.absolute_damping)
+    for each, rows in zip(opened, output_queries, strict=True):
+        needs = _needs(workspace, pinned, each, options, parameters)
+        for fitted in needs.values():
+            if isinstance(fitted, BlockCurvature | DiagonalCurvature | Spectrum):
+                examples = fitted.example_count
+                if "relative_damping" in parameters:
+                    warnings += conditioning_warnings(conditioning(fitted, each.plan, damping), examples)
+        if "kernel" in needs and examples < each.index.coverage.indexed_examples:
+            warnings.append(
+                f"{each.index.coverage.indexed_examples - examples:,} examples are fitted so well that 1 − p is lost "
+                "in rounding; the kernel leaves them out."
+            )
+        prepared = prepare_queries(
+            options.method,
+            rows,
+            each.plan,
+            weighting,
+            horizon=options.horizon or None,
+            relative_damping=options.relative_damping,
+            absolute_damping=options.absolute_damping,
+            **needs,
+        )
+        members.append(Member(prepared, each.rows))
+    missing: set[str] = set()
+    scoring = joint_pass(members, find_method(options.method).combination, missing.add)
+    return PreparedAudit(scoring, output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
+
+
+def _needs(
+    workspace: Workspace, pinned: PinnedModel, opened: OpenIndex, options: MethodOptions, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `prepare_queries` that the method's `needs` name."""
+    kind = str(parameters.get("curvature", ""))
+
+    def pieces() -> CurvaturePieces:
+        if kind == "empirical":
+            return observed_vectors(opened.rows(), opened.plan)
+        return model_vectors(
+            pinned.adapter,
+            pinned.load(opened.checkpoint).to(options.device),
+            opened.examples(pinned),
+            opened.plan,
+            kind=kind,
+            batch_size=MEASURE_BATCH,
+            device=options.device,
+        )
+
+    found: dict[str, Any] = {}
+    for need in find_method(options.method).needs:
+        if need == "curvature":
+            found[need] = _fitted(workspace, f"{opened.index.index_id}-{kind}", kind, BlockCurvature, pieces)
+        elif need == "spectrum":
+            found[need] = _fitted(workspace, f"{opened.index.index_id}-{kind}-spectrum", kind, Spectrum, pieces)
+        elif need == "diagonal":
+            name = f"{opened.index.index_id}-{kind}-diagonal"
+            found[need] = _fitted(workspace, name, kind, DiagonalCurvature, pieces)
+        elif need == "kernel":
+            name = f"{opened.index.index_id}-margins"
+            margins = partial(margin_vectors, opened.rows, opened.plan)
+            found[need] = _fitted(workspace, name, "empirical", Spectrum, margins)
+        elif need == "training_rows":
+            found[need] = opened.rows
+        elif need == "learning_rate":
+            found[need] = _learning_rate(pinned, opened.checkpoint)
+    return found
+
+
+def _fitted(
+    workspace: Workspace, name: str, kind: str, form: type[Fitted], pieces: Callable[[], CurvaturePieces]
+) -> Fitted:
+    """Fitted once, then read from its file."""
+    path = workspace.curvatures / f"{name}.safetensors"
+    if path.is_file():
+        return form.from_tensors(load_file(path), kind)
+    fitted = form.fit(pieces())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(fitted.to_tensors(), path)
+    return fitted
+
+
+def _learning_rate(pinned: PinnedModel, checkpoint: Checkpoint) -> float:
+    if checkpoint.learning_rate is None:
+        raise UsageError(
+            f"The checkpoint at step {checkpoint.step} of {pinned.model_version.model_version_id} was registered "
+            "without a learning rate, which tracin_cp needs.",
+            "Register the model again with the learning rate of every checkpoint, or choose grad_dot.",
+        )
+    return checkpoint.learning_rate

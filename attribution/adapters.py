@@ -6,7 +6,7 @@ Every tensor's first dimension is the example. `ClassificationAdapter` and `Regr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from gradtrail.attribution.collation import as_tensor, move, required_field, stack
+from gradtrail.attribution.collation import as_tensor, map_tensors, move, required_field, stack
 from gradtrail.attribution.previews import preview_inputs
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example, Preview, Target
@@ -51,6 +51,10 @@ class Batch:
     def to(self, device: str | torch.device) -> Batch:
         """The same batch with every tensor on `device`."""
         return Batch(move(self.inputs, device), move(self.targets, device))
+
+    def with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor changed: those of the inputs first, always in the same order."""
+        return Batch(map_tensors(change, self.inputs), map_tensors(change, self.targets))
 
 
 class ModelAdapter(ABC):
@@ -97,6 +101,15 @@ class ModelAdapter(ABC):
         else:
             outputs = model(batch.inputs)
         return outputs
+
+    def position_mask(self, batch: Batch) -> Tensor | None:  # noqa: ARG002 (the interface)
+        """Optional: (batch, positions) of bool, True where a position is real and False where it is padding.
+
+        Layers that run over these positions leave padding out of their gradient: the weight's part, and the bias's,
+        whose input is otherwise 1 at every position. None counts every position, which gives the same wherever the loss
+        does not depend on padding.
+        """
+        return None
 
     def emitted_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """What is measured for an output's own, emitted target: (batch,). By default the loss of that target."""

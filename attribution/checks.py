@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.recording import Instrument, build_instrument, planned_layer, recording
+from gradtrail.attribution.weight_gradients import weight_gradients
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
@@ -89,27 +90,29 @@ def check_capture(
             if (vectors[row, columns] - expected[columns]).norm() > allowed:
                 raise ModelError(
                     f"The features of layer {group.name} are not its gradient for example {examples[row].example_id}.",
-                    "Its weight is used in another way than by calling the layer, or the batch is not the first "
-                    "dimension there; leave the layer out with FeatureSettings.exclude.",
+                    "Its weight is used in another way than by calling the layer, the batch is not the first dimension "
+                    "there, or the adapter's position_mask hides positions that count; name the layer in "
+                    "FeatureSettings.fallback_for or in FeatureSettings.exclude.",
                 )
 
 
 def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
     """The projected weight gradient of one example by plain autograd: (dimension,)."""
     adapter, model = instrument.adapter, instrument.model
-    parameters = dict(model.named_parameters())
-    tracked = [parameters[name] for group in instrument.plan.groups for name in group.parameters]
+    batch = adapter.collate([example]).to(instrument.device)
+    names = [name for group in instrument.plan.groups for name in group.parameters]
     with frozen_in_eval(model):
-        for parameter in tracked:
-            parameter.requires_grad_(True)
-        batch = adapter.collate([example]).to(instrument.device)
-        loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
-        gradients = iter(torch.autograd.grad(loss, tracked, allow_unused=True, materialize_grads=True))
+        found = weight_gradients(adapter, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum())
+    gradients = dict(zip(names, found, strict=True))
     pieces = []
     for group, projection in zip(instrument.plan.groups, instrument.projections, strict=True):
-        layer, rule = planned_layer(model, group.modules[0])
-        own = {name: next(gradients) for name, _ in layer.named_parameters()}
-        blocks = rule.matrix(layer, own).to(projection.inputs.dtype)
+        own = [gradients[name] for name in group.parameters]
+        if group.modules:
+            layer, rule = planned_layer(model, group.modules[0])
+            blocks = rule.matrix(layer, dict(zip(rule.parameters(layer), own, strict=True)))
+        else:
+            blocks = own[0].reshape(1, group.d_out, group.d_in)
+        blocks = blocks.to(projection.inputs.dtype)
         summed = "bop,boi,biq->bpq" if projection.exact else "bop,boi,biq->pq"
         pieces.append(torch.einsum(summed, projection.outputs, blocks, projection.inputs).flatten())
     return torch.cat(pieces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,20 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
 
 def move(value: Any, device: str | torch.device) -> Any:
     """`value` with every tensor in it on `device`, through tuples, lists and dicts."""
+    return map_tensors(lambda tensor: tensor.to(device), value)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with every tensor in it changed, in a fixed order, through tuples, lists and dicts."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: move(part, device) for key, part in value.items()}
+        return {key: map_tensors(change, part) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        moved = [move(part, device) for part in value]
+        changed = [map_tensors(change, part) for part in value]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*moved)
-        return type(value)(moved)
+            return type(value)(*changed)
+        return type(value)(changed)
     return value
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
 from math import isqrt
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.eigen_basis import EigenBasis
+from gradtrail.attribution.grouping import MeasuredPart, measured_parts
 from gradtrail.attribution.layer_rules import GradientShape, Projections
-from gradtrail.attribution.layers import find_rule
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
 from gradtrail.errors import ModelError, StoreError, UsageError
 
@@ -28,20 +26,25 @@ class FeatureSettings:
     """How gradients are reduced.
 
     `group_dimension` is the largest number of values stored per group; a group that is no larger is stored exactly.
-    `exclude` names layers to leave out, as shell patterns on module names; their parameters count as uncovered.
+    `exclude` names what to leave out, as shell patterns on names of modules and parameters: it counts as uncovered.
+    Parameters without a layer rule are measured by autograd itself (`gradtrail.attribution.fallback`); `fallback`
+    False leaves them uncovered instead, and `fallback_for` names modules to measure so although they have a rule.
     """
 
     group_dimension: int = 256
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     exclude: tuple[str, ...] = ()
+    fallback: bool = True
+    fallback_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Group:
     """One layer: weight and bias together, d_out × d_in per block, reduced to p_out × p_in.
 
-    `modules` holds more than one name when layers share all their parameters: their gradients add up.
+    `modules` holds more than one name when layers share all their parameters: their gradients add up. It is empty for a
+    single parameter without a layer rule.
     """
 
     name: str
@@ -105,6 +108,7 @@ class FeaturePlan:
             ],
             "group_dimension": self.settings.group_dimension,
             "exclude": list(self.settings.exclude),
+            **self._fallback_config(),
             "projection": self._projection_config(),
             "dtype": self.settings.dtype,
         }
@@ -112,6 +116,11 @@ class FeaturePlan:
     def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:
         """The projection matrices of every group, in the order of `groups`."""
         return tuple(_projections(group, self.settings.seed, dtype, device, self.basis) for group in self.groups)
+
+    def _fallback_config(self) -> dict[str, Any]:
+        """Only what differs from the default, so that it leaves the ids of other indexes as they are."""
+        named = {"fallback_for": list(self.settings.fallback_for)} if self.settings.fallback_for else {}
+        return named if self.settings.fallback else {"fallback": False, **named}
 
     def _projection_config(self) -> dict[str, Any]:
         if self.basis is not None:
@@ -142,7 +151,8 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
     """Choose the groups of `model`, in the order of its modules.
 
     Raises:
-        ModelError: when no parameter is covered, or when a covered layer shares some of its parameters with another.
+        ModelError: when no parameter is covered, or when layers share some of their parameters and no fallback may
+            measure them.
         UsageError: when a setting makes no sense.
     """
     settings = settings or FeatureSettings()
@@ -151,20 +161,15 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
             f"Feature settings with group_dimension={settings.group_dimension} and dtype={settings.dtype!r}.",
             f"Choose a group_dimension of at least 1 and a dtype of {', '.join(_DTYPES)}.",
         )
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    layers = _layers_by_parameters(model, settings)
-    _refuse_partial_sharing(model, layers, names)
-    groups = tuple(
-        _group(model, modules, tuple(names[identity] for identity in identities), settings)
-        for identities, modules in layers.items()
-    )
+    parts = measured_parts(model, settings.exclude, settings.fallback, settings.fallback_for)
+    groups = tuple(_group(part, settings.group_dimension) for part in parts)
     covered = {name for group in groups for name in group.parameters}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     if not groups:
         raise ModelError(
-            f"No parameter of {type(model).__name__} is covered by a layer rule; its parameters are "
+            f"No parameter of {type(model).__name__} is covered; its parameters are "
             f"{', '.join(list(sizes)[:5]) or 'none'}.",
-            "Use layers that have a rule, or add one (docs/attribution.md), and look at FeatureSettings.exclude.",
+            "Look at FeatureSettings.exclude and FeatureSettings.fallback, or add a layer rule (docs/attribution.md).",
         )
     return FeaturePlan(
         groups=groups,
@@ -186,6 +191,8 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBa
         seed=config["projection"]["seed"],
         dtype=config["dtype"],
         exclude=tuple(config["exclude"]),
+        fallback=config.get("fallback", True),
+        fallback_for=tuple(config.get("fallback_for", ())),
     )
     plan = replace(plan_features(model, settings), basis=basis)
     if plan.config() != config:
@@ -197,46 +204,14 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBa
     return plan
 
 
-def _layers_by_parameters(model: nn.Module, settings: FeatureSettings) -> dict[tuple[int, ...], tuple[str, ...]]:
-    """Names of the layers with a rule, by the identities of the parameters they own."""
-    layers: dict[tuple[int, ...], tuple[str, ...]] = {}
-    for name, module in model.named_modules():
-        if any(fnmatchcase(name, pattern) for pattern in settings.exclude) or find_rule(module) is None:
-            continue
-        identities = tuple(id(parameter) for parameter in module.parameters(recurse=False))
-        layers[identities] = (*layers.get(identities, ()), name)
-    return layers
-
-
-def _refuse_partial_sharing(
-    model: nn.Module, layers: Mapping[tuple[int, ...], tuple[str, ...]], names: Mapping[int, str]
-) -> None:
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)].append(name)
-    for identities, modules in layers.items():
-        for identity in identities:
-            if set(owners[identity]) != set(modules):
-                raise ModelError(
-                    f"Parameter {names[identity]} is shared by {', '.join(owners[identity])}, and not every use of it "
-                    "is covered by one layer rule, so its gradient would be incomplete.",
-                    "Leave all these layers out with FeatureSettings.exclude; they are then reported as uncovered.",
-                )
-
-
-def _group(model: nn.Module, modules: tuple[str, ...], parameters: tuple[str, ...], settings: FeatureSettings) -> Group:
-    layer = model.get_submodule(modules[0])
-    rule = find_rule(layer)
-    if rule is None:
-        raise ModelError(f"Layer {modules[0]} has no rule.", "Plan the features of the model that is measured.")
-    shape = rule.shape(layer)
-    exact = shape.size <= settings.group_dimension
-    p_out, p_in = (shape.rows, shape.columns) if exact else _projected_sides(shape, settings.group_dimension)
+def _group(part: MeasuredPart, dimension: int) -> Group:
+    shape = part.shape
+    exact = shape.size <= dimension
+    p_out, p_in = (shape.rows, shape.columns) if exact else _projected_sides(shape, dimension)
     return Group(
-        name=modules[0] or type(layer).__name__,
-        modules=modules,
-        parameters=parameters,
+        name=part.name,
+        modules=part.modules,
+        parameters=part.parameters,
         dimension=shape.size if exact else p_out * p_in,
         exact=exact,
         blocks=shape.blocks,

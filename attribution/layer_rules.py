@@ -8,13 +8,12 @@ layer runs forward, output gradients when backward passes, and multiplies the sm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,13 @@ class GradientShape:
 
     @property
     def size(self) -> int:
-        """Number of entries, the layer's parameter count."""
+        """Number of entries: the layer's parameter count, and the zeros a rule needs to arrange it so."""
         return self.blocks * self.rows * self.columns
+
+    @property
+    def transposed(self) -> GradientShape:
+        """Rows and columns exchanged."""
+        return GradientShape(self.blocks, self.columns, self.rows)
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,35 @@ class Projections:
     inputs: Tensor
     exact: bool
 
+    @property
+    def exchanged(self) -> Projections:
+        """Those of the transposed gradient."""
+        return Projections(self.inputs, self.outputs, self.exact)
+
 
 class LayerRule(ABC):
-    """The gradient of one layer type as two pure steps. Tensors that arrive have the batch as their first dimension."""
+    """The gradient of one layer type as two pure steps. Tensors that arrive have the batch as their first dimension.
+
+    `transposes` says that the rows are the second dimension of the weight: where two layers share one weight, the
+    gradient of one of them may have to be turned. `sequential` says that inputs and outputs are (batch, positions, …),
+    so that an adapter's position mask tells their padding.
+    """
+
+    transposes: ClassVar[bool] = False
+    sequential: ClassVar[bool] = False
 
     @abstractmethod
     def shape(self, layer: Any) -> GradientShape:
         """Shape of the gradient of all parameters of `layer` together."""
+
+    def parameters(self, layer: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters the rule speaks for, by their name in the layer."""
+        return dict(layer.named_parameters(recurse=False))
+
+    def owns(self, layer: nn.Module) -> bool:
+        """Whether the layer has a weight, and no parameter beside it and a bias."""
+        names = set(dict(layer.named_parameters()))
+        return "weight" in names and names <= {"weight", "bias"}
 
     def supports(self, layer: Any) -> bool:  # noqa: ARG002 (rules that depend on the layer's options override this)
         """Whether the rule is exact for this layer's options; otherwise its parameters are reported as uncovered."""
@@ -92,16 +118,13 @@ def find_rule(layer: nn.Module) -> LayerRule | None:
     A subclass counts only while it computes what its registered base computes: it must not replace `forward`, add
     parameters, or derive its weight from others (weight norm, parametrisations).
     """
-    if "forward" in vars(layer) or set(dict(layer.named_parameters())) - {"weight", "bias"}:
-        return None
-    # MultiheadAttention holds this type and uses its weight without calling it.
-    if layer._parameters.get("weight") is None or isinstance(layer, NonDynamicallyQuantizableLinear):
+    if "forward" in vars(layer):
         return None
     for base in type(layer).__mro__:
         rule = _RULES.get(base) or _RULES.get(f"{base.__module__}.{base.__qualname__}")
         if rule is not None:
             same_forward = type(layer).forward is base.forward  # type: ignore[attr-defined]  # a base with a rule is a module
-            return rule if same_forward and rule.supports(layer) else None
+            return rule if same_forward and rule.owns(layer) and rule.supports(layer) else None
     return None
 
 
@@ -117,3 +140,39 @@ class OuterProductRule(LayerRule):
         projected = torch.einsum("nbot,bop->nbpt", blocks, projections.outputs)
         summed = "nbot,nbit->nboi" if projections.exact else "nbot,nbit->noi"
         return torch.einsum(summed, projected, kept).flatten(1)
+
+
+class FeaturesLastRule(OuterProductRule):
+    """Those of one block whose features are the last dimension of inputs and outputs.
+
+    Output gradients are multiplied where they lie: for token sequences this product is most of the cost of an index.
+    """
+
+    def output_blocks(self, layer: Any, output_gradients: Tensor) -> Tensor:  # noqa: ARG002 (the interface)
+        return features_first(output_gradients)
+
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:  # noqa: ARG002 (the interface)
+        outputs = projections.outputs[0]
+        projected = output_gradients.reshape(-1, len(outputs)) @ outputs
+        by_example = projected.reshape(len(kept), -1, outputs.shape[1])
+        return torch.bmm(by_example.transpose(1, 2), kept[:, 0].transpose(1, 2)).flatten(1)
+
+
+def features_first(values: Tensor) -> Tensor:
+    """(batch, …, features) as (batch, 1, features, positions)."""
+    return values.reshape(len(values), -1, values.shape[-1]).transpose(1, 2).unsqueeze(1)
+
+
+def factored_rule(model: nn.Module, modules: Sequence[str]) -> OuterProductRule | None:
+    """The rule of a group's layers when a hook sees every a and s of G = Σ_t s_t a_tᵀ: it has Kronecker factors.
+
+    None for parameters without a rule, for norms, for attention, whose packed projection is not called, and for layers
+    that share a weight the other way round.
+    """
+    layers = [model.get_submodule(name) for name in modules]
+    rules = [find_rule(layer) for layer in layers]
+    if not rules or any(isinstance(layer, nn.MultiheadAttention) for layer in layers):
+        return None
+    if len({rule.transposes for rule in rules if rule is not None}) > 1:
+        return None
+    return rules[0] if isinstance(rules[0], OuterProductRule) else None

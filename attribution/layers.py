@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrail.attribution.layer_rules import (
+    FeaturesLastRule,
     GradientShape,
     LayerRule,
     OuterProductRule,
     Projections,
+    features_first,
     find_rule,
     layer_rule,
 )
@@ -26,21 +28,23 @@ __all__ = ["find_rule"]
 
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 @layer_rule(nn.Linear)
-class LinearRule(OuterProductRule):
+class LinearRule(FeaturesLastRule):
     """y = W a + b over any number of middle dimensions."""
+
+    sequential = True
 
     def shape(self, layer: nn.Linear) -> GradientShape:
         return GradientShape(1, layer.out_features, layer.in_features + (layer.bias is not None))
 
     def keep(self, layer: nn.Linear, inputs: Tensor, projections: Projections) -> Tensor:
         return _affine_positions(inputs, projections.inputs[0], layer.in_features)
-
-    def output_blocks(self, layer: nn.Linear, output_gradients: Tensor) -> Tensor:
-        return _positions_last(output_gradients, layer.out_features)
 
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,9 +71,90 @@ class ConvolutionRule(OuterProductRule):
         return output_gradients.reshape(len(output_gradients), layer.groups, layer.out_channels // layer.groups, -1)
 
 
+@layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class TransposedConvolutionRule(LayerRule):
+    """The linear rule with patches on the side of the outputs, one block per channel group.
+
+    Rows are (output channel, kernel position), columns the input channels. The bias is a last column: its gradient
+    stands at the first kernel position of each channel, and zeros at the others.
+    """
+
+    transposes = True
+
+    def shape(self, layer: TransposedConvolution) -> GradientShape:
+        channels = layer.in_channels // layer.groups
+        return GradientShape(layer.groups, layer.weight[0].numel(), channels + (layer.bias is not None))
+
+    def keep(self, layer: TransposedConvolution, inputs: Tensor, projections: Projections) -> Tensor:
+        grouped = inputs.reshape(len(inputs), layer.groups, -1, *inputs.shape[2:])
+        return torch.einsum("ngi...,gip->ngp...", grouped, projections.inputs[:, : grouped.shape[2]])
+
+    def gradient(
+        self, layer: TransposedConvolution, kept: Tensor, output_gradients: Tensor, projections: Projections
+    ) -> Tensor:
+        blocks, rows, width = projections.outputs.shape
+        kernels = projections.outputs.transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
+        convolve = _CONVOLUTIONS[kept.ndim - 3]
+        patches = convolve(output_gradients, kernels, None, layer.stride, layer.padding, layer.dilation, blocks)
+        # An output padding larger than the stride leaves room for patches that belong to no input.
+        for dimension, size in enumerate(kept.shape[3:], start=2):
+            patches = patches.narrow(dimension, 0, size)
+        summed = "ngot,ngit->ngoi" if projections.exact else "ngot,ngit->noi"
+        total = torch.einsum(summed, patches.reshape(len(kept), blocks, width, -1), kept.flatten(3))
+        if layer.bias is not None:
+            sums = output_gradients.flatten(2).sum(2).reshape(len(kept), blocks, -1)
+            first = projections.outputs[:, :: rows // sums.shape[2]]
+            summed = "ngo,gop,gq->ngpq" if projections.exact else "ngo,gop,gq->npq"
+            total = total + torch.einsum(summed, sums, first, projections.inputs[:, -1])
+        return total.flatten(1)
+
+    def matrix(self, layer: TransposedConvolution, gradients: Mapping[str, Tensor]) -> Tensor:
+        shape = self.shape(layer)
+        matrices = gradients["weight"].reshape(shape.blocks, -1, shape.rows).transpose(1, 2)
+        if "bias" not in gradients:
+            return matrices
+        sums = gradients["bias"].reshape(shape.blocks, -1)
+        column = matrices.new_zeros(shape.blocks, shape.rows, 1)
+        column[:, :: shape.rows // sums.shape[1], 0] = sums
+        return torch.cat([matrices, column], dim=2)
+
+
+@layer_rule(nn.MultiheadAttention)
+class AttentionRule(FeaturesLastRule):
+    """The packed projection of queries, keys and values, whose rows are those of the three in turn.
+
+    It is used without a call that a hook could see; `gradtrail.attribution.attention` takes the layer apart. Its output
+    projection is a linear layer like any other. Projections of their own for keys and values of other widths, and the
+    biases that are appended to keys and values, have no rule.
+    """
+
+    sequential = True
+
+    def parameters(self, layer: nn.Module) -> dict[str, nn.Parameter]:
+        own = dict(layer.named_parameters(recurse=False))
+        return {name: own[name] for name in ("in_proj_weight", "in_proj_bias") if name in own}
+
+    def owns(self, layer: nn.Module) -> bool:
+        known = {"in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias", "bias_k", "bias_v"}
+        names = set(dict(layer.named_parameters()))
+        return {"in_proj_weight", "out_proj.weight"} <= names <= known
+
+    def shape(self, layer: nn.MultiheadAttention) -> GradientShape:
+        return GradientShape(1, 3 * layer.embed_dim, layer.embed_dim + (layer.in_proj_bias is not None))
+
+    def keep(self, layer: nn.MultiheadAttention, inputs: Tensor, projections: Projections) -> Tensor:
+        return _affine_positions(inputs, projections.inputs[0], layer.embed_dim)
+
+    def matrix(self, layer: nn.MultiheadAttention, gradients: Mapping[str, Tensor]) -> Tensor:
+        return super().matrix(layer, {name.removeprefix("in_proj_"): part for name, part in gradients.items()})
+
+
 @layer_rule("transformers.pytorch_utils.Conv1D")
-class TransposedLinearRule(OuterProductRule):
+class TransposedLinearRule(FeaturesLastRule):
     """The linear layer of GPT-2 in Hugging Face transformers, whose weight is (inputs, outputs)."""
+
+    transposes = True
+    sequential = True
 
     def shape(self, layer: Any) -> GradientShape:
         inputs, outputs = layer.weight.shape
@@ -78,16 +163,16 @@ class TransposedLinearRule(OuterProductRule):
     def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
         return _affine_positions(inputs, projections.inputs[0], layer.weight.shape[0])
 
-    def output_blocks(self, layer: Any, output_gradients: Tensor) -> Tensor:
-        return _positions_last(output_gradients, layer.weight.shape[1])
-
     def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
         return super().matrix(layer, {**gradients, "weight": gradients["weight"].T})
 
 
 @layer_rule(nn.Embedding)
-class EmbeddingRule(OuterProductRule):
+class EmbeddingRule(FeaturesLastRule):
     """The linear rule on one-hot inputs: projecting one is looking up a row of the projection."""
+
+    transposes = True
+    sequential = True
 
     def supports(self, layer: nn.Embedding) -> bool:
         # Renormalisation changes the weight in the forward pass; scaling by frequency couples the examples of a batch.
@@ -101,10 +186,7 @@ class EmbeddingRule(OuterProductRule):
         rows = projections.inputs[0][tokens]
         if layer.padding_idx is not None:
             rows = rows * (tokens != layer.padding_idx).unsqueeze(2)
-        return rows.transpose(1, 2).unsqueeze(1)
-
-    def output_blocks(self, layer: nn.Embedding, output_gradients: Tensor) -> Tensor:
-        return _positions_last(output_gradients, layer.embedding_dim)
+        return features_first(rows)
 
     def matrix(self, layer: nn.Embedding, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
         return gradients["weight"].T.unsqueeze(0)
@@ -130,8 +212,8 @@ class NormRule(LayerRule):
     def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
         gradients = self.by_channel(layer, output_gradients)
         rows = [(gradients * kept).sum(2), gradients.sum(2)][: self.shape(layer).rows]
-        joined = torch.stack(rows, dim=1)
-        return torch.einsum("nrc,rp,cq->npq", joined, projections.outputs[0], projections.inputs[0]).flatten(1)
+        joined = torch.stack(rows, dim=1) @ projections.inputs[0]
+        return (projections.outputs[0].T @ joined).flatten(1)
 
     def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
         present = [gradients[name].flatten() for name in ("weight", "bias") if name in gradients]
@@ -142,6 +224,8 @@ class NormRule(LayerRule):
 class LayerNormRule(NormRule):
     """Normalised over the last dimensions of each position."""
 
+    sequential = True
+
     def normalised(self, layer: nn.LayerNorm, inputs: Tensor) -> Tensor:
         return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
 
@@ -149,6 +233,8 @@ class LayerNormRule(NormRule):
 @layer_rule(nn.RMSNorm)
 class RootMeanSquareNormRule(NormRule):
     """Divided by the root mean square over the last dimensions of each position."""
+
+    sequential = True
 
     def normalised(self, layer: nn.RMSNorm, inputs: Tensor) -> Tensor:
         return functional.rms_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
@@ -182,12 +268,7 @@ class BatchNormRule(NormRule):
 
 def _affine_positions(inputs: Tensor, projection: Tensor, features: int) -> Tensor:
     """Inputs (batch, …, features) times the projection, plus its last row where a bias stands for an input of 1."""
-    projected = inputs.reshape(len(inputs), -1, features) @ projection[:features]
-    if len(projection) > features:
-        projected = projected + projection[features]
-    return projected.transpose(1, 2).unsqueeze(1)
-
-
-def _positions_last(values: Tensor, features: int) -> Tensor:
-    """(batch, …, features) as (batch, 1, features, positions)."""
-    return values.reshape(len(values), -1, features).transpose(1, 2).unsqueeze(1)
+    rows = inputs.reshape(-1, features)
+    biased = len(projection) > features
+    projected = torch.addmm(projection[features], rows, projection[:features]) if biased else rows @ projection
+    return features_first(projected.reshape(len(inputs), -1, projection.shape[1]))

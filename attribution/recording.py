@@ -6,6 +6,7 @@ and a hook reads the gradient at each tracked layer's output (METHODS: φ).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,36 +15,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from gradtrail.attribution.adapters import Batch, ModelAdapter
-from gradtrail.attribution.features import FeaturePlan
+from gradtrail.attribution.adapters import Batch
+from gradtrail.attribution.attention import InProjection, taken_apart
+from gradtrail.attribution.fallback import Fallback
+from gradtrail.attribution.instrument import Instrument, build_instrument, planned_layer
 from gradtrail.attribution.layer_rules import LayerRule, Projections
 from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.weight_gradients import in_graph
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
+__all__ = ["Instrument", "Recording", "build_instrument", "planned_layer", "recording"]
+
 
 @dataclass(frozen=True)
-class Instrument:
-    """Everything that stays the same from batch to batch; `model` is on `device`."""
+class _Use:
+    """One way in which a layer's weight is used: the columns it fills, and how its gradient is projected there.
 
-    adapter: ModelAdapter
-    model: nn.Module
-    plan: FeaturePlan
-    projections: tuple[Projections, ...]
-    device: str | torch.device
+    `turned` says that rows and columns are those of another layer, which shares the weight, the other way round.
+    """
 
-
-def build_instrument(
-    adapter: ModelAdapter, model: nn.Module, plan: FeaturePlan, device: str | torch.device = "cpu"
-) -> Instrument:
-    """The projections are in the type the arithmetic runs in: the model's, but at least float32 and the plan's."""
-    dtype = torch.promote_types(torch.float32, plan.dtype)
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            dtype = torch.promote_types(dtype, parameter.dtype)
-    return Instrument(adapter, model, plan, plan.projections(dtype, device), device)
+    place: int
+    layer: nn.Module
+    rule: LayerRule
+    projections: Projections
+    turned: bool = False
 
 
 class Recording:
@@ -53,12 +52,40 @@ class Recording:
         self.outputs: Tensor
         self.batch: Batch
         self._model = instrument.model
+        self._adapter = instrument.adapter
         self._plan = instrument.plan
         self._projections = instrument.projections
+        self._fallback = instrument.fallback
         self._size = size
-        self._starts: list[Tensor] = []
+        self._listening = True
         self._called: set[str] = set()
+        self._starts: list[Tensor] = []
         self._sums: list[Tensor | None] = [None] * len(self._plan.groups)
+        self._cotangents: Tensor | None = None
+        self._padding: Tensor | None = None
+        # Calls without a graph, which reentrant checkpointing repeats with one when backward passes.
+        self._owed: Counter[str] = Counter()
+        self._owed_by_inputs = False
+
+    def run(self, batch: Batch) -> None:
+        """Run the model forward.
+
+        Raises:
+            ModelError: when a planned layer is not called, or its batch is not the first dimension.
+        """
+        self.batch = batch
+        mask = self._adapter.position_mask(batch)
+        self._padding = None if mask is None else ~mask.bool()
+        outputs = self._adapter.outputs(self._model, batch)
+        if self._owed_by_inputs:
+            # Reentrant checkpointing gives no gradients unless its inputs are in the graph.
+            self._starts, self._owed = [], Counter()
+            outputs = self._adapter.outputs(self._model, Batch(in_graph(batch.inputs), batch.targets))
+        self._refuse_uncalled()
+        if self._fallback is not None:
+            outputs = self._in_graph(outputs)
+            outputs.register_hook(self._keep_cotangents)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.outputs = outputs
 
     def vectors(self, values: Tensor, *, keep_graph: bool = False) -> Tensor:
         """Projected gradients of each entry of `values` (batch,): (batch, dimension), in the working type.
@@ -78,7 +105,15 @@ class Recording:
                 "Look for torch.no_grad or detach between the layers and the adapter's losses.",
             )
         self._sums = [None] * len(self._plan.groups)
-        torch.autograd.grad(values.sum(), self._starts, allow_unused=True, retain_graph=keep_graph)
+        owed = self._owed.copy()
+        # Without naming inputs, which reentrant checkpointing does not allow: only `_starts` are leaves of the graph.
+        torch.autograd.backward(values.sum(), retain_graph=keep_graph)
+        for start in self._starts:
+            start.grad = None
+        self._refuse_owed()
+        self._owed = owed
+        if self._fallback is not None:
+            self._add_fallback(self._fallback)
         template = self._projections[0].inputs
         columns = [
             template.new_zeros(self._size, group.dimension) if total is None else total
@@ -86,62 +121,143 @@ class Recording:
         ]
         return torch.cat(columns, dim=1)
 
-    def refuse_uncalled(self) -> None:
+    def release(self) -> None:
+        """Let go of the graph: its hooks refer back to this object, a cycle that only this breaks."""
+        self._starts = []
+        self._sums = []
+        self._cotangents = None
+        if hasattr(self, "outputs"):
+            del self.outputs
+
+    def attach(self, stack: ExitStack) -> None:
+        """Hook every planned layer and take attention apart; all of it is undone when `stack` closes."""
+        places = {name: place for place, group in enumerate(self._plan.groups) for name in group.modules}
+        for name, place in places.items():
+            layer, rule = planned_layer(self._model, name)
+            if not isinstance(layer, nn.MultiheadAttention):
+                hook = self._forward_hook(place, name, rule)
+                # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
+                handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                stack.callback(handle.remove)
+        for name, layer in self._model.named_modules():
+            if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(places):
+                layer.forward = taken_apart(layer, self._in_projection(places.get(name), name, layer))  # type: ignore[method-assign]  # undone by the stack
+                stack.callback(vars(layer).pop, "forward")
+
+    def _forward_hook(self, place: int, name: str, rule: LayerRule) -> Callable[..., Tensor | None]:
+        first = planned_layer(self._model, self._plan.groups[place].modules[0])[1]
+        turned = rule.transposes != first.transposes
+
+        def remember(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+        ) -> Tensor | None:
+            if not self._listening:
+                return None
+            inputs = args[0] if args else kwargs["input"]
+            projections = self._projections[place]
+            use = _Use(place, layer, rule, projections.exchanged if turned else projections, turned)
+            return self._remember(name, use, inputs, output)
+
+        return remember
+
+    def _in_projection(self, place: int | None, name: str, layer: nn.MultiheadAttention) -> InProjection:
+        rule = find_rule(layer)
+
+        def project(inputs: Tensor, rows: slice) -> Tensor:
+            bias = layer.in_proj_bias
+            output = functional.linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
+            if place is None or rule is None or not self._listening:
+                return output
+            whole = self._projections[place]
+            own = Projections(whole.outputs[:, rows], whole.inputs, whole.exact)
+            return self._remember(name, _Use(place, layer, rule, own), inputs, output)
+
+        return project
+
+    def _remember(self, name: str, use: _Use, inputs: Tensor, output: Tensor) -> Tensor:
+        self._check_batch_dimension(name, inputs, output)
+        self._called.add(name)
+        if not torch.is_grad_enabled():
+            self._owed_by_inputs |= not self._starts
+            self._owed[name] += 1
+            return output
+        self._owed[name] -= 1 if self._owed[name] else 0
+        seen = self._without_padding(use.rule, _as_working_type(inputs.detach(), use.projections))
+        kept = use.rule.keep(use.layer, seen, use.projections)
+        output = self._in_graph(output)
+        if output.requires_grad:
+            output.register_hook(partial(self._add, use, kept))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return output
+
+    def _in_graph(self, output: Tensor) -> Tensor:
+        """The output as part of the graph, such that a later in-place operation cannot come between it and its hook."""
+        if output.requires_grad:
+            # Autograd rewrites the history of a view that is changed in place, past the hook. The same memory without
+            # the name of a view keeps its own history, without the cost of a copy.
+            unnamed: Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+            return unnamed
+        start = output.detach().requires_grad_()
+        self._starts.append(start)
+        return start.clone()
+
+    def _add(self, use: _Use, kept: Tensor, gradient: Tensor) -> None:
+        seen = self._without_padding(use.rule, _as_working_type(gradient.detach(), use.projections))
+        part = use.rule.gradient(use.layer, kept, seen, use.projections)
+        if use.turned:
+            blocks = use.projections.outputs.shape[0] if use.projections.exact else 1
+            widths = (use.projections.outputs.shape[2], use.projections.inputs.shape[2])
+            part = part.reshape(len(part), blocks, *widths).transpose(2, 3).flatten(1)
+        total = self._sums[use.place]
+        self._sums[use.place] = part if total is None else total + part
+
+    def _without_padding(self, rule: LayerRule, values: Tensor) -> Tensor:
+        padding = self._padding
+        if padding is None or not rule.sequential or not values.is_floating_point():
+            return values
+        if values.shape[: padding.ndim] != padding.shape or values.ndim == padding.ndim:
+            return values
+        return values.masked_fill(padding.reshape(*padding.shape, *[1] * (values.ndim - padding.ndim)), 0)
+
+    def _keep_cotangents(self, gradient: Tensor) -> None:
+        self._cotangents = gradient.detach()
+
+    def _add_fallback(self, fallback: Fallback) -> None:
+        places = [place for place, group in enumerate(self._plan.groups) if not group.modules]
+        if self._cotangents is None or len(self._cotangents) != self._size:
+            raise ModelError(
+                f"The outputs do not have one row for each of the {self._size} examples, or the losses do not depend "
+                "on them.",
+                "Return outputs whose first dimension is the example, and compute losses from them; or leave "
+                "parameters without a layer rule out with FeatureSettings.fallback=False.",
+            )
+        self._listening = False
+        try:
+            projections = [self._projections[place] for place in places]
+            parts = fallback.vectors(self.batch, self._cotangents, projections)
+        finally:
+            self._listening = True
+        for place, part in zip(places, parts, strict=True):
+            self._sums[place] = part
+
+    def _refuse_uncalled(self) -> None:
         """Every planned layer must have run: one that is bypassed would count as covered with zero gradients."""
         for group in self._plan.groups:
             for module in group.modules:
                 if module not in self._called:
                     raise ModelError(
                         f"Layer {module} was never called in the forward pass.",
-                        "Its weight is unused, or used without calling the layer; leave it out with "
-                        "FeatureSettings.exclude, and it is reported as uncovered.",
+                        "Its weight is unused, or used without calling the layer: name it in "
+                        "FeatureSettings.fallback_for, which measures it by autograd, or in FeatureSettings.exclude, "
+                        "which reports it as uncovered.",
                     )
 
-    def release(self) -> None:
-        """Let go of the graph: its hooks refer back to this object, a cycle that only this breaks."""
-        self._starts = []
-        self._sums = []
-        del self.outputs
-
-    def attach(self, stack: ExitStack) -> None:
-        """Hook every planned layer; the hooks come off when `stack` closes."""
-        for position, group in enumerate(self._plan.groups):
-            for name in group.modules:
-                layer, rule = planned_layer(self._model, name)
-                hook = self._forward_hook(position, name, rule)
-                # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
-                handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-                stack.callback(handle.remove)
-
-    def _forward_hook(self, position: int, name: str, rule: LayerRule) -> Callable[..., Tensor]:
-        projections = self._projections[position]
-
-        def remember(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-            inputs = args[0] if args else kwargs["input"]
-            self._check_batch_dimension(name, inputs, output)
-            self._called.add(name)
-            kept = rule.keep(layer, _as_working_type(inputs.detach(), projections), projections)
-            output = self._in_graph(output)
-            if output.requires_grad:
-                add = partial(self._add, position, layer, rule, kept)
-                output.register_hook(add)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            return output
-
-        return remember
-
-    def _in_graph(self, output: Tensor) -> Tensor:
-        # A copy in either case: a later in-place operation then cannot touch what the hook is attached to.
-        if output.requires_grad:
-            return output.clone()
-        start = output.detach().requires_grad_()
-        self._starts.append(start)
-        return start.clone()
-
-    def _add(self, position: int, layer: nn.Module, rule: LayerRule, kept: Tensor, gradient: Tensor) -> None:
-        projections = self._projections[position]
-        part = rule.gradient(layer, kept, _as_working_type(gradient.detach(), projections), projections)
-        total = self._sums[position]
-        self._sums[position] = part if total is None else total + part
+    def _refuse_owed(self) -> None:
+        owed = sorted(name for name, calls in self._owed.items() if calls > 0)
+        if owed:
+            raise ModelError(
+                f"Layer {owed[0]} ran without a graph, so that its gradient is lost.",
+                "Look for torch.no_grad around it in the model, or leave it out with FeatureSettings.exclude.",
+            )
 
     def _check_batch_dimension(self, name: str, inputs: Tensor, output: Tensor) -> None:
         for role, value in (("input", inputs), ("output", output)):
@@ -151,8 +267,8 @@ class Recording:
                 raise ModelError(
                     f"The {role} of layer {name} has shape {tuple(value.shape)} in a batch of {self._size} examples: "
                     "its first dimension is not the example.",
-                    "Keep the batch as the first dimension of every layer's input, or leave the layer out with "
-                    "FeatureSettings.exclude.",
+                    "Keep the batch as the first dimension of every layer's input; or name the layer in "
+                    "FeatureSettings.fallback_for, which measures it by autograd, or in FeatureSettings.exclude.",
                 )
 
 
@@ -160,25 +276,12 @@ class Recording:
 def recording(instrument: Instrument, examples: Sequence[Example]) -> Iterator[Recording]:
     """Run `examples` forward with hooks on; hooks, modes and flags are undone on leaving, also after an exception."""
     record = Recording(instrument, len(examples))
-    record.batch = instrument.adapter.collate(examples).to(instrument.device)
+    batch = instrument.adapter.collate(examples).to(instrument.device)
     with frozen_in_eval(instrument.model), ExitStack() as stack:
-        record.attach(stack)
-        record.outputs = instrument.adapter.outputs(instrument.model, record.batch)
         stack.callback(record.release)
-        record.refuse_uncalled()
+        record.attach(stack)
+        record.run(batch)
         yield record
-
-
-def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:
-    """The layer a plan names, and its rule; ModelError when `model` is not the one that was planned."""
-    layer = dict(model.named_modules()).get(name)
-    rule = find_rule(layer) if layer is not None else None
-    if layer is None or rule is None:
-        raise ModelError(
-            f"The feature plan names layer {name!r}, which {type(model).__name__} does not have in that form.",
-            "Plan the features of the very model that is measured.",
-        )
-    return layer, rule
 
 
 def _as_working_type(values: Tensor, projections: Projections) -> Tensor:

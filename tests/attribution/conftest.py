@@ -141,11 +141,15 @@ def _one_vector(adapter: ModelAdapter, model: nn.Module, example: Example, plan:
     batch = adapter.collate([example])
     loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
     parameters = dict(model.named_parameters())
-    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    gradients = dict(zip(parameters, found, strict=True))
     pieces = []
     for group in plan.groups:
-        layer = model.get_submodule(group.modules[0])
-        blocks = _arranged(layer, [gradients[name] for name in group.parameters], group.blocks)
+        own = [gradients[name] for name in group.parameters]
+        if group.modules:
+            blocks = _arranged(model.get_submodule(group.modules[0]), own, group.blocks)
+        else:
+            blocks = own[0].reshape(1, len(own[0]) if own[0].ndim else 1, -1)
         if group.exact:
             pieces.append(blocks.flatten())
             continue
@@ -163,6 +167,7 @@ def _one_vector(adapter: ModelAdapter, model: nn.Module, example: Example, plan:
 
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _arranged(layer: nn.Module, gradients: list[Tensor], blocks: int) -> Tensor:
@@ -172,6 +177,14 @@ def _arranged(layer: nn.Module, gradients: list[Tensor], blocks: int) -> Tensor:
         return torch.stack([gradient.flatten() for gradient in gradients])[None]
     if isinstance(layer, nn.Embedding):
         return weight.T[None]
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+        outputs = weight.shape[1]
+        matrices = weight.reshape(blocks, len(weight) // blocks, -1).transpose(1, 2)
+        if len(gradients) == 1:
+            return matrices
+        column = torch.zeros(blocks, outputs, matrices.shape[1] // outputs)
+        column[:, :, 0] = gradients[1].reshape(blocks, outputs)
+        return torch.cat([matrices, column.reshape(blocks, -1, 1)], dim=2)
     if type(layer).__name__ == "Conv1D":
         weight = weight.T
     matrices = weight.reshape(blocks, len(weight) // blocks, -1)

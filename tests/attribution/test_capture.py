@@ -129,22 +129,22 @@ def test_two_layers_that_share_all_parameters_add_up_in_one_group(make_classifie
     assert relative_error(rows.vectors, autograd_vectors(adapter, model, examples, plan)) < 1e-4
 
 
-def test_layers_that_share_only_a_weight_are_refused_until_both_are_left_out():
+def test_without_fallback_layers_that_share_only_a_weight_are_refused_until_both_are_left_out():
     first, second = nn.Linear(5, 5), nn.Linear(5, 5)
     second.weight = first.weight
     model = nn.Sequential(first, second, nn.Linear(5, 2))
     with pytest.raises(ModelError, match=r"0.weight is shared by 0, 1"):
-        plan_features(model)
+        plan_features(model, FeatureSettings(fallback=False))
     with pytest.raises(ModelError, match="shared"):
-        plan_features(model, FeatureSettings(exclude=("1",)))
-    plan = plan_features(model, FeatureSettings(exclude=("0", "1")))
+        plan_features(model, FeatureSettings(exclude=("1",), fallback=False))
+    plan = plan_features(model, FeatureSettings(exclude=("0", "1"), fallback=False))
     assert plan.uncovered == ("0.weight", "0.bias", "1.bias")
 
 
-def test_parameters_without_a_rule_are_reported_as_uncovered():
+def test_without_fallback_parameters_without_a_rule_are_reported_as_uncovered():
     model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 2), nn.Bilinear(2, 2, 2))
-    assert plan_features(model).uncovered == ("1.weight", "3.weight", "3.bias")
-    plan = plan_features(model)
+    plan = plan_features(model, FeatureSettings(fallback=False))
+    assert plan.uncovered == ("1.weight", "3.weight", "3.bias")
     assert (plan.covered_parameters, plan.total_parameters) == (44, 44 + 1 + 10)
 
 
@@ -160,13 +160,14 @@ def test_weights_derived_from_others_and_replaced_forwards_are_not_taken_for_cov
     class Renamed(nn.Linear):
         pass
 
-    plan = plan_features(nn.Sequential(normed, patched, Scaled(4, 4), Renamed(4, 4)))
+    model = nn.Sequential(normed, patched, Scaled(4, 4), Renamed(4, 4))
+    plan = plan_features(model, FeatureSettings(fallback=False))
     assert [group.name for group in plan.groups] == ["3"]
 
 
 def test_a_model_without_any_rule_is_refused():
     with pytest.raises(ModelError, match="No parameter of Sequential is covered") as caught:
-        plan_features(nn.Sequential(nn.PReLU()))
+        plan_features(nn.Sequential(nn.PReLU()), FeatureSettings(fallback=False))
     assert "docs/attribution.md" in caught.value.remedy
 
 

@@ -10,6 +10,7 @@ from gradtrail.attribution.capture import check_determinism, compute_features
 from gradtrail.attribution.checks import check_capture
 from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.layers import find_rule
+from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
 
@@ -54,6 +55,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise": (lambda: nn.Conv2d(6, 12, 3, groups=6, bias=False), (6, 7, 6)),
     "convolution in time": (lambda: nn.Conv1d(4, 6, 3, padding=2, dilation=2, groups=2), (4, 9)),
     "convolution in space": (lambda: nn.Conv3d(2, 4, 2, stride=2, padding=1), (2, 4, 5, 4)),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(3, 6, 3), (3, 4, 5)),
+    "transposed without bias": (lambda: nn.ConvTranspose2d(3, 6, 3, bias=False), (3, 4, 5)),
+    "transposed with stride": (
+        lambda: nn.ConvTranspose2d(3, 6, (3, 2), stride=(2, 3), padding=1, output_padding=(1, 2)),
+        (3, 4, 5),
+    ),
+    "transposed with groups": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), (4, 3, 4)),
+    "transposed with dilation": (lambda: nn.ConvTranspose2d(3, 6, 3, dilation=3, output_padding=2), (3, 4, 5)),
+    "transposed in time": (lambda: nn.ConvTranspose1d(4, 6, 3, padding=1, stride=2, groups=2), (4, 5)),
+    "transposed in space": (lambda: nn.ConvTranspose3d(2, 4, 2, stride=2, padding=1), (2, 3, 4, 3)),
     "transposed linear": (lambda: Conv1D(7, 6), (4, 6)),
     "layer norm": (lambda: used(nn.LayerNorm(40)), (3, 40)),
     "layer norm over a grid": (lambda: used(nn.LayerNorm((4, 10))), (3, 4, 10)),
@@ -118,7 +129,7 @@ def test_embeddings_scatter_by_token_and_leave_padding_out(padding, make_classif
         nn.Embedding(5, 3, scale_grad_by_freq=True),
         nn.BatchNorm1d(4, track_running_stats=False),
         nn.LayerNorm(4, elementwise_affine=False),
-        nn.ConvTranspose2d(2, 2, 3),
+        nn.MultiheadAttention(4, 2, kdim=3, vdim=3),
         nn.InstanceNorm1d(4, affine=True),
         nn.LSTM(3, 3),
     ],
@@ -128,7 +139,7 @@ def test_layers_whose_options_or_types_no_rule_is_exact_for_have_none(layer):
     assert find_rule(layer) is None
 
 
-def test_a_transformer_encoder_is_covered_except_for_its_fused_attention(make_classifier, make_examples):
+def test_a_transformer_encoder_is_covered_with_its_attention(make_classifier, make_examples, autograd_vectors):
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
     model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(48, 5))
@@ -137,9 +148,13 @@ def test_a_transformer_encoder_is_covered_except_for_its_fused_attention(make_cl
     plan = plan_features(model)
     check_determinism(adapter, model, examples)
     check_capture(adapter, model, examples, plan)
-    assert [group.name for group in plan.groups] == ["0.linear1", "0.linear2", "0.norm1", "0.norm2", "2"]
-    assert {name.rsplit(".", 1)[0] for name in plan.uncovered} == {"0.self_attn", "0.self_attn.out_proj"}
+    layers = ["0.self_attn", "0.self_attn.out_proj", "0.linear1", "0.linear2", "0.norm1", "0.norm2", "2"]
+    assert [group.name for group in plan.groups] == layers
+    assert plan.uncovered == ()
     assert torch.backends.mha.get_fastpath_enabled()
+    found = compute_features(adapter, model, examples, plan).vectors
+    expected = autograd_vectors(adapter, model.eval(), examples, plan)
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
 
 
 def test_a_text_model_with_padding_gives_each_example_the_same_gradient_alone_and_padded(make_classifier):
@@ -169,3 +184,55 @@ def test_a_text_model_with_padding_gives_each_example_the_same_gradient_alone_an
     together = compute_features(adapter, model, examples, plan).vectors
     alone = compute_features(adapter, model, examples[:1], plan).vectors
     assert torch.allclose(together[:1], alone, rtol=1e-5, atol=1e-7)
+
+
+class Padded(nn.Module):
+    """A linear layer over positions; padding is where the inputs are NaN, and the loss does not depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.read = nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        real = ~inputs.isnan().any(2, keepdim=True)
+        hidden = self.norm(self.inner(inputs)).masked_fill(~real, 0)
+        return self.read(hidden.tanh()).sum(1)
+
+
+def test_a_position_mask_keeps_padding_out_of_weight_and_bias(make_classifier, make_examples):
+    class Masked(make_classifier):
+        def position_mask(self, batch):
+            return ~batch.inputs.isnan().any(2)
+
+    whole = make_examples(3, 4, 3)
+    padded = [Example(e.example_id, e.inputs.clone(), e.target) for e in whole]
+    for example in padded:
+        example.inputs[2:] = torch.nan
+    adapter = Masked(Padded, padded)
+    model = adapter.build_model()
+    plan = plan_features(model, FeatureSettings(exclude=("read",)))
+    found = compute_features(adapter, model, padded, plan).vectors
+    short = [Example(e.example_id, e.inputs[:2], e.target) for e in whole]
+    # A padded position reads out the bias of the last layer, which moves the loss.
+    constant = 2 * model.read.bias.detach()
+
+    class Shifted(make_classifier):
+        def outputs(self, model, batch):
+            return super().outputs(model, batch) + constant
+
+    expected = compute_features(Shifted(Padded, short), model, short, plan).vectors
+    assert torch.isfinite(found).all()
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+
+
+def test_a_position_mask_over_positions_that_count_is_refused(make_classifier, make_examples):
+    class Masked(make_classifier):
+        def position_mask(self, batch):
+            return torch.arange(4).expand(len(batch.inputs), 4) < 2
+
+    examples = make_examples(3, 4, 3)
+    adapter = Masked(Padded, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match="features of layer inner are not its gradient") as caught:
+        check_capture(adapter, model, examples, plan_features(model))
+    assert "position_mask" in caught.value.remedy

@@ -1,0 +1,97 @@
+"""Parameters without a layer rule: their per-example gradients from torch.func, projected on both sides all the same.
+
+The gradient of a per-example value reaches the weights through the outputs only, so ∂value_n/∂outputs_n, which the
+recorded backward pass gives, and one more forward and backward pass per example are all it takes (METHODS: φ).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters import Batch, ModelAdapter
+from gradtrail.attribution.layer_rules import Projections
+from gradtrail.attribution.weight_gradients import batch_rows, one_at_a_time, together
+from gradtrail.errors import ModelError
+
+GRADIENT_BYTES = 1 << 28
+"""How much whole per-example gradients may take at a time, where one alone is not larger."""
+
+
+class AttributionWarning(UserWarning):
+    """Something a measurement is slower or says less by; the numbers are right."""
+
+
+class Fallback:
+    """Measures the parameters called `names`, examples together where torch can, else one at a time."""
+
+    def __init__(self, adapter: ModelAdapter, model: nn.Module, names: Sequence[str]) -> None:
+        self.one_at_a_time = False
+        self._adapter = adapter
+        self._model = model
+        self._names = list(names)
+        every = dict(model.named_parameters())
+        self._bytes = sum(every[name].numel() * every[name].element_size() for name in names)
+
+    def chunk_bytes(self, size: int) -> int:
+        """Memory that whole gradients of a batch take at a time."""
+        return self._bytes * min(size, self._chunk())
+
+    def vectors(self, batch: Batch, cotangents: Tensor, projections: Sequence[Projections]) -> list[Tensor]:
+        """Projected gradients (batch, p_out · p_in) of each parameter, for ∂value/∂outputs (batch, …).
+
+        Raises:
+            ModelError: when the outputs do not have the example as their first dimension.
+        """
+        size, step = len(cotangents), self._chunk()
+        chunks = []
+        for start in range(0, size, step):
+            rows = slice(start, min(start + step, size))
+            part = batch if step >= size else batch_rows(batch, rows, size)
+            gradients = self._gradients(part, cotangents[rows])
+            chunks.append([project(*pair) for pair in zip(gradients, projections, strict=True)])
+        return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def _chunk(self) -> int:
+        return max(1, GRADIENT_BYTES // max(self._bytes, 1))
+
+    def _gradients(self, batch: Batch, cotangents: Tensor) -> list[Tensor]:
+        if not self.one_at_a_time:
+            try:
+                with warnings.catch_warnings():
+                    # Kernels that torch batches by a loop of its own are still no slower than ours.
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    return together(self._adapter, self._model, self._names, batch, cotangents)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as cause:
+                self.one_at_a_time = True
+                first_line = str(cause).strip().split("\n")[0]
+                warnings.warn(
+                    f"{', '.join(self._names[:5])}: measured one example at a time, because torch.func cannot follow "
+                    f"the model ({first_line}). The pass takes a forward and a backward step per example.",
+                    AttributionWarning,
+                    stacklevel=2,
+                )
+        try:
+            return one_at_a_time(self._adapter, self._model, self._names, batch, cotangents)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as cause:
+            raise ModelError(
+                f"The parameters {', '.join(self._names[:5])} cannot be measured one example at a time: {cause}",
+                "Keep the example as the first dimension of all inputs and outputs, or leave these parameters out "
+                "with FeatureSettings.exclude or fallback=False.",
+            ) from cause
+
+
+def project(gradients: Tensor, projections: Projections) -> Tensor:
+    """Whole gradients (batch, *parameter.shape) times both sides: (batch, p_out · p_in)."""
+    outputs, inputs = projections.outputs[0], projections.inputs[0]
+    matrices = gradients.to(outputs.dtype).reshape(len(gradients), outputs.shape[0], inputs.shape[0])
+    if projections.exact:
+        return matrices.flatten(1)
+    return torch.einsum("nrc,rp,cq->npq", matrices, outputs, inputs).flatten(1)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MODEL = "digits"
 ALIAS = "champion"
 FEED = "demo"
+INBOX_FILE = "held-out.parquet"
+LATER_FILE = "later-outputs.parquet"
 OUTPUT_COUNT = 60
 _PRODUCED_AT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
@@ -74,6 +76,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace) -> AuditO
     if not registered:
         with _step(console, "training a small CNN and registering it in MLflow"):
             _train_and_register(settings)
+    if not (workspace.inbox / INBOX_FILE).is_file():
         with _step(console, f"dropping {OUTPUT_COUNT} outputs of the model into the inbox"):
             _drop_outputs(workspace)
     reference = f"{MODEL}@{ALIAS}"
@@ -140,8 +143,8 @@ def _drop_outputs(workspace: Workspace) -> None:
     from gradtrail.storage.outputs import write_outputs
 
     records = demo_records(workspace)
-    write_outputs(workspace.inbox / "held-out.parquet", records[:OUTPUT_COUNT])
-    write_outputs(workspace.root / "later-outputs.parquet", records[OUTPUT_COUNT : OUTPUT_COUNT + 10])
+    write_outputs(workspace.root / LATER_FILE, records[OUTPUT_COUNT : OUTPUT_COUNT + 10])
+    write_outputs(workspace.inbox / INBOX_FILE, records[:OUTPUT_COUNT])
 
 
 def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None:
@@ -192,7 +195,7 @@ def _next_steps(console: Console, settings: Settings, workspace: Workspace) -> N
     ):
         console.print(f"  {escape(line)}")
     console.print("\nNew outputs make a new report that holds only those:")
-    later, policy = (_relative(workspace.root / name) for name in ("later-outputs.parquet", "policy.toml"))
+    later, policy = (_relative(workspace.root / name) for name in (LATER_FILE, "policy.toml"))
     console.print(f"  {command} outputs add {later}{home}")
     console.print(f"  {command} audit {MODEL}@{ALIAS} --policy {policy}{home}")
     console.print("The same in MLflow:")

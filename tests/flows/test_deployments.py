@@ -3,16 +3,23 @@
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL
 
 from gradtrail.flows.audit import audit
+from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
+from gradtrail.lineage import queries
 from gradtrail.tasks.workspace import Workspace
 
-DEPLOYMENTS = yaml.safe_load((Path(__file__).resolve().parents[2] / "deploy" / "prefect.yaml").read_text())
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = yaml.safe_load((ROOT / "deploy" / "prefect.yaml").read_text())
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS["deployments"], ids=lambda deployment: deployment["name"])
@@ -29,3 +36,37 @@ def test_flows_run_from_plain_json_parameters(tiny, prefect_server):
     assert ingest(plain, "tiny@champion").new
     with pytest.raises(Exception, match="gradtrail index tiny/1"):
         audit(plain, "tiny@champion")
+
+
+def test_a_worker_runs_the_deployed_audit(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    tiny.drop("a.jsonl", tiny.record(1))
+    pool = f"gradtrail-{tiny.module[-6:]}"
+    plan = (ROOT / "deploy" / "prefect.yaml").read_text().replace("name: gradtrail\n", f"name: {pool}\n")
+    (tiny.folder / "deploy").mkdir()
+    (tiny.folder / "deploy" / "prefect.yaml").write_text(plan)
+    workspace = json.dumps(dataclasses.asdict(tiny.workspace))
+    for command in (
+        ["work-pool", "create", "--type", "process", pool],
+        ["--no-prompt", "deploy", "--name", "audit", "--prefect-file", "deploy/prefect.yaml"],
+        [
+            "deployment", "run", "gradtrail-audit/audit",
+            "--param", f"workspace={workspace}", "--param", "reference=tiny@champion",
+        ],
+        ["worker", "start", "--pool", pool, "--run-once"],
+    ):  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, "-m", "prefect", *command],
+            cwd=tiny.folder,
+            env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    with tiny.workspace.ledger().read() as connection:
+        [audited] = queries.audits(connection, "tiny/1")
+        assert queries.report_of(connection, audited.audit_id) is not None

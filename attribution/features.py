@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradtrail.attribution.allocation import allocate
 from gradtrail.attribution.eigen_basis import EigenBasis
 from gradtrail.attribution.grouping import MeasuredPart, measured_parts
 from gradtrail.attribution.layer_rules import GradientShape, Projections
@@ -26,6 +27,7 @@ class FeatureSettings:
     """How gradients are reduced.
 
     `group_dimension` is the largest number of values stored per group; a group that is no larger is stored exactly.
+    `total_dimension` is a budget for all groups together instead, shared out by their sizes (`allocate`).
     `exclude` names what to leave out, as shell patterns on names of modules and parameters: it counts as uncovered.
     Parameters without a layer rule are measured by autograd itself (`gradtrail.attribution.fallback`); `fallback`
     False leaves them uncovered instead, and `fallback_for` names modules to measure so although they have a rule.
@@ -37,6 +39,29 @@ class FeatureSettings:
     exclude: tuple[str, ...] = ()
     fallback: bool = True
     fallback_for: tuple[str, ...] = ()
+    total_dimension: int | None = None
+
+    def optional(self) -> dict[str, Any]:
+        """What differs from the defaults, for `FeaturePlan.config`: the ids of other indexes stay as they are."""
+        found: dict[str, Any] = {} if self.fallback else {"fallback": False}
+        if self.fallback_for:
+            found["fallback_for"] = list(self.fallback_for)
+        if self.total_dimension is not None:
+            found["total_dimension"] = self.total_dimension
+        return found
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> FeatureSettings:
+        """The settings that gave `FeaturePlan.config`."""
+        return cls(
+            group_dimension=config["group_dimension"],
+            seed=config["projection"]["seed"],
+            dtype=config["dtype"],
+            exclude=tuple(config["exclude"]),
+            fallback=config.get("fallback", True),
+            fallback_for=tuple(config.get("fallback_for", ())),
+            total_dimension=config.get("total_dimension"),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ class FeaturePlan:
             ],
             "group_dimension": self.settings.group_dimension,
             "exclude": list(self.settings.exclude),
-            **self._fallback_config(),
+            **self.settings.optional(),
             "projection": self._projection_config(),
             "dtype": self.settings.dtype,
         }
@@ -116,11 +141,6 @@ class FeaturePlan:
     def projections(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Projections, ...]:
         """The projection matrices of every group, in the order of `groups`."""
         return tuple(_projections(group, self.settings.seed, dtype, device, self.basis) for group in self.groups)
-
-    def _fallback_config(self) -> dict[str, Any]:
-        """Only what differs from the default, so that it leaves the ids of other indexes as they are."""
-        named = {"fallback_for": list(self.settings.fallback_for)} if self.settings.fallback_for else {}
-        return named if self.settings.fallback else {"fallback": False, **named}
 
     def _projection_config(self) -> dict[str, Any]:
         if self.basis is not None:
@@ -153,7 +173,7 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
     Raises:
         ModelError: when no parameter is covered, or when layers share some of their parameters and no fallback may
             measure them.
-        UsageError: when a setting makes no sense.
+        UsageError: when a setting makes no sense, or the total dimension is too small for the groups.
     """
     settings = settings or FeatureSettings()
     if settings.group_dimension < 1 or settings.dtype not in _DTYPES:
@@ -162,7 +182,11 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
             f"Choose a group_dimension of at least 1 and a dtype of {', '.join(_DTYPES)}.",
         )
     parts = measured_parts(model, settings.exclude, settings.fallback, settings.fallback_for)
-    groups = tuple(_group(part, settings.group_dimension) for part in parts)
+    if settings.total_dimension is None or not parts:
+        dimensions = [settings.group_dimension] * len(parts)
+    else:
+        dimensions = allocate([part.shape.size for part in parts], settings.total_dimension)
+    groups = tuple(_group(*pair) for pair in zip(parts, dimensions, strict=True))
     covered = {name for group in groups for name in group.parameters}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     if not groups:
@@ -186,15 +210,7 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBa
     Raises:
         StoreError: when this version of gradtrail, or this model, would measure something else.
     """
-    settings = FeatureSettings(
-        group_dimension=config["group_dimension"],
-        seed=config["projection"]["seed"],
-        dtype=config["dtype"],
-        exclude=tuple(config["exclude"]),
-        fallback=config.get("fallback", True),
-        fallback_for=tuple(config.get("fallback_for", ())),
-    )
-    plan = replace(plan_features(model, settings), basis=basis)
+    plan = replace(plan_features(model, FeatureSettings.of_config(config)), basis=basis)
     if plan.config() != config:
         changed = sorted(key for key, value in plan.config().items() if config.get(key) != value)
         raise StoreError(

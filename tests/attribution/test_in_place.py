@@ -9,7 +9,7 @@ from gradtrail.attribution.features import FeatureSettings, plan_features
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-def test_an_in_place_activation_on_a_sequence_changes_no_feature(bias, make_classifier, make_examples, autograd_vectors):
+def test_an_in_place_activation_on_a_sequence_changes_nothing(bias, make_classifier, make_examples, autograd_vectors):
     # A linear layer with a bias gives a view here, whose history autograd rewrites when the view is changed in place.
     def build() -> nn.Module:
         torch.manual_seed(0)

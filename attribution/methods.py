@@ -172,6 +172,32 @@ def trak(preparation: Preparation) -> Tensor:
     return kernel.solve(preparation.vectors / margins.unsqueeze(1), preparation.damping) / kernel.example_count
 
 
+def _solved(preparation: Preparation, method: str) -> Tensor:
+    return given(preparation.solutions, method, "solutions")
+
+
+@attribution_method(
+    source="arXiv 1703.04730; operators of curvlinops",
+    description="Influence function with the curvature of all parameters, unprojected, by conjugate gradients.",
+    cost="tens of passes over the training data for every 16 outputs, then one over the index; needs curvlinops",
+    needs=("solutions",),
+)
+def cg(preparation: Preparation) -> Tensor:
+    """(G + Λ)⁻¹ on the full gradient by conjugate gradients, then projected."""
+    return _solved(preparation, "cg")
+
+
+@attribution_method(
+    source="arXiv 1703.04730; operators of curvlinops",
+    description="Influence function with the curvature of all parameters, unprojected, by a truncated Neumann series.",
+    cost="hundreds of passes over the training data for every 16 outputs, then one over the index; needs curvlinops",
+    needs=("solutions",),
+)
+def lissa(preparation: Preparation) -> Tensor:
+    """(G + Λ)⁻¹ on the full gradient by a truncated Neumann series, then projected."""
+    return _solved(preparation, "lissa")
+
+
 def prepare_queries(
     method: str,
     rows: FeatureRows,

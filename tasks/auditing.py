@@ -72,7 +72,13 @@ class AuditOptions:
     def method_options(self) -> MethodOptions:
         """The part that says how the method works."""
         return MethodOptions(
-            self.method, self.curvature, self.relative_damping, self.absolute_damping, self.horizon, self.device
+            self.method,
+            self.curvature,
+            self.relative_damping,
+            self.absolute_damping,
+            self.horizon,
+            self.device,
+            self.target,
         )
 
 
@@ -162,7 +168,11 @@ def score_outputs(
     )
     measured_ids = [m.output_id for m in measured]
     output_queries = [each.queries(measured_ids, options.target) for each in opened]
-    prepared = prepare_audit(workspace, pinned, opened, output_queries, method, parameters, weighting)
+
+    def examples_of(output_ids: Sequence[str]) -> list[Example]:
+        return _output_examples(workspace, pinned, output_ids, options.target)
+
+    prepared = prepare_audit(workspace, pinned, opened, output_queries, method, parameters, weighting, examples_of)
     query_rows = prepared.queries
     result = score_pass(prepared.scoring, top_k=options.top_k)
     overall = overall_of_pass(prepared.scoring, result, top_k=OVERALL_TOP, permutations=PERMUTATIONS)
@@ -221,6 +231,17 @@ def output_example(pinned: PinnedModel, output: Output, record: Mapping[str, Any
     """
     example = pinned.adapter.output_to_example(record, target)
     return Example(output.output_id, example.inputs, example.target, example.attributes)
+
+
+def _output_examples(
+    workspace: Workspace, pinned: PinnedModel, output_ids: Sequence[str], target: Target
+) -> list[Example]:
+    """Recorded outputs as examples again, in the order of their ids."""
+    payloads = workspace.payloads()
+    with workspace.ledger().read() as connection:
+        found = {output.output_id: output for output in queries.outputs(connection, output_ids)}
+    outputs = [found[output_id] for output_id in output_ids]
+    return [output_example(pinned, each, payload_record(payloads.get(each.payload_sha256)), target) for each in outputs]
 
 
 def _sides(proponents: Ranked, opponents: Ranked) -> tuple[tuple[Side, Ranked], tuple[Side, Ranked]]:

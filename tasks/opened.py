@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
+from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.errors import NotFoundError, StoreError, UsageError
@@ -61,11 +62,25 @@ class OpenIndex:
             squared_norms=torch.tensor(stored.squared_norms[rows]),
         )
 
-    def examples(self, pinned: PinnedModel) -> Iterator[Example]:
+    def examples(self, pinned: PinnedModel) -> TrainingData:
         """The training examples that have a row."""
-        data = pinned.adapter.training_data()
-        examples = (data[position] for position in range(len(data)))
-        return (example for example in examples if example.example_id not in self.index.coverage.quarantined)
+        data, left_out = pinned.adapter.training_data(), self.index.coverage.quarantined
+        if not left_out:
+            return data
+        return _Some(data, [place for place in range(len(data)) if data[place].example_id not in left_out])
+
+
+class _Some:
+    """The examples of a data set at some positions."""
+
+    def __init__(self, data: TrainingData, positions: Sequence[int]) -> None:
+        self._data, self._positions = data, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: int, /) -> Example:
+        return self._data[self._positions[position]]
 
 
 @task(cache_policy=NO_CACHE)

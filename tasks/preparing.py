@@ -14,14 +14,16 @@ from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, d
 from gradtrail.attribution.curvature_vectors import CurvaturePieces, curvature_kind, model_vectors, observed_vectors
 from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.inverse_products import Solutions, full_curvature, inverse_curvature_products
 from gradtrail.attribution.joint_scoring import Member, joint_pass
+from gradtrail.attribution.linear_solvers import SolverOptions
 from gradtrail.attribution.margins import require_probabilities
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.scoring import ScoringPass
 from gradtrail.attribution.spectrum import Spectrum, margin_vectors
 from gradtrail.errors import UsageError
-from gradtrail.nouns import Checkpoint, Weighting
+from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.checkpoints import write_safetensors
 from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel
@@ -31,6 +33,7 @@ from gradtrail.tasks.workspace import Workspace
 Fitted = TypeVar("Fitted", BlockCurvature, DiagonalCurvature, Spectrum)
 _MODEL_KIND_NEEDS = {"curvature", "spectrum", "diagonal"}
 _OBSERVED_ONLY_NEEDS = {"kernel", "training_rows"}
+_LARGE_RESIDUAL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class MethodOptions:
     absolute_damping: float
     horizon: float
     device: str
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ def method_parameters(pinned: PinnedModel, options: MethodOptions, checkpoints: 
     """
     needs = set(find_method(options.method).needs)
     parameters: dict[str, Any] = {}
-    if needs & _MODEL_KIND_NEEDS:
+    if "solutions" in needs:
+        solver = SolverOptions()
+        parameters |= {"tolerance": solver.tolerance, "most_products": solver.most_products}
+        parameters["curvature"] = full_curvature(options.curvature)
+    elif needs & _MODEL_KIND_NEEDS:
         kind = options.curvature or default_curvature_kind(pinned.adapter)
         parameters["curvature"] = curvature_kind(kind)
     elif needs & _OBSERVED_ONLY_NEEDS:
@@ -96,10 +104,11 @@ def prepare_audit(
     options: MethodOptions,
     parameters: Mapping[str, Any],
     weighting: Weighting,
+    examples_of: Callable[[Sequence[str]], list[Example]],
 ) -> PreparedAudit:
     """Fit or read what the method needs for each index, and prepare the outputs for it.
 
-    `opened` and `output_queries` go together, the serving checkpoint last.
+    `opened` and `output_queries` go together, the serving checkpoint last; `examples_of` gives outputs as examples.
     """
     members: list[Member] = []
     warnings: list[str] = []
@@ -107,6 +116,14 @@ def prepare_audit(
     damping = Damping(options.relative_damping, options.absolute_damping)
     for each, rows in zip(opened, output_queries, strict=True):
         needs = _needs(workspace, pinned, each, options, parameters)
+        if "solutions" in find_method(options.method).needs:
+            solutions = _solve(pinned, each, examples_of(rows.example_ids), options, str(parameters["curvature"]))
+            needs["solutions"], examples = solutions.vectors, each.index.coverage.indexed_examples
+            if solutions.residual > _LARGE_RESIDUAL:
+                warnings.append(
+                    f"Method {options.method} left a relative residual of {solutions.residual:.2g}: its scores are "
+                    "only about so exact. A larger damping makes it smaller."
+                )
         for fitted in needs.values():
             if isinstance(fitted, BlockCurvature | DiagonalCurvature | Spectrum):
                 examples = fitted.example_count
@@ -170,6 +187,24 @@ def _needs(
         elif need == "learning_rate":
             found[need] = _learning_rate(pinned, opened.checkpoint)
     return found
+
+
+def _solve(
+    pinned: PinnedModel, opened: OpenIndex, outputs: Sequence[Example], options: MethodOptions, kind: str
+) -> Solutions:
+    return inverse_curvature_products(
+        "cg" if options.method == "cg" else "lissa",
+        pinned.adapter,
+        pinned.load(opened.checkpoint).to(options.device),
+        opened.examples(pinned),
+        outputs,
+        opened.plan,
+        kind=kind,
+        damping=Damping(options.relative_damping, options.absolute_damping),
+        target=options.target,
+        batch_size=MEASURE_BATCH,
+        device=options.device,
+    )
 
 
 def _fitted(

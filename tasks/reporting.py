@@ -261,7 +261,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
     parameters = details.audit.parameters
     damping = ""
     if "relative_damping" in parameters:
-        spectrum = "all groups together" if {"spectrum", "kernel"} & set(method.needs) else "each group"
+        spectrum = "all groups together" if {"spectrum", "kernel", "solutions"} & set(method.needs) else "each group"
         damping = f"{parameters['relative_damping']:g} × mean eigenvalue of {spectrum}"
         if parameters["absolute_damping"]:
             damping += f" + {parameters['absolute_damping']:g}"

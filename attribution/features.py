@@ -19,7 +19,8 @@ from gradtrail.attribution.layer_rules import GradientShape, Projections
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
 from gradtrail.errors import ModelError, StoreError, UsageError
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_DTYPES = {"float32": torch.float32, "float16": torch.float32, "int8": torch.float32, "float64": torch.float64}
+"""What features are computed in, by what they are stored as."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class FeatureSettings:
     `group_dimension` is the largest number of values stored per group; a group that is no larger is stored exactly.
     `total_dimension` is a budget for all groups together instead, shared out by their sizes (`allocate`).
     `exclude` names what to leave out, as shell patterns on names of modules and parameters: it counts as uncovered.
+    `dtype` is what vectors are stored as; a store may keep float16, or int8 with a scale for each row and group.
     Parameters without a layer rule are measured by autograd itself (`gradtrail.attribution.fallback`); `fallback`
     False leaves them uncovered instead, and `fallback_for` names modules to measure so although they have a rule.
     """
 
     group_dimension: int = 256
     seed: int = 0
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float16", "int8", "float64"] = "float32"
     exclude: tuple[str, ...] = ()
     fallback: bool = True
     fallback_for: tuple[str, ...] = ()
@@ -114,7 +116,7 @@ class FeaturePlan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type feature vectors are kept in."""
+        """The type feature vectors are computed in: that of `settings.dtype`, but at least float32."""
         return _DTYPES[self.settings.dtype]
 
     def config(self) -> dict[str, Any]:

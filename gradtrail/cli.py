@@ -95,6 +95,12 @@ def index(
     projection: Annotated[
         Literal["random", "eigen"], typer.Option(help="Random, or the eigenbasis of the Kronecker factors (for ekfac).")
     ] = "random",
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="What the store keeps: 4, 2 or 1 bytes a number.")
+    ] = "float32",
+    total_dimension: Annotated[
+        int | None, typer.Option(help="Numbers kept for all groups together, shared out by size.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the pass runs: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
     as_json: AsJson = False,
@@ -105,7 +111,14 @@ def index(
         from gradtrail.flows.index import index as index_flow
         from gradtrail.tasks.indexing import IndexOptions
 
-        options = IndexOptions(group_dimension=group_dimension, seed=seed, device=device, projection=projection)
+        options = IndexOptions(
+            group_dimension=group_dimension,
+            seed=seed,
+            device=device,
+            projection=projection,
+            dtype=dtype,
+            total_dimension=total_dimension,
+        )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     printing.show_index(outcomes, as_json=as_json)
 

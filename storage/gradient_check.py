@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gradtrail.storage.gradient_rows import IndexDescription, attribute_lists
-from gradtrail.storage.measured import Measured, first_few, matrix, row_digests
+from gradtrail.storage.measured import first_few, matrix, row_digests
 
 
 class IndexContents:
@@ -19,6 +19,7 @@ class IndexContents:
     def __init__(self, description: IndexDescription) -> None:
         self.ids: list[str] = []
         self._attribute_names = description.attribute_names
+        self._code = description.code
         self._contents: list[str] = []
         self._digests: list[bytes] = []
         self._changed: list[str] = []
@@ -28,12 +29,12 @@ class IndexContents:
         """Take in one batch that holds every column of the table."""
         ids = batch.column("example_id").to_pylist()
         contents = batch.column("content_sha256").to_pylist()
-        vectors, norms = matrix(batch, "vector"), matrix(batch, "squared_norms")
+        vectors, norms = self._code.stored(batch), matrix(batch, "squared_norms")
         losses = batch.column("loss").to_numpy(zero_copy_only=False)
         keys = zip(ids, contents, *attribute_lists(batch, self._attribute_names).values(), strict=True)
-        digests = row_digests(keys, Measured(vectors, losses, norms))
+        digests = row_digests(keys, vectors, losses, norms)
         recorded = batch.column("row_sha256").to_pylist()
-        finite = np.isfinite(vectors).all(axis=1) & np.isfinite(losses) & np.isfinite(norms).all(axis=1)
+        finite = vectors.is_finite() & np.isfinite(losses) & np.isfinite(norms).all(axis=1)
         self.ids += ids
         self._contents += contents
         self._digests += digests

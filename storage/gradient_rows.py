@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradtrail.digests import canonical_json
-from gradtrail.errors import DataError, StoreError
+from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.storage.lance_tables import key_field
 from gradtrail.storage.measured import Measured, matrix, measured_columns, measured_fields, text_column
+from gradtrail.storage.vector_codes import VectorCode
 
 Column = Literal["content_sha256", "vector", "loss", "squared_norms", "attributes"]
 MEASURED: tuple[Column, ...] = ("vector", "loss", "squared_norms", "attributes")
@@ -31,11 +32,12 @@ class IndexDescription:
     group_count: int
     attribute_names: tuple[str, ...]
     config: Mapping[str, Any]
+    code: VectorCode = field(default_factory=VectorCode)
 
     def schema(self) -> pa.Schema:
         """The explicit Arrow schema of the index table."""
         fields = [key_field("example_id"), pa.field("content_sha256", pa.string(), nullable=False)]
-        fields += measured_fields(self.dimension, self.group_count)
+        fields += measured_fields(self.dimension, self.group_count, self.code)
         if self.attribute_names:
             fields.append(pa.field("attributes", self.attributes_type(), nullable=False))
         return pa.schema(fields, metadata={_DESCRIPTION_KEY: canonical_json(self.as_json())})
@@ -51,6 +53,7 @@ class IndexDescription:
             "group_count": self.group_count,
             "attribute_names": list(self.attribute_names),
             "config": dict(self.config),
+            **self.code.as_json(),
         }
 
     @classmethod
@@ -63,9 +66,13 @@ class IndexDescription:
         try:
             stored = json.loads((schema.metadata or {})[_DESCRIPTION_KEY])
             description = cls(
-                stored["dimension"], stored["group_count"], tuple(stored["attribute_names"]), stored["config"]
+                stored["dimension"],
+                stored["group_count"],
+                tuple(stored["attribute_names"]),
+                stored["config"],
+                VectorCode(stored.get("dtype", "float32"), tuple(stored.get("group_dimensions", ()))),
             )
-        except (KeyError, TypeError, ValueError) as fault:
+        except (KeyError, TypeError, ValueError, UsageError) as fault:
             raise StoreError(
                 f"Table {table_name} carries no readable description of its index.", "Delete the table and index again."
             ) from fault
@@ -81,8 +88,8 @@ class IndexDescription:
 class StoredRows:
     """A batch of index rows. What was not asked for is empty: shape (B, 0), (0,), [] or {}.
 
-    `vectors` (B, D) float32, a read-only view of Arrow memory; `losses` (B,) and `squared_norms` (B, G) float64;
-    `attributes` B values per name, where "" stands for an attribute the example does not have.
+    `vectors` (B, D) float32, where they are kept so a read-only view of Arrow memory; `losses` (B,) and `squared_norms`
+    (B, G) float64; `attributes` B values per name, where "" stands for an attribute the example does not have.
     """
 
     example_ids: list[str]
@@ -117,19 +124,26 @@ def index_rows(
     as_text = ([value or "" for value in column] for column in values.values())
     keys = list(zip(example_ids, content_sha256, *as_text, strict=True))
     columns = [text_column("example id", example_ids), text_column("content digest", content_sha256)]
-    columns += measured_columns("example", keys, measured, list(schema)[2:6])
+    measured_part = measured_fields(description.dimension, description.group_count, description.code)
+    columns += measured_columns("example", keys, measured, measured_part, description.code)
     if values:
         texts = [text_column(f"attribute {name}", column) for name, column in values.items()]
         columns.append(pa.StructArray.from_arrays(texts, fields=list(description.attributes_type())))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def stored_rows(batch: pa.RecordBatch, attribute_names: Sequence[str], columns: Collection[Column]) -> StoredRows:
+def column_names(description: IndexDescription, columns: Collection[Column]) -> list[str]:
+    """The columns of the table that `columns` need."""
+    named = ["example_id", *(name for name in columns if name != "attributes" or description.attribute_names)]
+    return [*named, "scales"] if description.code.type == "int8" and "vector" in columns else named
+
+
+def stored_rows(batch: pa.RecordBatch, description: IndexDescription, columns: Collection[Column]) -> StoredRows:
     """A batch read from an index, of which `columns` were asked for."""
-    size = batch.num_rows
+    size, code, attribute_names = batch.num_rows, description.code, description.attribute_names
     return StoredRows(
         example_ids=batch.column("example_id").to_pylist(),
-        vectors=matrix(batch, "vector") if "vector" in columns else np.empty((size, 0), dtype=np.float32),
+        vectors=code.decode(code.stored(batch)) if "vector" in columns else np.empty((size, 0), dtype=np.float32),
         losses=batch.column("loss").to_numpy() if "loss" in columns else np.empty(0),
         squared_norms=matrix(batch, "squared_norms") if "squared_norms" in columns else np.empty((size, 0)),
         attributes=attribute_lists(batch, attribute_names) if "attributes" in columns else {},

@@ -14,8 +14,9 @@ from gradtrail.storage.index_table import IndexTable, Seal
 from gradtrail.storage.lance_tables import lance_faults, open_existing, open_or_create
 from gradtrail.storage.measured import DIGEST_BYTES
 from gradtrail.storage.queries_table import StoredQueries
+from gradtrail.storage.vector_codes import BYTES, SCALE_BYTES, VectorCode, VectorType
 
-__all__ = ["Column", "GradientStore", "IndexTable", "Seal", "StoredQueries", "StoredRows"]
+__all__ = ["Column", "GradientStore", "IndexTable", "Seal", "StoredQueries", "StoredRows", "VectorType"]
 
 _INDEX_ID = re.compile(r"[0-9a-f]{64}")
 _TEXT_BYTES_PER_ROW = 200
@@ -42,19 +43,25 @@ class GradientStore:
         group_count: int,
         attribute_names: Sequence[str],
         config: Mapping[str, Any],
+        dtype: VectorType = "float32",
+        group_dimensions: Sequence[int] = (),
     ) -> IndexTable:
         """Open the table of an index, or create it.
 
+        `dtype` is how vectors are kept; `int8` keeps a scale for each row and group, and needs `group_dimensions`.
+
         Raises:
+            UsageError: vectors cannot be kept so.
             StoreError: a table of this id exists with another dimension, other groups, attributes or configuration.
         """
-        wanted = IndexDescription(dimension, group_count, tuple(sorted(set(attribute_names))), dict(config))
+        code = VectorCode(dtype, tuple(group_dimensions) if dtype == "int8" else ())
+        wanted = IndexDescription(dimension, group_count, tuple(sorted(set(attribute_names))), dict(config), code)
         table = open_or_create(self._connection, _table_name(index_id), wanted.schema())
         stored = _description(table)
         theirs, ours = stored.as_json(), IndexDescription.of(table.name, wanted.schema()).as_json()
-        differing = [name for name in ours if ours[name] != theirs[name]]
+        differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
         if differing:
-            changes = "; ".join(f"{name} is {theirs[name]}, asked for {ours[name]}" for name in differing)
+            changes = "; ".join(f"{name} is {theirs.get(name)}, asked for {ours.get(name)}" for name in differing)
             raise StoreError(
                 f"Index {index_id} exists with another configuration: {changes}.",
                 "Another configuration is another index: compute its id from the new configuration.",
@@ -73,9 +80,10 @@ class GradientStore:
         return IndexTable(self._connection, index_id, _description(table), table)
 
     @staticmethod
-    def estimate(rows: int, dimension: int, group_count: int) -> int:
+    def estimate(rows: int, dimension: int, group_count: int, dtype: VectorType = "float32") -> int:
         """Bytes on disk that an index of `rows` examples takes, to within a few percent."""
-        return rows * (4 * dimension + 8 * (group_count + 1) + DIGEST_BYTES + _TEXT_BYTES_PER_ROW)
+        vector = BYTES[dtype] * dimension + (SCALE_BYTES * group_count if dtype == "int8" else 0)
+        return rows * (vector + 8 * (group_count + 1) + DIGEST_BYTES + _TEXT_BYTES_PER_ROW)
 
 
 def _description(table: Any) -> IndexDescription:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from gradtrail.errors import DataError, StoreError
 from gradtrail.storage.gradient_check import IndexContents, differences
-from gradtrail.storage.gradient_rows import MEASURED, Column, IndexDescription, StoredRows, index_rows, stored_rows
+from gradtrail.storage.gradient_rows import (
+    MEASURED,
+    Column,
+    IndexDescription,
+    StoredRows,
+    column_names,
+    index_rows,
+    stored_rows,
+)
 from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faults, open_existing, open_or_create, scan
 from gradtrail.storage.measured import Measured, first_few, require_unique
 from gradtrail.storage.queries_table import QueriesTable, StoredQueries
@@ -53,6 +61,7 @@ class IndexTable:
         self.group_count = description.group_count
         self.attribute_names = description.attribute_names
         self.config = description.config
+        self.vector_type = description.code.type
         self._connection = connection
         self._description = description
         self._table = table
@@ -92,7 +101,8 @@ class IndexTable:
             The number of rows newly written.
 
         Raises:
-            DataError: a value that is not finite, a wrong shape, an id twice, or an id stored with other content.
+            DataError: a value that is not finite or too large for the type of the index, a wrong shape, an id twice, or
+                an id stored with other content.
             StoreError: the index is sealed and a row is new, or LanceDB cannot write. Nothing of the batch is stored.
         """
         contents = dict(zip(example_ids, content_sha256, strict=True))
@@ -182,9 +192,8 @@ class IndexTable:
                 f"Index {self.index_id} is not complete: reading it would score some examples and not others.",
                 "Finish it with `gradtrail index`.",
             )
-        wanted = [name for name in columns if name != "attributes" or self.attribute_names]
-        for batch in self._batches(["example_id", *wanted], pinned, batch_size):
-            yield stored_rows(batch, self.attribute_names, columns)
+        for batch in self._batches(column_names(self._description, columns), pinned, batch_size):
+            yield stored_rows(batch, self._description, columns)
 
     def put_queries(
         self,

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradtrail.errors import DataError
+from gradtrail.storage.vector_codes import StoredVectors, VectorCode
 
 DIGEST_BYTES = 32
 _NAMED_AT_MOST = 5
@@ -28,10 +29,10 @@ class Measured:
     squared_norms: NDArray[np.float64]
 
 
-def measured_fields(dimension: int, group_count: int) -> list[pa.Field]:
+def measured_fields(dimension: int, group_count: int, code: VectorCode) -> list[pa.Field]:
     """The columns that index rows and query rows share, and the digest of the whole row."""
     return [
-        pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
+        *code.fields(dimension),
         pa.field("loss", pa.float64(), nullable=False),
         pa.field("squared_norms", pa.list_(pa.float64(), group_count), nullable=False),
         pa.field("row_sha256", pa.binary(DIGEST_BYTES), nullable=False),
@@ -43,6 +44,7 @@ def measured_columns(
     keys: Sequence[tuple[str, ...]],
     measured: Measured,
     fields: Sequence[pa.Field],
+    code: VectorCode,
 ) -> list[pa.Array]:
     """Check what was measured for each of B rows and return it as the columns of `measured_fields`.
 
@@ -51,15 +53,16 @@ def measured_columns(
         keys: B tuples of text that begin with the row's id; they enter its digest.
         measured: vectors (B, D), losses (B,), squared norms (B, G).
         fields: those of `measured_fields`; they say what D and G must be.
+        code: how vectors are kept.
 
     Raises:
-        DataError: a wrong shape or type, or a value that is not finite; the message names the row.
+        DataError: a wrong shape or type, or a value that is not finite or that `code` cannot hold; it names the row.
     """
     vectors, losses, squared_norms = measured.vectors, measured.losses, measured.squared_norms
-    vector_type, norms_type = fields[0].type, fields[2].type
-    _require_shape(kind, "vectors", vectors, (len(keys), vector_type.list_size))
+    types = {field.name: field.type for field in fields}
+    _require_shape(kind, "vectors", vectors, (len(keys), types["vector"].list_size))
     _require_shape(kind, "losses", losses, (len(keys),))
-    _require_shape(kind, "squared norms", squared_norms, (len(keys), norms_type.list_size))
+    _require_shape(kind, "squared norms", squared_norms, (len(keys), types["squared_norms"].list_size))
     if not np.can_cast(vectors.dtype, np.float32, "safe"):
         raise DataError(
             f"The vectors of {kind} {keys[0][0] if keys else ''} are {vectors.dtype}; the store holds float32.",
@@ -70,23 +73,36 @@ def measured_columns(
     squared_norms = np.ascontiguousarray(squared_norms, dtype=np.float64)
     for name, values in (("gradient", vectors), ("loss", losses), ("squared norm", squared_norms)):
         _require_finite(kind, name, keys, values)
-    digests = row_digests(keys, Measured(vectors, losses, squared_norms))
-    return [
-        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=vector_type),
-        pa.array(losses),
-        pa.FixedSizeListArray.from_arrays(pa.array(squared_norms.reshape(-1)), type=norms_type),
-        pa.array(digests, type=pa.binary(DIGEST_BYTES)),
-    ]
+    stored = code.encode(kind, [key[0] for key in keys], vectors)
+    digests = row_digests(keys, stored, losses, squared_norms)
+    columns = {
+        "vector": stored.vectors,
+        "scales": stored.scales,
+        "squared_norms": squared_norms,
+    }
+    arrays: dict[str, pa.Array] = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=types[name])
+        for name, values in columns.items()
+        if name in types
+    }
+    arrays |= {"loss": pa.array(losses), "row_sha256": pa.array(digests, type=pa.binary(DIGEST_BYTES))}
+    return [arrays[name] for name in types]
 
 
-def row_digests(keys: Iterable[tuple[str, ...]], measured: Measured) -> list[bytes]:
-    """The sha256 of each row: its keys as JSON, then its vector, loss and norms as little-endian bytes."""
-    vectors = np.ascontiguousarray(measured.vectors, dtype="<f4")
-    scalars = np.ascontiguousarray(np.column_stack([measured.losses, measured.squared_norms]), dtype="<f8")
+def row_digests(
+    keys: Iterable[tuple[str, ...]],
+    stored: StoredVectors,
+    losses: NDArray[np.float64],
+    squared_norms: NDArray[np.float64],
+) -> list[bytes]:
+    """The sha256 of each row: its keys as JSON, then vector, scales, loss and norms as little-endian bytes, as kept."""
+    vectors, scales = stored.row_bytes()
+    scalars = np.ascontiguousarray(np.column_stack([losses, squared_norms]), dtype="<f8")
     digests = []
     for position, key in enumerate(keys):
         digest = hashlib.sha256(json.dumps(key).encode())
         digest.update(vectors[position].data)
+        digest.update(scales[position].data)
         digest.update(scalars[position].data)
         digests.append(digest.digest())
     return digests

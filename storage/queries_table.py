@@ -22,8 +22,11 @@ from gradtrail.storage.measured import (
     row_digests,
     text_column,
 )
+from gradtrail.storage.vector_codes import VectorCode
 
 _KEYS = ("output_id", "target")
+# Outputs are few: they are kept whole, whatever the type of the index.
+_CODE = VectorCode()
 _BATCH_ROWS = 1024
 _IDS_PER_SCAN = 1000
 
@@ -46,7 +49,7 @@ class QueriesTable:
         self._connection = connection
         self._name = name
         fields = [key_field("output_id", 1), key_field("target", 2)]
-        self._schema = pa.schema(fields + measured_fields(dimension, group_count))
+        self._schema = pa.schema(fields + measured_fields(dimension, group_count, _CODE))
 
     def put(
         self,
@@ -62,7 +65,7 @@ class QueriesTable:
         keys = list(zip(output_ids, targets, strict=True))
         require_unique("output", keys)
         columns = [text_column("output id", output_ids), text_column("target", targets)]
-        columns += measured_columns("output", keys, measured, list(self._schema)[len(_KEYS) :])
+        columns += measured_columns("output", keys, measured, list(self._schema)[len(_KEYS) :], _CODE)
         if not keys:
             return 0
         table = open_or_create(self._connection, self._name, self._schema)
@@ -85,7 +88,7 @@ class QueriesTable:
         for batch in self._batches():
             stored = _from_batch(batch)
             keys = list(zip(stored.output_ids, stored.targets, strict=True))
-            digests = row_digests(keys, Measured(stored.vectors, stored.losses, stored.squared_norms))
+            digests = row_digests(keys, _CODE.stored(batch), stored.losses, stored.squared_norms)
             recorded = batch.column("row_sha256").to_pylist()
             damaged += [key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then]
         return [f"Queries changed since they were measured: {first_few(damaged)}."] if damaged else []

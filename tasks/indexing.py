@@ -19,7 +19,7 @@ from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSett
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
-from gradtrail.storage.gradients import GradientStore, IndexTable
+from gradtrail.storage.gradients import GradientStore, IndexTable, VectorType
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.eigenbases import eigen_plan
@@ -43,6 +43,8 @@ class IndexOptions:
         device: where the pass runs.
         projection: `random`, or `eigen` for the eigenbasis of the Kronecker factors.
         factors: curvature kind of those factors; empty picks `fisher` where the adapter can sample.
+        dtype: what vectors are stored as; `int8` keeps a scale for each row and group.
+        total_dimension: numbers kept for all groups together, shared out by their sizes; instead of `group_dimension`.
     """
 
     group_dimension: int = 256
@@ -50,10 +52,17 @@ class IndexOptions:
     device: str = "cpu"
     projection: Literal["random", "eigen"] = "random"
     factors: str = ""
+    dtype: VectorType = "float32"
+    total_dimension: int | None = None
 
     def plan(self, pinned: PinnedModel) -> FeaturePlan:
         """The groups of this model and how each is stored."""
-        settings = FeatureSettings(group_dimension=self.group_dimension, seed=self.seed)
+        settings = FeatureSettings(
+            group_dimension=self.group_dimension,
+            seed=self.seed,
+            dtype=self.dtype,
+            total_dimension=self.total_dimension,
+        )
         return plan_features(pinned.load(pinned.serving), settings)
 
 
@@ -105,6 +114,8 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         group_count=len(plan.groups),
         attribute_names=attribute_names,
         config=plan.config(),
+        dtype=options.dtype,
+        group_dimensions=[group.dimension for group in plan.groups],
     )
     training_data = pinned.adapter.training_data()
     if len(training_data) != len(manifest):
@@ -171,7 +182,8 @@ def publish_snapshot(workspace: Workspace) -> str:
 
 def estimate_bytes(row_count: int, plan: FeaturePlan) -> int:
     """Disk that an index takes."""
-    return GradientStore.estimate(row_count, plan.dimension, len(plan.groups))
+    dtype = "float32" if plan.settings.dtype == "float64" else plan.settings.dtype
+    return GradientStore.estimate(row_count, plan.dimension, len(plan.groups), dtype)
 
 
 def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:

@@ -171,6 +171,10 @@ def _options(index: Index) -> str:
     """The options of `gradtrail index` that give these features again."""
     config = index.feature_config
     options = f" --group-dimension {config['group_dimension']} --seed {config['projection']['seed']}"
+    if config.get("total_dimension"):
+        options += f" --total-dimension {config['total_dimension']}"
+    if config["dtype"] != "float32":
+        options += f" --dtype {config['dtype']}"
     return options + (" --projection eigen" if config["projection"]["kind"] == "eigen" else "")
 
 

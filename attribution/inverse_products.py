@@ -197,7 +197,16 @@ def _curvature(
     )
 
     def product(matrix: Tensor) -> Tensor:
-        found: Tensor = operator @ matrix
+        try:
+            found: Tensor = operator @ matrix
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as cause:
+            raise ModelError(
+                f"torch.func cannot differentiate {type(model).__name__} twice, which the curvature of all parameters "
+                f"needs: {str(cause).strip().splitlines()[0]}",
+                "Choose a method on the stored table, for example influence_global.",
+            ) from cause
         return found / len(examples)
 
     return product

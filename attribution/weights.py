@@ -49,8 +49,9 @@ def stored_vectors(vectors: Tensor, plan: FeaturePlan, weighting: Weighting | No
 
 
 def unweighted_vectors(vectors: Tensor, plan: FeaturePlan, weighting: Weighting | None = None) -> Tensor:
-    """The inverse of `stored_vectors`."""
-    return vectors / _columns(_stored(weighting, plan).sqrt(), plan).to(vectors)
+    """The inverse of `stored_vectors`, in float32 or better."""
+    working = vectors.to(torch.promote_types(torch.float32, vectors.dtype))
+    return working / _columns(_stored(weighting, plan).sqrt(), plan).to(working)
 
 
 def weighted_queries(vectors: Tensor, plan: FeaturePlan, weighting: Weighting, stored: Weighting | None) -> Tensor:

@@ -16,7 +16,7 @@ from gradtrail.attribution.kronecker import fit_eigen_basis
 from gradtrail.attribution.linear_solvers import refuse_asymmetric
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.self_influence import self_influence
-from gradtrail.errors import DataError, StoreError, UsageError
+from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 
 EXACT = FeatureSettings(group_dimension=10**6, dtype="float64")
 TIGHT = SolverOptions(tolerance=1e-10, most_products=4000)
@@ -198,6 +198,32 @@ def test_a_hessian_that_torch_gets_wrong_is_refused():
     refuse_asymmetric(lambda vectors: (matrix + matrix.T) @ vectors, matrix[:, :0])
     with pytest.raises(UsageError, match="not symmetric"):
         refuse_asymmetric(lambda vectors: matrix @ vectors, matrix[:, :0])
+
+
+def test_models_that_torch_func_cannot_follow_are_refused(make_classifier, make_examples):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(context, inputs):
+            return 2 * inputs
+
+        @staticmethod
+        def backward(context, gradient):
+            return 2 * gradient
+
+    class OldFunction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return Doubled.apply(self.layer(inputs))
+
+    examples = make_examples(6, 3)
+    adapter = make_classifier(OldFunction, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match=r"torch\.func cannot differentiate OldFunction") as caught:
+        inverse_curvature_products("cg", adapter, model, examples, examples, plan_features(model))
+    assert "influence_global" in caught.value.remedy
 
 
 def test_unknown_curvatures_and_empty_inputs_are_refused(double_case):

@@ -85,7 +85,7 @@ def check_capture(
         expected = _autograd_vector(instrument, examples[row])
         if not torch.isfinite(expected).all():
             continue
-        allowed = _rounding(losses.dtype) * expected.norm()
+        allowed = _rounding(plan.lower_precision or losses.dtype) * expected.norm()
         for group, columns in zip(plan.groups, plan.slices, strict=True):
             if (vectors[row, columns] - expected[columns]).norm() > allowed:
                 raise ModelError(
@@ -102,7 +102,9 @@ def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
     batch = adapter.collate([example]).to(instrument.device)
     names = [name for group in instrument.plan.groups for name in group.parameters]
     with frozen_in_eval(model):
-        found = weight_gradients(adapter, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum())
+        found = weight_gradients(
+            instrument.run, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum()
+        )
     gradients = dict(zip(names, found, strict=True))
     pieces = []
     for group, projection in zip(instrument.plan.groups, instrument.projections, strict=True):

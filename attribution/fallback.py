@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import Batch, ModelAdapter
+from gradtrail.attribution.adapters import Batch
 from gradtrail.attribution.layer_rules import Projections
-from gradtrail.attribution.weight_gradients import batch_rows, one_at_a_time, together
+from gradtrail.attribution.weight_gradients import Run, batch_rows, one_at_a_time, together
 from gradtrail.errors import ModelError
 
 GRADIENT_BYTES = 1 << 28
@@ -28,9 +28,9 @@ class AttributionWarning(UserWarning):
 class Fallback:
     """Measures the parameters called `names`, examples together where torch can, else one at a time."""
 
-    def __init__(self, adapter: ModelAdapter, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, run: Run, model: nn.Module, names: Sequence[str]) -> None:
         self.one_at_a_time = False
-        self._adapter = adapter
+        self._run = run
         self._model = model
         self._names = list(names)
         every = dict(model.named_parameters())
@@ -64,7 +64,7 @@ class Fallback:
                 with warnings.catch_warnings():
                     # Kernels that torch batches by a loop of its own are still no slower than ours.
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    return together(self._adapter, self._model, self._names, batch, cotangents)
+                    return together(self._run, self._model, self._names, batch, cotangents)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as cause:
@@ -77,7 +77,7 @@ class Fallback:
                     stacklevel=2,
                 )
         try:
-            return one_at_a_time(self._adapter, self._model, self._names, batch, cotangents)
+            return one_at_a_time(self._run, self._model, self._names, batch, cotangents)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as cause:

@@ -21,6 +21,7 @@ from gradtrail.errors import ModelError, StoreError, UsageError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float32, "int8": torch.float32, "float64": torch.float64}
 """What features are computed in, by what they are stored as."""
+_LOWER = {"none": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FeatureSettings:
     `dtype` is what vectors are stored as; a store may keep float16, or int8 with a scale for each row and group.
     Parameters without a layer rule are measured by autograd itself (`gradtrail.attribution.fallback`); `fallback`
     False leaves them uncovered instead, and `fallback_for` names modules to measure so although they have a rule.
+    `autocast` runs the model in lower precision where torch does; losses, projections and sums stay as they are.
     """
 
     group_dimension: int = 256
@@ -42,6 +44,7 @@ class FeatureSettings:
     fallback: bool = True
     fallback_for: tuple[str, ...] = ()
     total_dimension: int | None = None
+    autocast: Literal["none", "bfloat16"] = "none"
 
     def optional(self) -> dict[str, Any]:
         """What differs from the defaults, for `FeaturePlan.config`: the ids of other indexes stay as they are."""
@@ -50,6 +53,8 @@ class FeatureSettings:
             found["fallback_for"] = list(self.fallback_for)
         if self.total_dimension is not None:
             found["total_dimension"] = self.total_dimension
+        if self.autocast != "none":
+            found["autocast"] = self.autocast
         return found
 
     @classmethod
@@ -63,6 +68,7 @@ class FeatureSettings:
             fallback=config.get("fallback", True),
             fallback_for=tuple(config.get("fallback_for", ())),
             total_dimension=config.get("total_dimension"),
+            autocast=config.get("autocast", "none"),
         )
 
 
@@ -118,6 +124,11 @@ class FeaturePlan:
     def dtype(self) -> torch.dtype:
         """The type feature vectors are computed in: that of `settings.dtype`, but at least float32."""
         return _DTYPES[self.settings.dtype]
+
+    @property
+    def lower_precision(self) -> torch.dtype | None:
+        """What the model runs in by autocast; None for its own precision."""
+        return _LOWER[self.settings.autocast]
 
     def config(self) -> dict[str, Any]:
         """Everything that determines the numbers of an index besides checkpoint and data; JSON-able, part of its id."""
@@ -178,10 +189,12 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         UsageError: when a setting makes no sense, or the total dimension is too small for the groups.
     """
     settings = settings or FeatureSettings()
-    if settings.group_dimension < 1 or settings.dtype not in _DTYPES:
+    if settings.group_dimension < 1 or settings.dtype not in _DTYPES or settings.autocast not in _LOWER:
         raise UsageError(
-            f"Feature settings with group_dimension={settings.group_dimension} and dtype={settings.dtype!r}.",
-            f"Choose a group_dimension of at least 1 and a dtype of {', '.join(_DTYPES)}.",
+            f"Feature settings with group_dimension={settings.group_dimension}, dtype={settings.dtype!r} and "
+            f"autocast={settings.autocast!r}.",
+            f"Choose a group_dimension of at least 1, a dtype of {', '.join(_DTYPES)}, and an autocast of "
+            f"{', '.join(_LOWER)}.",
         )
     parts = measured_parts(model, settings.exclude, settings.fallback, settings.fallback_for)
     if settings.total_dimension is None or not parts:

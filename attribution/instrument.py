@@ -12,6 +12,8 @@ from gradtrail.attribution.fallback import Fallback
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.layer_rules import LayerRule, Projections
 from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.weight_gradients import Run
+from gradtrail.attribution.working_mode import forward_pass
 from gradtrail.errors import ModelError
 
 
@@ -25,6 +27,7 @@ class Instrument:
     projections: tuple[Projections, ...]
     device: str | torch.device
     fallback: Fallback | None
+    run: Run
 
 
 def build_instrument(
@@ -39,8 +42,9 @@ def build_instrument(
     missing = sorted(set(names) - set(dict(model.named_parameters())))
     if missing:
         raise _unplanned(missing[0], model)
-    fallback = Fallback(adapter, model, names) if names else None
-    return Instrument(adapter, model, plan, plan.projections(dtype, device), device, fallback)
+    run = forward_pass(adapter, plan.lower_precision, device)
+    fallback = Fallback(run, model, names) if names else None
+    return Instrument(adapter, model, plan, plan.projections(dtype, device), device, fallback, run)
 
 
 def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:

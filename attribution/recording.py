@@ -56,6 +56,8 @@ class Recording:
         self._plan = instrument.plan
         self._projections = instrument.projections
         self._fallback = instrument.fallback
+        self._run = instrument.run
+        self._device_type = torch.device(instrument.device).type
         self._size = size
         self._listening = True
         self._called: set[str] = set()
@@ -76,11 +78,11 @@ class Recording:
         self.batch = batch
         mask = self._adapter.position_mask(batch)
         self._padding = None if mask is None else ~mask.bool()
-        outputs = self._adapter.outputs(self._model, batch)
+        outputs = self._run(self._model, batch)
         if self._owed_by_inputs:
             # Reentrant checkpointing gives no gradients unless its inputs are in the graph.
             self._starts, self._owed = [], Counter()
-            outputs = self._adapter.outputs(self._model, Batch(in_graph(batch.inputs), batch.targets))
+            outputs = self._run(self._model, Batch(in_graph(batch.inputs), batch.targets))
         self._refuse_uncalled()
         if self._fallback is not None:
             outputs = self._in_graph(outputs)
@@ -183,7 +185,9 @@ class Recording:
             return output
         self._owed[name] -= 1 if self._owed[name] else 0
         seen = self._without_padding(use.rule, _as_working_type(inputs.detach(), use.projections))
-        kept = use.rule.keep(use.layer, seen, use.projections)
+        # The model may run in lower precision; what is kept of it does not.
+        with torch.autocast(self._device_type, enabled=False):
+            kept = use.rule.keep(use.layer, seen, use.projections)
         output = self._in_graph(output)
         if output.requires_grad:
             output.register_hook(partial(self._add, use, kept))  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from gradtrail.attribution.adapters import Batch, ModelAdapter
+from gradtrail.attribution.adapters import Batch
 from gradtrail.attribution.collation import map_tensors
+
+Run = Callable[[nn.Module, Batch], Tensor]
+"""One forward pass: the outputs (batch, …) of a model."""
 
 
 class _Measured(nn.Module):
     """A model as its adapter runs it, so that torch can run it with other parameters."""
 
-    def __init__(self, adapter: ModelAdapter, model: nn.Module) -> None:
+    def __init__(self, run: Run, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._adapter = adapter
+        self._run = run
 
     def forward(self, batch: Batch) -> Tensor:
-        return self._adapter.outputs(self.model, batch)
+        return self._run(self.model, batch)
 
 
-def together(
-    adapter: ModelAdapter, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor
-) -> list[Tensor]:
+def together(run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor) -> list[Tensor]:
     """∇ ⟨outputs_n, cotangents_n⟩ of every example at once, by vmap: one (batch, *parameter.shape) for each parameter.
 
     Raises:
@@ -36,7 +37,7 @@ def together(
     """
     size = len(cotangents)
     varying = [tensor for tensor in _tensors(batch) if _has_rows(tensor, size)]
-    measured = _Measured(adapter, model)
+    measured = _Measured(run, model)
 
     def product(weights: Mapping[str, Tensor], cotangent: Tensor, own: list[Tensor]) -> Tensor:
         parts = iter(own)
@@ -51,7 +52,7 @@ def together(
 
 
 def one_at_a_time(
-    adapter: ModelAdapter, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor
+    run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor
 ) -> list[Tensor]:
     """The same as `together`, with a forward and a backward pass for each example: it works for every model."""
     size = len(cotangents)
@@ -63,12 +64,12 @@ def one_at_a_time(
         def product(outputs: Tensor, cotangent: Tensor = cotangent) -> Tensor:
             return (outputs * cotangent).sum()
 
-        rows.append(weight_gradients(adapter, model, parameters, own, product))
+        rows.append(weight_gradients(run, model, parameters, own, product))
     return [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
 
 
 def weight_gradients(
-    adapter: ModelAdapter,
+    run: Run,
     model: nn.Module,
     parameters: Sequence[str],
     batch: Batch,
@@ -86,7 +87,7 @@ def weight_gradients(
         for parameter in wanted:
             parameter.requires_grad_(True)
             parameter.grad = None
-        value = measure(adapter.outputs(model, Batch(in_graph(batch.inputs), batch.targets)))
+        value = measure(run(model, Batch(in_graph(batch.inputs), batch.targets)))
         if value.requires_grad:
             torch.autograd.backward(value)
         found = [parameter.grad for parameter in wanted]

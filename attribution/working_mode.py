@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters import Batch, ModelAdapter
 
 
 @contextmanager
@@ -29,3 +31,18 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+
+
+def forward_pass(
+    adapter: ModelAdapter, lower: torch.dtype | None, device: str | torch.device
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """How the adapter runs a model: as it is, or by autocast in the `lower` precision, with outputs in float32."""
+    if lower is None:
+        return adapter.outputs
+
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(torch.device(device).type, dtype=lower):
+            outputs = adapter.outputs(model, batch)
+        return outputs.float()
+
+    return run

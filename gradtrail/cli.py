@@ -101,6 +101,9 @@ def index(
     total_dimension: Annotated[
         int | None, typer.Option(help="Numbers kept for all groups together, shared out by size.", show_default=False)
     ] = None,
+    autocast: Annotated[
+        Literal["none", "bfloat16"], typer.Option(help="Run the model in lower precision where torch does.")
+    ] = "none",
     device: Annotated[str, typer.Option(help="Where the pass runs: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
     as_json: AsJson = False,
@@ -118,6 +121,7 @@ def index(
             projection=projection,
             dtype=dtype,
             total_dimension=total_dimension,
+            autocast=autocast,
         )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     printing.show_index(outcomes, as_json=as_json)

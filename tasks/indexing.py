@@ -45,6 +45,7 @@ class IndexOptions:
         factors: curvature kind of those factors; empty picks `fisher` where the adapter can sample.
         dtype: what vectors are stored as; `int8` keeps a scale for each row and group.
         total_dimension: numbers kept for all groups together, shared out by their sizes; instead of `group_dimension`.
+        autocast: `bfloat16` runs the model in lower precision where torch does.
     """
 
     group_dimension: int = 256
@@ -54,6 +55,7 @@ class IndexOptions:
     factors: str = ""
     dtype: VectorType = "float32"
     total_dimension: int | None = None
+    autocast: Literal["none", "bfloat16"] = "none"
 
     def plan(self, pinned: PinnedModel) -> FeaturePlan:
         """The groups of this model and how each is stored."""
@@ -62,6 +64,7 @@ class IndexOptions:
             seed=self.seed,
             dtype=self.dtype,
             total_dimension=self.total_dimension,
+            autocast=self.autocast,
         )
         return plan_features(pinned.load(pinned.serving), settings)
 

@@ -173,6 +173,8 @@ def _options(index: Index) -> str:
     options = f" --group-dimension {config['group_dimension']} --seed {config['projection']['seed']}"
     if config.get("total_dimension"):
         options += f" --total-dimension {config['total_dimension']}"
+    if config.get("autocast"):
+        options += f" --autocast {config['autocast']}"
     if config["dtype"] != "float32":
         options += f" --dtype {config['dtype']}"
     return options + (" --projection eigen" if config["projection"]["kind"] == "eigen" else "")

@@ -203,11 +203,11 @@ def test_a_hessian_that_torch_gets_wrong_is_refused():
 def test_models_that_torch_func_cannot_follow_are_refused(make_classifier, make_examples):
     class Doubled(torch.autograd.Function):
         @staticmethod
-        def forward(context, inputs):
+        def forward(_context, inputs):
             return 2 * inputs
 
         @staticmethod
-        def backward(context, gradient):
+        def backward(_context, gradient):
             return 2 * gradient
 
     class OldFunction(nn.Module):

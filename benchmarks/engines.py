@@ -1,0 +1,131 @@
+"""What is timed in this environment: the ceiling, a training step, and gradtrail from examples to a LanceDB table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from workloads import Model, Workload
+
+from gradtrail.attribution.adapters import Batch, ModelAdapter
+from gradtrail.attribution.capture import iterate_features
+from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.nouns import Example
+from gradtrail.storage.gradients import GradientStore
+
+GROUP_DIMENSION = 256
+WRITE_ROWS = 2048
+Engine = Callable[[], None]
+
+
+class WorkloadAdapter(ModelAdapter):
+    """A workload's model and loss as gradtrail reads them."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        inputs, targets = workload.data()
+        self.input_dtype, self.target_dtype = inputs.dtype, targets.dtype  # type: ignore[misc]  # per workload
+        self._examples = [
+            Example(f"example-{number:06d}", one, target, {"source": f"source-{number % 7}"})
+            for number, (one, target) in enumerate(zip(inputs, targets, strict=True))
+        ]
+
+    def build_model(self) -> nn.Module:
+        return self._workload.build()
+
+    def training_data(self) -> list[Example]:
+        return self._examples
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._workload.losses(outputs, batch.targets)
+
+    def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
+        return [str(number) for number in outputs.flatten(1).argmax(1).tolist()]
+
+
+def ceiling(workload: Workload) -> Engine:
+    """Forward, and backward to the first layer's output with frozen weights: no engine on hooks can do less."""
+    model, batches = _prepared(workload)
+    model.requires_grad_(False)
+
+    def run() -> None:
+        for inputs, targets in batches:
+            embedded = model.embed(inputs).requires_grad_()
+            loss = workload.losses(model.continue_from(embedded), targets).sum()
+            torch.autograd.grad(loss, embedded)
+
+    return run
+
+
+def training_step(workload: Workload) -> Engine:
+    """Forward, backward to every weight, and an AdamW step."""
+    model, batches = _prepared(workload)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def run() -> None:
+        for inputs, targets in batches:
+            optimiser.zero_grad()
+            workload.losses(model(inputs), targets).sum().backward()
+            optimiser.step()
+
+    return run
+
+
+def gradtrail_index(workload: Workload, exclude: Sequence[str] = (), *, seal: bool = False) -> Engine:
+    """Every example's projected gradients, written to a LanceDB table in a fresh folder; with `seal`, read back too."""
+    adapter = WorkloadAdapter(workload)
+    examples = adapter.training_data()
+    # Registration digests each example once; the index only compares, so the digests are made beforehand.
+    digests = {example.example_id: example.content_sha256 for example in examples}
+    model = workload.build()
+    plan = plan_features(model, FeatureSettings(group_dimension=GROUP_DIMENSION, exclude=tuple(exclude)))
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            table = GradientStore(folder).open_index(
+                "0" * 64,
+                dimension=plan.dimension,
+                group_count=len(plan.groups),
+                attribute_names=["source"],
+                config=plan.config(),
+            )
+            rows = iterate_features(adapter, model, examples, plan, batch_size=workload.batch_size)
+            for group in _merged(rows, max(1, WRITE_ROWS // workload.batch_size)):
+                table.append(**_columns(group, digests))
+            if seal:
+                table.seal(digests)
+
+    return run
+
+
+def norms_and_embeddings(model: Model) -> list[str]:
+    """Names of the layers that peers leave out: all but linear layers and convolutions."""
+    covered = (nn.Linear, nn.Conv2d)
+    return [name for name, layer in model.named_modules() if not isinstance(layer, covered) and layer._parameters]
+
+
+def _merged(batches: Iterator[FeatureRows], count: int) -> Iterator[list[FeatureRows]]:
+    while group := list(islice(batches, count)):
+        yield group
+
+
+def _columns(group: list[FeatureRows], digests: dict[str, str]) -> dict[str, Any]:
+    ids = [example_id for rows in group for example_id in rows.example_ids]
+    return {
+        "example_ids": ids,
+        "content_sha256": [digests[example_id] for example_id in ids],
+        "vectors": torch.cat([rows.vectors for rows in group]).numpy(),
+        "losses": torch.cat([rows.losses for rows in group]).numpy(),
+        "squared_norms": torch.cat([rows.squared_norms for rows in group]).numpy(),
+        "attributes": {"source": [value for rows in group for value in rows.attributes["source"]]},
+    }
+
+
+def _prepared(workload: Workload) -> tuple[Model, list[tuple[Tensor, Tensor]]]:
+    inputs, targets = workload.data()
+    size = workload.batch_size
+    return workload.build(), list(zip(inputs.split(size), targets.split(size), strict=True))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from prefect.settings import PREFECT_API_URL
 from typer.testing import CliRunner
 
@@ -96,6 +97,18 @@ def test_errors_name_the_thing_and_the_remedy_in_two_lines(demo, arguments, exit
     assert stopped.value.code == exit_code
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_weights_on_disk_are_registered_from_the_command_line(tiny, monkeypatch):
+    weights = tiny.folder / "weights.pt"
+    torch.save(tiny.adapter().build_model().state_dict(), weights)
+    monkeypatch.setenv("GRADTRAIL_ADAPTER_PATH", str(tiny.folder))
+    monkeypatch.setenv("GRADTRAIL_MLFLOW_TRACKING_URI", tiny.workspace.tracking_uri)
+    arguments = ["register", str(weights), "--adapter", tiny.reference, "--name", "tiny", "--alias", "champion"]
+    result = runner.invoke(app, [*arguments, "--home", str(tiny.home), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["model_version_id"] == "tiny/1"
+    assert tiny.workspace.registry().resolve("tiny@champion").tags["gradtrail.adapter"] == tiny.reference
 
 
 def test_unknown_settings_are_named(tmp_path, monkeypatch, capsys):

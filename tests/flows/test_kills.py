@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
@@ -127,6 +128,7 @@ def test_a_real_sigkill_during_the_audit_flow_leaves_work_that_the_next_run_fini
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
     )
     assert process.stdout.readline().strip() == "started"
     deadline = time.monotonic() + 30

@@ -182,8 +182,8 @@ def _not_reproduced(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         if not result.reproduced:
             yield _finding(
                 rule,
-                "The pinned checkpoint, asked again with the same input, answers something else. The attributions explain "
-                "the recorded output as these weights see it; check which model version made it.",
+                "The pinned checkpoint, asked again with the same input, answers something else. The attributions "
+                "explain the recorded output as these weights see it; check which model version made it.",
                 result.output_id,
             )
 

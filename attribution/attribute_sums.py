@@ -19,74 +19,122 @@ class AttributeSums:
     """Mass per side, attribute and value, and how many examples have the value."""
 
     def __init__(self, queries: int) -> None:
-        self.counts: dict[str, dict[str, int]] = {}
         self._queries = queries
-        self._masses: dict[Side, dict[str, dict[str, NDArray[np.float64]]]] = {side: {} for side in SIDES}
+        self._values: dict[str, _Values] = {}
+        self._masses: dict[Side, dict[str, _Rows]] = {side: {} for side in SIDES}
         self._seen = 0
         self._totals = {side: np.zeros(queries) for side in SIDES}
 
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of examples by attribute and value, "" where it is missing."""
+        return {name: known.counts() for name, known in self._values.items()}
+
     def add(self, batch: FeatureRows, parts: Mapping[Side, NDArray[np.float64]]) -> None:
-        for name in [*self.counts, *(name for name in batch.attributes if name not in self.counts)]:
-            if name not in self.counts:
+        for name in [*self._values, *(name for name in batch.attributes if name not in self._values)]:
+            if name not in self._values:
                 self._begin(name)
-            values, codes = np.unique(_values(batch, name), return_inverse=True)
-            sizes = np.bincount(codes, minlength=len(values))
-            for position, value in enumerate(values.tolist()):
-                self.counts[name][value] = self.counts[name].get(value, 0) + int(sizes[position])
+            known = self._values[name]
+            present, positions = np.unique(known.codes(_values(batch, name)), return_inverse=True)
             for side, part in parts.items():
-                masses = self._masses[side][name]
-                for value, mass in zip(values.tolist(), _sum_by_code(part, codes, len(values)), strict=True):
-                    masses[value] = masses[value] + mass if value in masses else mass
+                rows = self._masses[side][name].at_least(len(known))
+                # Each value occurs once in `present`, so that adding by index adds every sum.
+                rows[present] += _sum_by_code(part, positions, len(present))
         self._seen += len(batch.example_ids)
         for side, part in parts.items():
             self._totals[side] += part.sum(1)
 
-    def _begin(self, name: str) -> None:
-        """An attribute that first appears now was missing in every earlier example."""
-        self.counts[name] = {"": self._seen} if self._seen else {}
-        for side in SIDES:
-            self._masses[side][name] = {"": self._totals[side].copy()} if self._seen else {}
-
     def masses(self) -> dict[Side, dict[str, dict[str, Tensor]]]:
         return {
             side: {
-                name: {value: torch.from_numpy(mass) for value, mass in values.items()}
-                for name, values in by_name.items()
+                name: dict(zip(known.names(), torch.from_numpy(by_name[name].at_least(len(known))), strict=False))
+                for name, known in self._values.items()
             }
             for side, by_name in self._masses.items()
         }
+
+    def _begin(self, name: str) -> None:
+        """An attribute that first appears now was missing in every earlier example."""
+        self._values[name] = _Values(missing=self._seen)
+        for side in SIDES:
+            self._masses[side][name] = _Rows(self._queries)
+            if self._seen:
+                self._masses[side][name].at_least(1)[0] = self._totals[side]
 
 
 class AttributeCodes:
     """Attribute values of every row as integers, in the order of the rows."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.values: dict[str, dict[str, int]] = {name: {} for name in names}
+        self._values = {name: _Values() for name in names}
         self._codes: dict[str, list[NDArray[np.int32]]] = {name: [] for name in names}
 
+    @property
+    def values(self) -> dict[str, dict[str, int]]:
+        """The number of each value, by attribute."""
+        return {name: known.numbers() for name, known in self._values.items()}
+
     def add(self, batch: FeatureRows) -> None:
-        for name, known in self.values.items():
-            values, codes = np.unique(_values(batch, name), return_inverse=True)
-            numbers = [known.setdefault(value, len(known)) for value in values.tolist()]
-            self._codes[name].append(np.asarray(numbers, dtype=np.int32)[codes])
+        for name, known in self._values.items():
+            self._codes[name].append(known.codes(_values(batch, name)))
 
     def codes(self, name: str) -> NDArray[np.int32]:
         return np.concatenate(self._codes[name])
 
     def counts(self) -> dict[str, dict[str, int]]:
-        return {
-            name: dict(zip(known, np.bincount(self.codes(name), minlength=len(known)).tolist(), strict=True))
-            for name, known in self.values.items()
-            if known
-        }
+        return {name: known.counts() for name, known in self._values.items() if len(known)}
 
 
-def _sum_by_code(part: NDArray[np.float64], codes: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+class _Values:
+    """Numbers for the values of one attribute, in the order in which they first appear, and how often each occurs."""
+
+    def __init__(self, missing: int = 0) -> None:
+        self._numbers: dict[str, int] = {"": 0} if missing else {}
+        self._counts = np.full(len(self._numbers), missing, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def codes(self, values: Sequence[str]) -> NDArray[np.int32]:
+        """The number of each value; counts it."""
+        numbers = self._numbers
+        for value in dict.fromkeys(values):
+            numbers.setdefault(value, len(numbers))
+        codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
+        found = np.bincount(codes, minlength=len(numbers))
+        found[: len(self._counts)] += self._counts
+        self._counts = found
+        return codes
+
+    def names(self) -> list[str]:
+        return list(self._numbers)
+
+    def numbers(self) -> dict[str, int]:
+        return dict(self._numbers)
+
+    def counts(self) -> dict[str, int]:
+        return dict(zip(self._numbers, self._counts.tolist(), strict=True))
+
+
+class _Rows:
+    """A matrix (values, queries) of zeros that grows."""
+
+    def __init__(self, queries: int) -> None:
+        self._rows = np.zeros((0, queries))
+
+    def at_least(self, count: int) -> NDArray[np.float64]:
+        """The matrix, with room for `count` values or more."""
+        if count > len(self._rows):
+            grown = np.zeros((max(count, 2 * len(self._rows)), self._rows.shape[1]))
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown
+        return self._rows
+
+
+def _sum_by_code(part: NDArray[np.float64], codes: NDArray[np.intp], size: int) -> NDArray[np.float64]:
     """Sums of the columns of `part` (queries, batch) by code: (size, queries)."""
-    sums = np.zeros((size, part.shape[0]))
-    np.add.at(sums, codes, part.T)
-    return sums
+    return np.stack([np.bincount(codes, row, size) for row in part], axis=1)
 
 
-def _values(batch: FeatureRows, name: str) -> list[str]:
+def _values(batch: FeatureRows, name: str) -> Sequence[str]:
     return batch.attributes.get(name) or [""] * len(batch.example_ids)

@@ -105,7 +105,8 @@ def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iter
         scores = (queries.vectors @ batch.vectors.to(queries.vectors.dtype).T).double()
         if queries.train_scale == "inverse_norm":
             scores = scores * inverse_norms(batch.squared_norms)
-        if not torch.isfinite(scores).all():
+        # One sum tells whether anything is not finite; only then is it worth a look at each score.
+        if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
             query, row = torch.nonzero(~torch.isfinite(scores))[0].tolist()
             name = queries.query_ids[query] if queries.query_ids else f"number {query}"
             raise DataError(

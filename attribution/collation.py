@@ -39,9 +39,23 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     Raises:
         DataError: naming the example, when one is no array of numbers or has another shape than the first.
     """
+    if not examples:
+        raise DataError("A batch without examples.", "Pass at least one example.")
+    values = [getattr(example, part) for example in examples]
+    # Tensors of one shape and type, the usual case, need no look at each of them.
+    alike = isinstance(values[0], Tensor) and all(
+        isinstance(value, Tensor) and value.shape == values[0].shape and value.dtype == values[0].dtype
+        for value in values
+    )
+    if not alike:
+        values = _tensors(examples, part, dtype)
+    return torch.stack(values).detach().to(dtype)
+
+
+def _tensors(examples: Sequence[Example], part: str, dtype: torch.dtype) -> list[Tensor]:
     tensors: list[Tensor] = []
     for example in examples:
-        tensor = as_tensor(getattr(example, part), f"The {part} of example {example.example_id}").detach().to(dtype)
+        tensor = as_tensor(getattr(example, part), f"The {part} of example {example.example_id}").to(dtype)
         if tensors and tensor.shape != tensors[0].shape:
             raise DataError(
                 f"The {part} of example {example.example_id} has shape {tuple(tensor.shape)}, but that of "
@@ -49,9 +63,7 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
                 "Bring all examples to one shape, or write your own collate that pads.",
             )
         tensors.append(tensor)
-    if not tensors:
-        raise DataError("A batch without examples.", "Pass at least one example.")
-    return torch.stack(tensors)
+    return tensors
 
 
 def move(value: Any, device: str | torch.device) -> Any:

@@ -30,9 +30,12 @@ NEEDS: Mapping[Need, tuple[str, str]] = MappingProxyType(
         "curvature": ("a curvature", "Compute one with empirical_curvature or model_curvature."),
         "spectrum": ("the spectrum of a curvature", "Compute it with Spectrum.fit."),
         "kernel": ("the kernel of margin gradients", "Compute it with Spectrum.fit(margin_vectors(…))."),
-        "diagonal": ("the diagonal of a curvature", "Compute it with DiagonalCurvature.fit."),
+        "diagonal": (
+            "the diagonal of a curvature in an index with eigen projection",
+            "Compute it with DiagonalCurvature.fit.",
+        ),
         "training_rows": ("the rows of the index", "Pass training_rows, a function that streams them."),
-        "solutions": ("the solved queries", "Compute them with inverse_curvature_products."),
+        "solutions": ("outputs solved with the model (the extra `curvature`)", "Use inverse_curvature_products."),
         "learning_rate": (
             "the learning rate at its checkpoint",
             "Register checkpoints with their learning rate, or choose grad_dot, which needs none.",
@@ -82,6 +85,11 @@ class Method:
     train_scale: TrainScale
     combination: Combination
     precondition: Callable[[Preparation], Tensor]
+
+    @property
+    def needs_in_words(self) -> str:
+        """What must be computed beforehand, for people."""
+        return "; ".join(NEEDS[need][0] for need in self.needs) or "nothing more"
 
 
 _METHODS: dict[str, Method] = {}

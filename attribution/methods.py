@@ -179,7 +179,7 @@ def _solved(preparation: Preparation, method: str) -> Tensor:
 @attribution_method(
     source="arXiv 1703.04730; operators of curvlinops",
     description="Influence function with the curvature of all parameters, unprojected, by conjugate gradients.",
-    cost="tens of passes over the training data for every 16 outputs, then one over the index; needs curvlinops",
+    cost="tens of passes over the training data for every 16 outputs, then one over the index",
     needs=("solutions",),
 )
 def cg(preparation: Preparation) -> Tensor:
@@ -190,7 +190,7 @@ def cg(preparation: Preparation) -> Tensor:
 @attribution_method(
     source="arXiv 1703.04730; operators of curvlinops",
     description="Influence function with the curvature of all parameters, unprojected, by a truncated Neumann series.",
-    cost="hundreds of passes over the training data for every 16 outputs, then one over the index; needs curvlinops",
+    cost="hundreds of passes over the training data for every 16 outputs, then one over the index",
     needs=("solutions",),
 )
 def lissa(preparation: Preparation) -> Tensor:

@@ -104,6 +104,12 @@ def index(
     autocast: Annotated[
         Literal["none", "bfloat16"], typer.Option(help="Run the model in lower precision where torch does.")
     ] = "none",
+    memory_budget: Annotated[
+        int, typer.Option(help="Megabytes of the pass beside the model; batches are made to fit.", min=1)
+    ] = 2000,
+    shard: Annotated[
+        str, typer.Option(help="k/n: only every n-th example, for one of n workers; then run once without it.")
+    ] = "1/1",
     device: Annotated[str, typer.Option(help="Where the pass runs: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
     as_json: AsJson = False,
@@ -122,6 +128,8 @@ def index(
             dtype=dtype,
             total_dimension=total_dimension,
             autocast=autocast,
+            memory_budget=memory_budget * 10**6,
+            shard=shard,
         )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     printing.show_index(outcomes, as_json=as_json)
@@ -265,6 +273,30 @@ def methods(as_json: AsJson = False) -> None:
     from gradtrail.attribution.methods import METHODS
 
     printing.show_methods(list(METHODS.values()), as_json=as_json)
+
+
+@app.command("self-influence")
+def self_influence(
+    reference: Reference,
+    method: Annotated[str, typer.Option(help="Attribution method; `gradtrail methods` lists them.")] = "influence",
+    top: Annotated[int, typer.Option(help="Examples to print.", min=1)] = 20,
+    curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn, for methods that need one.")] = "",
+    relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
+    absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank training examples by their influence on themselves: wrong labels stand at the top."""
+    settings = load_settings(home=home)
+    with flow_session(settings.home):
+        from gradtrail.tasks.auditing import AuditOptions
+        from gradtrail.tasks.self_influences import write_self_influence
+
+        options = AuditOptions(
+            method, curvature=curvature, relative_damping=relative_damping, absolute_damping=absolute_damping
+        )
+        found = write_self_influence(settings.workspace(), reference, options.method_options, top)
+    printing.show_self_influence(found, as_json=as_json)
 
 
 @app.command()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradtrail.storage.registry import RegisteredVersion
     from gradtrail.tasks.indexing import IndexOutcome
     from gradtrail.tasks.reporting import FoundReport
+    from gradtrail.tasks.self_influences import SelfInfluenceTable
     from gradtrail.tasks.verifying import Verification
 
 _UNWATCHED_WIDTH = 240
@@ -81,6 +82,10 @@ def show_index(outcomes: Sequence[IndexOutcome], *, as_json: bool) -> None:
         resumed = f", {outcome.rows_resumed:,} were there from an earlier pass" if outcome.rows_resumed else ""
         refused = f", {outcome.quarantined:,} quarantined" if outcome.quarantined else ""
         _say(f"Index {short(outcome.index_id)}: {outcome.rows_written:,} gradients measured{resumed}{refused}.")
+        if not outcome.complete:
+            _say("This was one shard: run the others, then gradtrail index without --shard, which completes the index.")
+        for warning in outcome.warnings:
+            _say(f"Warning: {warning}")
     return None
 
 
@@ -217,6 +222,18 @@ def show_methods(methods: Sequence[Method], *, as_json: bool) -> None:
     return None
 
 
+def show_self_influence(found: SelfInfluenceTable, *, as_json: bool) -> None:
+    """The training examples that influence themselves most, and where the whole table is."""
+    if as_json:
+        return _json(found)
+    table = Table("rank", "example", "self-influence", "attributes", box=None, pad_edge=False)
+    for rank, (example_id, value) in enumerate(found.top, start=1):
+        attributes = ", ".join(f"{name} {text}" for name, text in found.attributes.get(example_id, {}).items())
+        table.add_row(str(rank), escape(example_id), f"{value:.4g}", escape(attributes))
+    console().print(table)
+    return _say(f"All {found.example_count:,} examples: {found.path}")
+
+
 def show_doctor(examinations: Sequence[Examination], *, as_json: bool) -> None:
     """What the doctor found."""
     if as_json:
@@ -232,7 +249,7 @@ def _method(method: Method) -> dict[str, str]:
     return {
         "name": method.name,
         "description": method.description,
-        "needs": ", ".join(method.needs) or "nothing more",
+        "needs": method.needs_in_words,
         "cost": method.cost,
         "source": method.source,
     }

@@ -115,7 +115,7 @@ def prepare_audit(
     examples = 0
     damping = Damping(options.relative_damping, options.absolute_damping)
     for each, rows in zip(opened, output_queries, strict=True):
-        needs = _needs(workspace, pinned, each, options, parameters)
+        needs = method_needs(workspace, pinned, each, options, parameters)
         if "solutions" in find_method(options.method).needs:
             solutions = _solve(pinned, each, examples_of(rows.example_ids), options, str(parameters["curvature"]))
             needs["solutions"], examples = solutions.vectors, each.index.coverage.indexed_examples
@@ -150,10 +150,10 @@ def prepare_audit(
     return PreparedAudit(scoring, output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
 
 
-def _needs(
+def method_needs(
     workspace: Workspace, pinned: PinnedModel, opened: OpenIndex, options: MethodOptions, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of `prepare_queries` that the method's `needs` name."""
+    """The arguments of `prepare_queries` that the method's `needs` name, but for solutions, which depend on outputs."""
     kind = str(parameters.get("curvature", ""))
 
     def pieces() -> CurvaturePieces:

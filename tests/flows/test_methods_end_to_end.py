@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from gradtrail.attribution.methods import METHODS
@@ -14,6 +15,7 @@ from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.indexing import IndexOptions
 from gradtrail.tasks.opened import ready_indexes
 from gradtrail.tasks.registering import TrainedWeights
+from gradtrail.tasks.self_influences import write_self_influence
 
 MODEL = "tiny@champion"
 
@@ -135,3 +137,19 @@ def test_bad_conditioning_reaches_the_report_and_the_command_line(ingested):
     outcome, report = _audited(ingested, 2, method="horizon", horizon=0.5)
     assert outcome.warnings == ()
     assert "horizon of 0.5" in report["trust"]["damping"]
+
+
+def test_self_influence_is_a_table_of_every_example_for_any_stored_method(ingested):
+    index(ingested.workspace, MODEL, every_checkpoint=True)
+    for method in ("grad_dot", "influence", "datainf", "trak", "tracin_cp"):
+        options = AuditOptions(method).method_options
+        found = write_self_influence(ingested.workspace, MODEL, options, 5)
+        table = pq.read_table(found.path).to_pydict()
+        assert table["rank"] == list(range(1, 41))
+        assert sorted(table["example_id"]) == sorted(row["id"] for row in ingested.rows)
+        assert table["self_influence"] == sorted(table["self_influence"], reverse=True)
+        assert found.top == tuple(zip(table["example_id"][:5], table["self_influence"][:5], strict=True))
+        assert found.attributes[found.top[0][0]]["licence"] == "CC0-1.0"
+        assert write_self_influence(ingested.workspace, MODEL, options, 5) == found
+    with pytest.raises(UsageError, match="too much for every training example"):
+        write_self_influence(ingested.workspace, MODEL, AuditOptions("cg").method_options, 5)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.adapters import ModelAdapter, TrainingData
 from gradtrail.attribution.checks import check_determinism
+from gradtrail.attribution.fallback import AttributionWarning
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
 from gradtrail.attribution.recording import Instrument, build_instrument, recording
-from gradtrail.errors import DataError, UsageError
+from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.working_mode import is_out_of_memory
+from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
 __all__ = ["FeatureRows", "check_determinism", "compute_features", "iterate_features"]
@@ -52,21 +56,33 @@ def iterate_features(
     device: str | torch.device = "cpu",
     target: Target | None = None,
     on_non_finite: Callable[[str, str], None] | None = None,
+    shard: Shard | None = None,
 ) -> Iterator[FeatureRows]:
     """Features of all `examples` in order, a batch at a time; memory does not grow with their number.
 
     With `on_non_finite(example_id, cause)` a row that is not finite is reported and left out; without it, it raises.
+    A batch that does not fit into memory is halved, and so are those after it, with an `AttributionWarning`. A `shard`
+    measures its part of the examples, and gives the rows that the whole run has for them.
 
     Raises:
-        DataError, ModelError: as `compute_features`.
+        DataError, ModelError: as `compute_features`; ModelError too when one example does not fit into memory.
         UsageError: for a batch size below 1.
     """
     if batch_size < 1:
         raise UsageError(f"A batch size of {batch_size}.", "Choose at least 1.")
     instrument = build_instrument(adapter, model, plan, device)
-    remaining = iterate_examples(examples)
-    while batch := list(islice(remaining, batch_size)):
-        rows, faults = _measure(instrument, batch, target)
+    remaining = (shard or Shard()).examples(examples)
+    waiting: list[Example] = []
+    while waiting := waiting or list(islice(remaining, batch_size)):
+        batch = waiting[:batch_size]
+        try:
+            rows, faults = _measure(instrument, batch, target)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            batch_size = _halved(batch, fault)
+            continue
+        waiting = waiting[batch_size:]
         if faults and on_non_finite is None:
             raise _non_finite(faults)
         if on_non_finite is not None:
@@ -74,6 +90,21 @@ def iterate_features(
                 on_non_finite(example_id, cause)
         if rows.example_ids:
             yield rows
+
+
+def _halved(batch: Sequence[Example], cause: RuntimeError) -> int:
+    if len(batch) == 1:
+        raise ModelError(
+            f"Example {batch[0].example_id} alone does not fit into memory: {str(cause).splitlines()[0]}",
+            "Use a device with more memory, a lower group dimension, or leave layers out.",
+        ) from cause
+    size = len(batch) // 2
+    warnings.warn(
+        f"A batch of {len(batch)} examples did not fit into memory; going on with {size}.",
+        AttributionWarning,
+        stacklevel=2,
+    )
+    return size
 
 
 def _measure(

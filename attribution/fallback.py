@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradtrail.attribution.adapters import Batch
 from gradtrail.attribution.layer_rules import Projections
 from gradtrail.attribution.weight_gradients import Run, batch_rows, one_at_a_time, together
+from gradtrail.attribution.working_mode import is_out_of_memory
 from gradtrail.errors import ModelError
 
 GRADIENT_BYTES = 1 << 28
@@ -65,9 +66,9 @@ class Fallback:
                     # Kernels that torch batches by a loop of its own are still no slower than ours.
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     return together(self._run, self._model, self._names, batch, cotangents)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as cause:
+                if is_out_of_memory(cause):
+                    raise
                 self.one_at_a_time = True
                 first_line = str(cause).strip().split("\n")[0]
                 warnings.warn(
@@ -78,9 +79,9 @@ class Fallback:
                 )
         try:
             return one_at_a_time(self._run, self._model, self._names, batch, cotangents)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as cause:
+            if is_out_of_memory(cause):
+                raise
             raise ModelError(
                 f"The parameters {', '.join(self._names[:5])} cannot be measured one example at a time: {cause}",
                 "Keep the example as the first dimension of all inputs and outputs, or leave these parameters out "

@@ -51,6 +51,7 @@ class Recording:
     def __init__(self, instrument: Instrument, size: int) -> None:
         self.outputs: Tensor
         self.batch: Batch
+        self.kept_bytes = 0
         self._model = instrument.model
         self._adapter = instrument.adapter
         self._plan = instrument.plan
@@ -188,6 +189,7 @@ class Recording:
         # The model may run in lower precision; what is kept of it does not.
         with torch.autocast(self._device_type, enabled=False):
             kept = use.rule.keep(use.layer, seen, use.projections)
+        self.kept_bytes += kept.untyped_storage().nbytes()
         output = self._in_graph(output)
         if output.requires_grad:
             output.register_hook(partial(self._add, use, kept))  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -16,15 +16,19 @@ from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.checks import check_capture, check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.health import gradient_health
+from gradtrail.attribution.memory import MEMORY_BUDGET
+from gradtrail.attribution.shards import Shard
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
-from gradtrail.storage.gradients import GradientStore, IndexTable, VectorType
+from gradtrail.storage.gradients import IndexTable, VectorType
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.eigenbases import eigen_plan
+from gradtrail.tasks.estimates import estimate_pass
 from gradtrail.tasks.models import PinnedModel, pinned_model
-from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.progress import progress_bar, say
 from gradtrail.tasks.recorded import recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
@@ -46,6 +50,8 @@ class IndexOptions:
         dtype: what vectors are stored as; `int8` keeps a scale for each row and group.
         total_dimension: numbers kept for all groups together, shared out by their sizes; instead of `group_dimension`.
         autocast: `bfloat16` runs the model in lower precision where torch does.
+        memory_budget: bytes of the pass beside the model; batches are made to fit.
+        shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
     """
 
     group_dimension: int = 256
@@ -56,6 +62,8 @@ class IndexOptions:
     dtype: VectorType = "float32"
     total_dimension: int | None = None
     autocast: Literal["none", "bfloat16"] = "none"
+    memory_budget: int = MEMORY_BUDGET
+    shard: str = "1/1"
 
     def plan(self, pinned: PinnedModel) -> FeaturePlan:
         """The groups of this model and how each is stored."""
@@ -71,13 +79,18 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class IndexOutcome:
-    """What an index pass did."""
+    """What an index pass did; `complete` is False after one shard of several.
+
+    `warnings` say what of the model or the data has no gradient.
+    """
 
     index_id: str
     new: bool
     rows_written: int
     rows_resumed: int
     quarantined: int
+    complete: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 @task(cache_policy=NO_CACHE)
@@ -97,7 +110,9 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
     Raises:
         ModelError: if the model's losses are random or coupled, or nothing of it can be measured.
         DataError: if the training data is not what the dataset version recorded.
+        UsageError: if a budget is too small for the model, or the shard does not exist.
     """
+    shard = Shard.of_text(options.shard)
     pinned = pinned_model(workspace, model_version_id)
     checkpoint = next(c for c in pinned.checkpoints if c.checkpoint_id == checkpoint_id)
     plan = options.plan(pinned)
@@ -132,23 +147,40 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
     check_determinism(pinned.adapter, model, first, options.device)
     check_capture(pinned.adapter, model, first, plan, options.device)
 
+    estimate = estimate_pass(
+        pinned.adapter,
+        model,
+        first,
+        plan,
+        rows=len(manifest),
+        dtype=options.dtype,
+        memory_budget=options.memory_budget,
+        largest_batch=MEASURE_BATCH,
+        device=options.device,
+    )
+    missing = sum(name not in present and shard.holds(place) for place, name in enumerate(manifest))
+    if missing:
+        say(estimate.sentence(missing))
+
     quarantined: dict[str, str] = {}
     written = 0
     with progress_bar("measuring gradients", len(manifest)) as bar:
         bar.advance(len(present))
-        examples = _missing_examples(training_data, manifest, present)
+        examples = _missing_examples(training_data, manifest, present, shard)
         rows = iterate_features(
             pinned.adapter,
             model,
             examples,
             plan,
-            batch_size=MEASURE_BATCH,
+            batch_size=estimate.batch_size,
             device=options.device,
             on_non_finite=quarantined.__setitem__,
         )
-        for batch in _merged(rows, WRITE_BATCH):
+        for batch in _merged(rows, max(1, WRITE_BATCH // estimate.batch_size)):
             written += _append(table, batch, manifest, attribute_names)
             bar.advance(len(batch.example_ids))
+    if shard.count > 1:
+        return IndexOutcome(planned_id, True, written, len(present), len(quarantined), complete=False)
     expected = {key: row.content_sha256 for key, row in manifest.items() if key not in quarantined}
     table.seal(expected)
     seal = table.seal_record()
@@ -174,7 +206,9 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         seal.rows_sha256,
     )
     workspace.ledger().record_index(built)
-    return IndexOutcome(planned_id, True, written, len(present), len(quarantined))
+    norms = (torch.tensor(batch.squared_norms) for batch in table.stream(columns=["squared_norms"]))
+    health = gradient_health(norms, plan)
+    return IndexOutcome(planned_id, True, written, len(present), len(quarantined), warnings=health.warnings())
 
 
 @task(cache_policy=NO_CACHE)
@@ -183,27 +217,20 @@ def publish_snapshot(workspace: Workspace) -> str:
     return str(workspace.ledger().publish_snapshot())
 
 
-def estimate_bytes(row_count: int, plan: FeaturePlan) -> int:
-    """Disk that an index takes."""
-    dtype = "float32" if plan.settings.dtype == "float64" else plan.settings.dtype
-    return GradientStore.estimate(row_count, plan.dimension, len(plan.groups), dtype)
-
-
 def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:
     return read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=pinned.dataset.dataset_version_id)
 
 
 def _missing_examples(
-    training_data: TrainingData, manifest: dict[str, ManifestRow], present: dict[str, str]
+    training_data: TrainingData, manifest: dict[str, ManifestRow], present: dict[str, str], shard: Shard
 ) -> Iterator[Example]:
     for position, (example_id, row) in enumerate(manifest.items()):
-        if example_id not in present:
+        if example_id not in present and shard.holds(position):
             example = checked_example(training_data[position], position)
             yield refuse_drift(example, example_id, row.content_sha256)
 
 
-def _merged(batches: Iterator[FeatureRows], row_count: int) -> Iterator[FeatureRows]:
-    per_write = max(1, row_count // MEASURE_BATCH)
+def _merged(batches: Iterator[FeatureRows], per_write: int) -> Iterator[FeatureRows]:
     while group := list(islice(batches, per_write)):
         yield FeatureRows(
             example_ids=[example_id for batch in group for example_id in batch.example_ids],

@@ -28,3 +28,8 @@ def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield ProgressBar(progress, description, total)
+
+
+def say(sentence: str) -> None:
+    """One line on standard error, for whoever waits; results go to standard output."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"  {sentence}", markup=False)

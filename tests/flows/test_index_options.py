@@ -1,0 +1,82 @@
+"""How an index is stored and measured, through the flows: types, budgets, shards, and what has no gradient."""
+
+import json
+import math
+
+import pytest
+
+from gradtrail.errors import DataError, UsageError
+from gradtrail.flows.audit import audit
+from gradtrail.flows.index import index
+from gradtrail.flows.ingest import ingest
+from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.indexing import IndexOptions
+from gradtrail.tasks.verifying import verify_workspace
+
+MODEL = "tiny@champion"
+
+
+@pytest.fixture
+def ingested(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, MODEL)
+    return tiny
+
+
+def _scores(tiny, record_id):
+    tiny.drop(f"{record_id}.jsonl", tiny.record(1, record_id=record_id))
+    outcome = audit(tiny.workspace, MODEL, AuditOptions(method="grad_dot", top_k=40))
+    report = json.loads((tiny.workspace.reports / outcome.audit_id / "report.json").read_text())
+    (output,) = report["outputs"]
+    return {each["example_id"]: each["score"] for side in ("proponents", "opponents") for each in output[side]}
+
+
+def test_an_audit_of_an_int8_index_agrees_with_one_of_float32(ingested, capsys):
+    index(ingested.workspace, MODEL, IndexOptions())
+    whole = _scores(ingested, "first")
+    [small] = index(ingested.workspace, MODEL, IndexOptions(dtype="int8"))
+    assert "40 examples, 51 numbers each as int8: about 0.1 MB on disk" in capsys.readouterr().err
+    rounded = _scores(ingested, "second")
+    assert small.new
+    largest = max(abs(score) for score in whole.values())
+    assert whole.keys() == rounded.keys()
+    assert whole != rounded
+    assert all(math.isclose(rounded[name], whole[name], abs_tol=0.01 * largest) for name in whole)
+    assert list(verify_workspace(ingested.workspace).problems) == []
+
+
+def test_shards_fill_an_index_that_a_last_run_completes(ingested):
+    [whole] = index(ingested.workspace, MODEL, IndexOptions())
+    options = [IndexOptions(seed=1, shard=f"{number}/3") for number in (3, 1, 2)]
+    written = []
+    for option in options:
+        [part] = index(ingested.workspace, MODEL, option)
+        assert not part.complete
+        written.append(part.rows_written)
+    assert sorted(written) == [13, 13, 14]
+    [last] = index(ingested.workspace, MODEL, IndexOptions(seed=1))
+    assert (last.complete, last.rows_written, last.rows_resumed) == (True, 0, 40)
+    assert last.index_id != whole.index_id
+    with pytest.raises(UsageError, match="no shard 4/3"):
+        index(ingested.workspace, MODEL, IndexOptions(shard="4/3"))
+
+
+def test_budgets_that_are_too_small_are_refused_before_anything_is_measured(ingested):
+    with pytest.raises(UsageError, match="memory budget of 0 MB is too small"):
+        index(ingested.workspace, MODEL, IndexOptions(memory_budget=10))
+    with pytest.raises(UsageError, match="total dimension of 3 is too small"):
+        index(ingested.workspace, MODEL, IndexOptions(total_dimension=3))
+
+
+def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(tiny, prefect_server):
+    # The labels of three rows in turn are the three classes: the model is wrong about at least two of them.
+    for number in (6, 7, 8):
+        tiny.rows[number]["inputs"] = [1e8, -1e8, 1e8, 1e8]
+    tiny.rows[9]["inputs"] = [math.nan] * 4
+    tiny.write()
+    tiny.register()
+    ingest(tiny.workspace, MODEL)
+    with pytest.raises(DataError, match=r"gradient of example row-[678] reaches"):
+        index(tiny.workspace, MODEL, IndexOptions(dtype="float16"))
+    [as_int8] = index(tiny.workspace, MODEL, IndexOptions(dtype="int8"))
+    assert (as_int8.rows_written, as_int8.quarantined) == (39, 1)

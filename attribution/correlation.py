@@ -24,7 +24,8 @@ def cosines(left: Matrix, right: Matrix) -> Matrix:
     first, second = centred(left, 0), centred(right, 0)
     norms = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
     products: Matrix = (first * second).sum(0)
-    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    found: Matrix = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return found
 
 
 def _ranks(values: Matrix) -> Matrix:

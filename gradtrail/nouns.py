@@ -177,7 +177,11 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a method measured against further training on one checkpoint (arXiv 2412.03906)."""
+    """What a method measured against further training on one checkpoint (arXiv 2412.03906).
+
+    `parameters` are those of the method (curvature, damping); `evidence` says how it was measured: indexes, steps,
+    optimiser, left-out sets, seeds, queries.
+    """
 
     checkpoint_id: str
     method: str
@@ -187,6 +191,8 @@ class Fidelity:
     standard_error: float
     ceiling: float
     queries: int
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

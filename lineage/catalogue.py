@@ -110,12 +110,15 @@ def weighting(connection: Connection, weighting_id: str) -> Weighting | None:
     return Weighting(row[0], row[1], json.loads(row[2])) if row else None
 
 
-def fidelities(connection: Connection, checkpoint_id: str) -> list[Fidelity]:
-    """What was measured on a checkpoint, the latest first."""
+def fidelities(connection: Connection, checkpoint_id: str, before: int | None = None) -> list[Fidelity]:
+    """What was measured on a checkpoint, the latest first; with `before`, by events of a smaller sequence only."""
     query = """
-        SELECT checkpoint_id, method, weighting_id, metric, value, standard_error, ceiling, queries
-        FROM fidelity WHERE checkpoint_id = ? ORDER BY event_sequence DESC"""
-    return [Fidelity(*row) for row in connection.execute(query, [checkpoint_id]).fetchall()]
+        SELECT checkpoint_id, method, weighting_id, metric, value, standard_error, ceiling, queries,
+            parameters, evidence
+        FROM fidelity WHERE checkpoint_id = $1 AND ($2 IS NULL OR event_sequence < $2)
+        ORDER BY event_sequence DESC, fidelity_id"""
+    found = connection.execute(query, [checkpoint_id, before]).fetchall()
+    return [Fidelity(*row[:8], parameters=json.loads(row[8]), evidence=json.loads(row[9])) for row in found]
 
 
 def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:
@@ -126,6 +129,14 @@ def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:
     found = connection.execute(query, [list(output_ids)]).fetchall()
     by_id = {row[0]: Output(*row) for row in found}
     return [by_id[output_id] for output_id in output_ids if output_id in by_id]
+
+
+def outputs_of(connection: Connection, model_version_id: str) -> list[Output]:
+    """All outputs of a model version, by id."""
+    query = """
+        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
+        FROM output WHERE model_version_id = ? ORDER BY output_id"""
+    return [Output(*row) for row in connection.execute(query, [model_version_id]).fetchall()]
 
 
 def pending_outputs(connection: Connection, model_version_id: str, *, target: Target) -> list[Output]:

@@ -117,17 +117,18 @@ class Ledger:
         with self._transaction() as connection:
             return self._record(connection, "weighting", weighting.weighting_id, rows)
 
-    def record_fidelity(self, fidelity: Fidelity) -> bool:
-        """Record a measurement; other figures for the same method are another measurement.
+    def record_fidelities(self, fidelities: Sequence[Fidelity]) -> bool:
+        """Record measurements in one event; other figures for the same method are another measurement.
 
         Raises:
-            LedgerError: its checkpoint or weighting is not recorded.
+            LedgerError: a checkpoint or weighting is not recorded.
         """
-        rows = nouns_to_rows.fidelity_rows(fidelity)
+        rows = nouns_to_rows.fidelity_rows(fidelities)
+        checkpoints = sorted({fidelity.checkpoint_id for fidelity in fidelities})
         with self._transaction() as connection:
-            self._require(connection, "checkpoint", "checkpoint_id", [fidelity.checkpoint_id])
-            self._require(connection, "weighting", "weighting_id", [fidelity.weighting_id])
-            return self._record(connection, "fidelity", fidelity.checkpoint_id, rows)
+            self._require(connection, "checkpoint", "checkpoint_id", checkpoints)
+            self._require(connection, "weighting", "weighting_id", sorted({each.weighting_id for each in fidelities}))
+            return self._record(connection, "fidelity", ", ".join(checkpoints), rows)
 
     def record_outputs(self, outputs: Sequence[Output]) -> list[str]:
         """Record outputs in one event; returns the ids that are new, in the order given.

@@ -145,11 +145,16 @@ def weighting_rows(weighting: Weighting) -> Rows:
     return rows_of("weighting", [(weighting_id, weighting.objective, weighting.group_weights, evidence)])
 
 
-def fidelity_rows(fidelity: Fidelity) -> Rows:
-    """The row of one measurement; its id is the digest of all it says."""
-    with _as_json("fidelity"):
-        fidelity_id = sha256_json(asdict(fidelity))
-    return rows_of("fidelity", [(fidelity_id, *asdict(fidelity).values())])
+def fidelity_rows(fidelities: Sequence[Fidelity]) -> Rows:
+    """One row a measurement; its id is the digest of all it says."""
+    rows = []
+    for fidelity in fidelities:
+        said = asdict(fidelity)
+        with _as_json("fidelity"):
+            fidelity_id = sha256_json(said)
+        texts = {name: _json(said[name], name) for name in ("parameters", "evidence")}
+        rows.append((fidelity_id, *(said | texts).values()))
+    return rows_of("fidelity", rows)
 
 
 def output_rows(outputs: Sequence[Output]) -> Rows:

@@ -142,6 +142,8 @@ _ALL = (
             "standard_error": _REAL,
             "ceiling": _REAL,
             "queries": _WHOLE,
+            "parameters": _TEXT,
+            "evidence": _TEXT,
         },
     ),
     _table(

@@ -193,6 +193,8 @@ CREATE TABLE fidelity (
     standard_error  DOUBLE NOT NULL,
     ceiling         DOUBLE NOT NULL,
     queries         BIGINT NOT NULL,
+    parameters      JSON NOT NULL,
+    evidence        JSON NOT NULL,
     event_sequence  BIGINT NOT NULL,
     salt            BLOB NOT NULL
 );
@@ -206,6 +208,8 @@ COMMENT ON COLUMN fidelity.value IS 'The figure.';
 COMMENT ON COLUMN fidelity.standard_error IS 'Its standard error.';
 COMMENT ON COLUMN fidelity.ceiling IS 'The best figure the noise of the yardstick allows.';
 COMMENT ON COLUMN fidelity.queries IS 'Number of queries behind the figure.';
+COMMENT ON COLUMN fidelity.parameters IS 'Parameters of the method, for example curvature and damping.';
+COMMENT ON COLUMN fidelity.evidence IS 'How it was measured: indexes, steps of further training, optimiser, left-out sets, seeds, queries; whether method auto takes it.';
 COMMENT ON COLUMN fidelity.event_sequence IS 'The event that recorded the row.';
 COMMENT ON COLUMN fidelity.salt IS '16 random bytes that enter the digest of the row.';
 

@@ -57,7 +57,7 @@ class Story:
         ledger.record_model_version(self.model_version, self.run, self.checkpoints)
         ledger.record_index(self.index)
         ledger.record_weighting(self.weighting)
-        ledger.record_fidelity(self.fidelity)
+        ledger.record_fidelities([self.fidelity])
         ledger.record_outputs(self.outputs)
         ledger.record_quarantine("inbox", "broken", "no label")
         ledger.record_audit(self.audit, **self.evidence)
@@ -148,7 +148,10 @@ def tell_story() -> Story:
             Finding("dominating_example", "low", "One example dominates.", "inbox:1", {"example": "train-00"}),
         ],
     }
-    fidelity = Fidelity("c2" * 32, "grad_cos", weighting.weighting_id, "fidelity_subset", 0.83, 0.02, 0.95, 32)
+    fidelity = Fidelity(
+        "c2" * 32, "influence", weighting.weighting_id, "fidelity_subset", 0.83, 0.02, 0.95, 32,
+        parameters={"curvature": "fisher", "relative_damping": 1.0}, evidence={"steps": 200, "chosen": True},
+    )  # fmt: skip
     return Story(
         manifest, dataset, run, checkpoints, model_version, index, weighting, fidelity, outputs, audit, evidence
     )

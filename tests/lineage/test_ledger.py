@@ -37,7 +37,7 @@ def test_recording_the_whole_story_again_adds_nothing(story, story_ledger: Ledge
     assert story_ledger.record_model_version(story.model_version, story.run, story.checkpoints) is False
     assert story_ledger.record_index(story.index) is False
     assert story_ledger.record_weighting(story.weighting) is False
-    assert story_ledger.record_fidelity(story.fidelity) is False
+    assert story_ledger.record_fidelities([story.fidelity]) is False
     assert story_ledger.record_outputs(story.outputs) == []
     assert story_ledger.record_quarantine("inbox", "broken", "no label") is False
     assert story_ledger.record_audit(story.audit, **story.evidence) is False
@@ -175,7 +175,7 @@ DANGLING = {
         replace(story.model_version, version=2, dataset_version_id="99" * 32), story.run, story.checkpoints
     ),
     "index": lambda story, ledger: ledger.record_index(replace(story.index, checkpoint_id="99" * 32)),
-    "fidelity": lambda story, ledger: ledger.record_fidelity(replace(story.fidelity, weighting_id="99" * 32)),
+    "fidelity": lambda story, ledger: ledger.record_fidelities([replace(story.fidelity, weighting_id="99" * 32)]),
     "outputs": lambda story, ledger: ledger.record_outputs(
         [replace(story.outputs[0], output_id="x", model_version_id="digits/9")]
     ),

@@ -20,6 +20,10 @@ def test_every_noun_comes_back_as_it_was_recorded(story, story_ledger: Ledger) -
         assert queries.indexes_of(connection, "c2" * 32) == [story.index]
         assert queries.weighting(connection, story.weighting.weighting_id) == story.weighting
         assert queries.fidelities(connection, "c2" * 32) == [story.fidelity]
+        assert queries.fidelities(connection, "c2" * 32, before=1) == []
+        assert {output.output_id for output in queries.outputs_of(connection, "digits/1")} == {
+            output.output_id for output in story.outputs if output.model_version_id == "digits/1"
+        }
         ids = [output.output_id for output in reversed(story.outputs)]
         assert queries.outputs(connection, [*ids, "unknown"]) == list(reversed(story.outputs))
         assert queries.audit(connection, story.audit.audit_id) == story.audit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,27 @@ from gradtrail.errors import ModelError
 
 
 @dataclass(frozen=True)
+class LayerUse:
+    """One way in which a layer's weight is used: the group it fills, and how its gradient is projected there.
+
+    `turned` says that rows and columns are those of another layer, which shares the weight, the other way round.
+    """
+
+    name: str
+    place: int
+    layer: nn.Module
+    rule: LayerRule
+    projections: Projections
+    turned: bool = False
+
+
+@dataclass(frozen=True)
 class Instrument:
-    """Everything that stays the same from batch to batch; `model` is on `device`."""
+    """Everything that stays the same from batch to batch; `model` is on `device`.
+
+    `uses` are the layers that a hook measures. `attention` is taken apart: each layer by name, with the use of its
+    packed projection, or None where that is left out.
+    """
 
     adapter: ModelAdapter
     model: nn.Module
@@ -28,6 +48,8 @@ class Instrument:
     device: str | torch.device
     fallback: Fallback | None
     run: Run
+    uses: tuple[LayerUse, ...]
+    attention: Mapping[str, tuple[nn.MultiheadAttention, LayerUse | None]]
 
 
 def build_instrument(
@@ -44,7 +66,23 @@ def build_instrument(
         raise _unplanned(missing[0], model)
     run = forward_pass(adapter, plan.lower_precision, device)
     fallback = Fallback(run, model, names) if names else None
-    return Instrument(adapter, model, plan, plan.projections(dtype, device), device, fallback, run)
+    projections = plan.projections(dtype, device)
+    uses = [use for place in range(len(plan.groups)) for use in _uses(model, plan, place, projections[place])]
+    planned = {use.name: use for use in uses}
+    attention = {
+        name: (layer, planned.get(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(planned)
+    }
+    hooked = tuple(use for use in uses if use.name not in attention)
+    return Instrument(adapter, model, plan, projections, device, fallback, run, hooked, attention)
+
+
+def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projections) -> Iterator[LayerUse]:
+    found = [(name, *planned_layer(model, name)) for name in plan.groups[place].modules]
+    for name, layer, rule in found:
+        turned = rule.transposes != found[0][2].transposes
+        yield LayerUse(name, place, layer, rule, projections.exchanged if turned else projections, turned)
 
 
 def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,29 +20,14 @@ from torch.nn import functional
 from gradtrail.attribution.adapters import Batch
 from gradtrail.attribution.attention import InProjection, taken_apart
 from gradtrail.attribution.fallback import Fallback
-from gradtrail.attribution.instrument import Instrument, build_instrument, planned_layer
+from gradtrail.attribution.instrument import Instrument, LayerUse, build_instrument, planned_layer
 from gradtrail.attribution.layer_rules import LayerRule, Projections
-from gradtrail.attribution.layers import find_rule
 from gradtrail.attribution.weight_gradients import in_graph
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
 __all__ = ["Instrument", "Recording", "build_instrument", "planned_layer", "recording"]
-
-
-@dataclass(frozen=True)
-class _Use:
-    """One way in which a layer's weight is used: the columns it fills, and how its gradient is projected there.
-
-    `turned` says that rows and columns are those of another layer, which shares the weight, the other way round.
-    """
-
-    place: int
-    layer: nn.Module
-    rule: LayerRule
-    projections: Projections
-    turned: bool = False
 
 
 class Recording:
@@ -52,6 +37,7 @@ class Recording:
         self.outputs: Tensor
         self.batch: Batch
         self.kept_bytes = 0
+        self._instrument = instrument
         self._model = instrument.model
         self._adapter = instrument.adapter
         self._plan = instrument.plan
@@ -79,7 +65,8 @@ class Recording:
         self.batch = batch
         mask = self._adapter.position_mask(batch)
         self._padding = None if mask is None else ~mask.bool()
-        outputs = self._run(self._model, batch)
+        # A model may overwrite its inputs, which the fallback needs once more.
+        outputs = self._run(self._model, batch if self._fallback is None else batch.with_each(torch.clone))
         if self._owed_by_inputs:
             # Reentrant checkpointing gives no gradients unless its inputs are in the graph.
             self._starts, self._owed = [], Counter()
@@ -108,11 +95,13 @@ class Recording:
                 "Look for torch.no_grad or detach between the layers and the adapter's losses.",
             )
         self._sums = [None] * len(self._plan.groups)
-        owed = self._owed.copy()
+        owed, starts = self._owed.copy(), len(self._starts)
         # Without naming inputs, which reentrant checkpointing does not allow: only `_starts` are leaves of the graph.
         torch.autograd.backward(values.sum(), retain_graph=keep_graph)
         for start in self._starts:
             start.grad = None
+        # Those of segments that a checkpoint ran again belong to this pass alone.
+        del self._starts[starts:]
         self._refuse_owed()
         self._owed = owed
         if self._fallback is not None:
@@ -134,50 +123,41 @@ class Recording:
 
     def attach(self, stack: ExitStack) -> None:
         """Hook every planned layer and take attention apart; all of it is undone when `stack` closes."""
-        places = {name: place for place, group in enumerate(self._plan.groups) for name in group.modules}
-        for name, place in places.items():
-            layer, rule = planned_layer(self._model, name)
-            if not isinstance(layer, nn.MultiheadAttention):
-                hook = self._forward_hook(place, name, rule)
-                # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
-                handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
-                stack.callback(handle.remove)
-        for name, layer in self._model.named_modules():
-            if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(places):
-                layer.forward = taken_apart(layer, self._in_projection(places.get(name), name, layer))  # type: ignore[method-assign]  # undone by the stack
-                stack.callback(vars(layer).pop, "forward")
+        for use in self._instrument.uses:
+            # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
+            handle = use.layer.register_forward_hook(self._forward_hook(use), prepend=True, with_kwargs=True)
+            stack.callback(handle.remove)
+        for layer, packed in self._instrument.attention.values():
+            layer.forward = taken_apart(layer, self._in_projection(layer, packed))  # type: ignore[method-assign]  # undone by the stack
+            stack.callback(vars(layer).pop, "forward")
 
-    def _forward_hook(self, place: int, name: str, rule: LayerRule) -> Callable[..., Tensor | None]:
-        first = planned_layer(self._model, self._plan.groups[place].modules[0])[1]
-        turned = rule.transposes != first.transposes
-
+    def _forward_hook(self, use: LayerUse) -> Callable[..., Tensor | None]:
         def remember(
-            layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+            layer: nn.Module,  # noqa: ARG001 (torch passes it)
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            output: Tensor,
         ) -> Tensor | None:
             if not self._listening:
                 return None
-            inputs = args[0] if args else kwargs["input"]
-            projections = self._projections[place]
-            use = _Use(place, layer, rule, projections.exchanged if turned else projections, turned)
-            return self._remember(name, use, inputs, output)
+            return self._remember(use, args[0] if args else kwargs["input"], output)
 
         return remember
 
-    def _in_projection(self, place: int | None, name: str, layer: nn.MultiheadAttention) -> InProjection:
-        rule = find_rule(layer)
-
+    def _in_projection(self, layer: nn.MultiheadAttention, use: LayerUse | None) -> InProjection:
         def project(inputs: Tensor, rows: slice) -> Tensor:
             bias = layer.in_proj_bias
             output = functional.linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
-            if place is None or rule is None or not self._listening:
+            if use is None or not self._listening:
                 return output
-            whole = self._projections[place]
+            whole = use.projections
             own = Projections(whole.outputs[:, rows], whole.inputs, whole.exact)
-            return self._remember(name, _Use(place, layer, rule, own), inputs, output)
+            return self._remember(replace(use, projections=own), inputs, output)
 
         return project
 
-    def _remember(self, name: str, use: _Use, inputs: Tensor, output: Tensor) -> Tensor:
+    def _remember(self, use: LayerUse, inputs: Tensor, output: Tensor) -> Tensor:
+        name = use.name
         self._check_batch_dimension(name, inputs, output)
         self._called.add(name)
         if not torch.is_grad_enabled():
@@ -206,7 +186,7 @@ class Recording:
         self._starts.append(start)
         return start.clone()
 
-    def _add(self, use: _Use, kept: Tensor, gradient: Tensor) -> None:
+    def _add(self, use: LayerUse, kept: Tensor, gradient: Tensor) -> None:
         seen = self._without_padding(use.rule, _as_working_type(gradient.detach(), use.projections))
         part = use.rule.gradient(use.layer, kept, seen, use.projections)
         if use.turned:

@@ -36,7 +36,8 @@ def together(run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch
             depends on values.
     """
     size = len(cotangents)
-    varying = [tensor for tensor in _tensors(batch) if _has_rows(tensor, size)]
+    # Copies, which the model may overwrite.
+    varying = [tensor.clone() for tensor in _tensors(batch) if _has_rows(tensor, size)]
     measured = _Measured(run, model)
 
     def product(weights: Mapping[str, Tensor], cotangent: Tensor, own: list[Tensor]) -> Tensor:

@@ -68,6 +68,52 @@ def test_losses_divided_by_the_batch_size_are_refused(make_classifier, make_exam
         check_determinism(Averaging(lambda: model, examples), model, examples)
 
 
+def test_losses_averaged_over_the_batch_are_refused_even_in_the_right_shape(make_classifier, make_examples):
+    class Averaging(make_classifier):
+        def losses(self, outputs, batch):
+            return super().losses(outputs, batch).mean().expand(len(outputs))
+
+    examples = make_examples(6, 6)
+    model = nn.Linear(6, 5)
+    with pytest.raises(ModelError, match="the examples of a batch are coupled") as caught:
+        check_determinism(Averaging(lambda: model, examples), model, examples)
+    assert "averaged" in caught.value.remedy
+
+
+def test_batch_norm_that_is_put_into_train_mode_by_forward_is_refused(make_classifier, make_examples):
+    class Training(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm, self.outer = nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.Linear(12, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outer(self.norm.train()(self.inner(inputs)).flatten(1))
+
+    examples = make_examples(6, 1, 6)
+    adapter = make_classifier(Training, examples)
+    model = adapter.build_model().eval()
+    with pytest.raises(ModelError, match="another result alone than in a batch") as caught:
+        check_determinism(adapter, model, examples)
+    assert "BatchNorm" in caught.value.remedy
+    assert not model.norm.training
+
+
+def test_dropout_that_is_put_into_train_mode_by_forward_is_refused(make_classifier, make_examples):
+    class Training(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.outer = nn.Dropout(0.5), nn.Linear(6, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outer(self.drop.train()(inputs))
+
+    examples = make_examples(6, 6)
+    adapter = make_classifier(Training, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match="random even in eval mode"):
+        check_determinism(adapter, model, examples)
+
+
 @pytest.mark.parametrize("reduce", [torch.mean, lambda losses: losses[:, None], lambda losses: losses.repeat(2)])
 def test_losses_of_another_shape_are_refused(make_classifier, make_examples, reduce):
     class Reducing(make_classifier):

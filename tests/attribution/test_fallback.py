@@ -221,3 +221,23 @@ def test_flags_gradients_and_hooks_are_as_before_also_after_a_failure(make_class
     assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["recur.bias_hh_l0"]
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if name != "recur.weight_ih_l0")
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_overwrites_its_inputs_is_measured_right(make_classifier, make_examples, autograd_vectors):
+    class Overwriting(Bare):
+        clean = False
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs * 3 if self.clean else inputs.mul_(3))
+
+    examples = make_examples(5, 6)
+    adapter = make_classifier(Overwriting, examples)
+    model = adapter.build_model()
+    plan = plan_features(model)
+    found = compute_features(adapter, model, examples, plan).vectors
+    curved = model_curvature(adapter, model, examples, plan, kind="ggn").blocks
+    model.clean = True
+    expected = autograd_vectors(adapter, model, examples, plan)
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+    for block, clean in zip(curved, model_curvature(adapter, model, examples, plan, kind="ggn").blocks, strict=True):
+        assert torch.allclose(block, clean, rtol=1e-4, atol=1e-8)

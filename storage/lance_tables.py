@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from gradtrail.errors import StoreError
 # With a primary key in the field metadata Lance detects two writers that insert the same key at once, and lets the
 # second one try again on what the first has written. Without it both rows stay (seen on lancedb 0.40).
 _PRIMARY_KEY_POSITION = b"lance-schema:unenforced-primary-key:position"
+
+# Lance reads ahead up to 2 GiB of a scan, so that memory would grow with the table until then; 64 MiB read as fast.
+os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(64 << 20))
 
 _FAULTS = (OSError, RuntimeError, ValueError, pa.ArrowException)
 

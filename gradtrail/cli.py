@@ -104,6 +104,15 @@ def index(
     autocast: Annotated[
         Literal["none", "bfloat16"], typer.Option(help="Run the model in lower precision where torch does.")
     ] = "none",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Layers to leave out, as a pattern; may be repeated.", show_default=False)
+    ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback/--no-fallback", help="Measure parameters without a layer rule by autograd.")
+    ] = True,
+    fallback_for: Annotated[
+        list[str] | None, typer.Option(help="Layers to measure by autograd; may be repeated.", show_default=False)
+    ] = None,
     memory_budget: Annotated[
         int, typer.Option(help="Megabytes of the pass beside the model; batches are made to fit.", min=1)
     ] = 2000,
@@ -128,6 +137,9 @@ def index(
             dtype=dtype,
             total_dimension=total_dimension,
             autocast=autocast,
+            exclude=tuple(exclude or ()),
+            fallback=fallback,
+            fallback_for=tuple(fallback_for or ()),
             memory_budget=memory_budget * 10**6,
             shard=shard,
         )
@@ -143,7 +155,7 @@ def audit(
         Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")
     ] = "emitted",
     top_k: Annotated[int, typer.Option(help="Proponents and opponents kept per output.", min=1)] = 10,
-    curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn, for methods that need one.")] = "",
+    curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn; ggn or hessian for cg and lissa.")] = "",
     relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
     absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
     horizon: Annotated[

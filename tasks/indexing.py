@@ -17,7 +17,7 @@ from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.checks import check_capture, check_determinism
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
 from gradtrail.attribution.health import gradient_health
-from gradtrail.attribution.memory import MEMORY_BUDGET
+from gradtrail.attribution.memory import MEMORY_BUDGET, MOST_EXAMPLES
 from gradtrail.attribution.shards import Shard
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
@@ -33,6 +33,7 @@ from gradtrail.tasks.recorded import recorded_model_version
 from gradtrail.tasks.workspace import Workspace
 
 MEASURE_BATCH = 64
+LARGEST_BATCH = MOST_EXAMPLES
 WRITE_BATCH = 2048
 DETERMINISM_BATCH = 8
 
@@ -50,6 +51,9 @@ class IndexOptions:
         dtype: what vectors are stored as; `int8` keeps a scale for each row and group.
         total_dimension: numbers kept for all groups together, shared out by their sizes; instead of `group_dimension`.
         autocast: `bfloat16` runs the model in lower precision where torch does.
+        exclude: patterns on names of modules and parameters to leave out; reports say so.
+        fallback: whether parameters without a layer rule are measured by autograd.
+        fallback_for: patterns on names of modules to measure by autograd although they have a rule.
         memory_budget: bytes of the pass beside the model; batches are made to fit.
         shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
     """
@@ -62,6 +66,9 @@ class IndexOptions:
     dtype: VectorType = "float32"
     total_dimension: int | None = None
     autocast: Literal["none", "bfloat16"] = "none"
+    exclude: tuple[str, ...] = ()
+    fallback: bool = True
+    fallback_for: tuple[str, ...] = ()
     memory_budget: int = MEMORY_BUDGET
     shard: str = "1/1"
 
@@ -73,6 +80,9 @@ class IndexOptions:
             dtype=self.dtype,
             total_dimension=self.total_dimension,
             autocast=self.autocast,
+            exclude=tuple(self.exclude),
+            fallback=self.fallback,
+            fallback_for=tuple(self.fallback_for),
         )
         return plan_features(pinned.load(pinned.serving), settings)
 
@@ -155,7 +165,7 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         rows=len(manifest),
         dtype=options.dtype,
         memory_budget=options.memory_budget,
-        largest_batch=MEASURE_BATCH,
+        largest_batch=LARGEST_BATCH,
         device=options.device,
     )
     missing = sum(name not in present and shard.holds(place) for place, name in enumerate(manifest))

@@ -87,6 +87,13 @@ class _Some:
 def ready_indexes(
     workspace: Workspace, model_version_id: str, method: str, every_checkpoint: bool = False
 ) -> list[str]:
+    """`method_indexes` as a task."""
+    return method_indexes(workspace, model_version_id, method, every_checkpoint)
+
+
+def method_indexes(
+    workspace: Workspace, model_version_id: str, method: str, every_checkpoint: bool = False
+) -> list[str]:
     """The indexes that a method scores, in order of steps, the serving checkpoint's last.
 
     A method of one index takes the newest of the serving checkpoint; one that sums over checkpoints takes, for each of
@@ -173,6 +180,9 @@ def _options(index: Index) -> str:
     options = f" --group-dimension {config['group_dimension']} --seed {config['projection']['seed']}"
     if config.get("total_dimension"):
         options += f" --total-dimension {config['total_dimension']}"
+    options += "".join(f" --exclude '{pattern}'" for pattern in config["exclude"])
+    options += "".join(f" --fallback-for '{pattern}'" for pattern in config.get("fallback_for", ()))
+    options += "" if config.get("fallback", True) else " --no-fallback"
     if config.get("autocast"):
         options += f" --autocast {config['autocast']}"
     if config["dtype"] != "float32":

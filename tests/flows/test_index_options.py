@@ -9,6 +9,7 @@ from gradtrail.errors import DataError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
+from gradtrail.lineage import queries
 from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.indexing import IndexOptions
 from gradtrail.tasks.verifying import verify_workspace
@@ -57,6 +58,10 @@ def test_shards_fill_an_index_that_a_last_run_completes(ingested):
     [last] = index(ingested.workspace, MODEL, IndexOptions(seed=1))
     assert (last.complete, last.rows_written, last.rows_resumed) == (True, 0, 40)
     assert last.index_id != whole.index_id
+    [without] = index(ingested.workspace, MODEL, IndexOptions(exclude=("0",)))
+    assert without.rows_written == 40
+    with ingested.workspace.ledger().read() as connection:
+        assert queries.index(connection, without.index_id).coverage.uncovered == ("0.weight", "0.bias")
     with pytest.raises(UsageError, match="no shard 4/3"):
         index(ingested.workspace, MODEL, IndexOptions(shard="4/3"))
 

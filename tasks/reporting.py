@@ -109,7 +109,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
     """Read an audit back from the ledger; opens its MLflow run, so that the report can link to it."""
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, audit_id)
-        index = recorded_index(connection, details.audit.index_ids[0])
+        index = recorded_index(connection, details.audit.index_ids[-1])
         named = {a.example_id for a in details.attributions} | {e.example_id for e in details.influences}
         examples = queries.examples(connection, index.dataset_version_id, sorted(named))
         run = recorded_run(connection, details.model_version.run_id)

@@ -120,3 +120,60 @@ def test_attention_is_put_together_again_after_a_failure(make_classifier, make_e
     with pytest.raises(ModelError, match="input of layer attend has shape"):
         compute_features(adapter, model, examples, plan_features(model))
     assert "forward" not in vars(model.attend)
+
+
+class EncoderDecoder(nn.Module):
+    """torch's own transformer: stacked layers, padding and causal masks, attention from one side to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.2, batch_first=True, norm_first=True)
+        self.encode = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(6), enable_nested_tensor=False)
+        self.decode = nn.TransformerDecoderLayer(6, 2, 12, dropout=0.2, batch_first=True)
+        self.read = nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        padding = inputs[..., 0] == 0
+        memory = self.encode(inputs, src_key_padding_mask=padding)
+        ahead = nn.Transformer.generate_square_subsequent_mask(5)
+        decoded = self.decode(inputs, memory, tgt_mask=ahead, memory_key_padding_mask=padding, tgt_is_causal=True)
+        return self.read(decoded).sum(1)
+
+
+def test_a_whole_transformer_is_measured_by_rules_alone(make_classifier, make_examples, autograd_vectors):
+    torch.manual_seed(0)
+    examples = padded_examples(make_examples)
+    adapter = make_classifier(EncoderDecoder, examples)
+    model = adapter.build_model().train()
+    plan = plan_features(model, FeatureSettings(group_dimension=30))
+    assert plan.uncovered == ()
+    assert all(group.modules for group in plan.groups)
+    found = compute_features(adapter, model, examples, plan).vectors
+    assert model.training
+    check_capture(adapter, model, examples, plan)
+    expected = autograd_vectors(adapter, model.eval(), examples, plan)
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4
+
+
+def test_layers_called_several_times_add_up(make_classifier, make_examples, autograd_vectors):
+    class Repeating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.widen = nn.ConvTranspose1d(5, 5, 3, padding=1)
+            self.read = nn.Linear(6, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = inputs
+            for _ in range(3):
+                hidden = self.widen(hidden + self.attend(hidden, hidden, hidden)[0]).tanh()
+            return self.read(hidden.sum(1))
+
+    examples = make_examples(4, 5, 6)
+    adapter = make_classifier(Repeating, examples)
+    model = adapter.build_model()
+    for dimension in (30, 10**6):
+        plan = plan_features(model, FeatureSettings(group_dimension=dimension))
+        found = compute_features(adapter, model, examples, plan).vectors
+        expected = autograd_vectors(adapter, model, examples, plan)
+        assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-4

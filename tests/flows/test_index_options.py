@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 
 import pytest
 
@@ -43,6 +44,8 @@ def test_an_audit_of_an_int8_index_agrees_with_one_of_float32(ingested, capsys):
     assert whole.keys() == rounded.keys()
     assert whole != rounded
     assert all(math.isclose(rounded[name], whole[name], abs_tol=0.01 * largest) for name in whole)
+    pairs = [(whole[name], rounded[name]) for name in whole]
+    assert statistics.correlation(*zip(*pairs, strict=True)) >= 0.999
     assert list(verify_workspace(ingested.workspace).problems) == []
 
 

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,18 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 picture: $(READY) ## the README's picture, from the newest demo report
 	@$(BIN)/python scripts/report_picture.py --width 1280 --height 1560 \
 	  "$$($(BIN)/gradtrail report --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["html"])')" docs/report.png
+
+bench-index: $(READY) ## race of indexing, against peers in an environment of their own
+	@$(BIN)/python benchmarks/index.py
+
+bench-score: $(READY) ## exact scoring, against a bare scan and a bare product
+	@$(BIN)/python benchmarks/score.py
+
+bench-peers: $(READY) ## our scores against those that peers compute now
+	@$(BIN)/python benchmarks/peer_oracles.py
+
+bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results
+	@$(BIN)/python benchmarks/document.py
 
 clean: ## remove the demo's data and the environment
 	rm -rf $(VENV) .gradtrail .cache

@@ -1,0 +1,244 @@
+"""Write docs/benchmarks.md and its picture from the results, and nothing else: what is slower is said as plainly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from machine import RESULTS, ROOT
+
+Row = Mapping[str, Any]
+
+NAMES = {"gpt": "GPT", "cnn": "CNN", "mlp": "MLP"}
+DESCRIBED = {
+    "gpt": "transformer, 4 blocks of width 256, vocabulary 1,024; 64 random tokens an example",
+    "cnn": "4 convolutions and 2 linear layers; images of 3 × 32 × 32",
+    "mlp": "5 linear layers of width 512; rows of 64 numbers",
+}
+OURS = "gradtrail"
+FAIR = "gradtrail, linear layers only"
+YARDSTICKS = ("ceiling", "training step", OURS)
+EQUAL = 0.005
+"""Ratios closer to 1 than this are called equal."""
+
+
+def markdown(index: Row, score: Row, peers: Row) -> str:
+    """The whole page."""
+    parts = [
+        "# Benchmarks\n",
+        "What gradtrail costs and how it compares, measured by the scripts in `benchmarks/` and written by "
+        "`make bench-docs` from `benchmarks/results/*.json`. Every row counts, also those where gradtrail is slower.\n",
+        _machine(index["environment"]),
+        _indexing(index),
+        _scoring(score),
+        _oracles(peers),
+        _running(),
+    ]
+    return "\n".join(parts)
+
+
+def _machine(described: Row) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+    return (
+        f"Measured on {described['measured_at'][:10]}: {described['cpu']}, {described['cores']} cores, "
+        f"{described['threads']} threads for every engine, {described['memory_gib']} GiB; "
+        f"Python {described['python']}, {versions}. No accelerator. "
+        f"Load before the start: {described['load_before']}.\n"
+    )
+
+
+def _indexing(results: Row) -> str:
+    parameters = results["environment"]["parameters"]
+    parts = [
+        "## Indexing: examples per second\n",
+        "The *ceiling* is a forward pass and a backward pass to the output of the first layer, with frozen weights: no "
+        "engine that reads gradients through hooks can do less. The *training step* is forward, backward and AdamW. "
+        f"gradtrail keeps {results['environment']['group_dimension']} numbers a layer, of every layer, and its time "
+        "includes collating the examples and writing them to LanceDB. Peers keep as many numbers a layer, of the "
+        "layers they cover. Medians of passes that take turns.\n",
+        "![Examples per second of every engine](benchmarks.svg)\n",
+    ]
+    for model, name in NAMES.items():
+        rows = [row for row in results["rows"] if row["model"] == model]
+        if rows:
+            parts.append(f"### {name}\n")
+            parts.append(f"{DESCRIBED[model]}; {parameters[model]:,} parameters.\n")
+            parts.append(_index_table(rows))
+    return "\n".join([*parts, _wanted(results["rows"])])
+
+
+def _index_table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| engine | examples/s | of the ceiling | of a training step | gradtrail against it | what it covers |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: -row.get("examples_per_second", 0)):
+        name = f"**{row['engine']}**" if row["engine"].startswith(OURS) else row["engine"]
+        if "unavailable" in row:
+            lines.append(f"| {name} | — | — | — | cannot do it | {row['unavailable']} |")
+            continue
+        against = "" if row["engine"].startswith(YARDSTICKS) else _against(row["ratio_of_gradtrail_to_it"])
+        shares = f"{row['ratio_to_ceiling']:.2f} | {row['ratio_to_training_step']:.2f}"
+        numbers = f"{_rate(row['examples_per_second'])} | {shares}"
+        lines.append(f"| {name} | {numbers} | {against} | {row['covers']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _against(ratio: float) -> str:
+    if abs(ratio - 1) < EQUAL:
+        return "equal"
+    return f"{ratio:.2f} × as fast" if ratio > 1 else f"**slower: {ratio:.2f} × as fast**"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _wanted(rows: Sequence[Row]) -> str:
+    """The figures that were set as goals, and what was found."""
+    rates = {(row["model"], row["engine"]): row["examples_per_second"] for row in rows if "unavailable" not in row}
+    own = rates.get(("gpt", OURS))
+    goals: list[tuple[str, float, float | None]] = []
+    if own is not None:
+        gpt = {engine: own / rate for (model, engine), rate in rates.items() if model == "gpt"}
+        goals = [
+            ("GPT: of the ceiling", 0.90, _first(gpt, "ceiling")),
+            ("GPT: of a training step", 1.2, _first(gpt, "training step")),
+            ("GPT: against bergson", 1.3, _first(gpt, "bergson")),
+            ("GPT: against dattri LoGra", 1.0, _first(gpt, "dattri")),
+        ]
+        if ("gpt", FAIR) in rates:
+            fair = rates["gpt", FAIR]
+            goals += [
+                (f"GPT, on the layers that peers cover: {said}", wanted, _scaled(found, fair / own))
+                for said, wanted, found in (
+                    ("of the ceiling", 0.90, goals[0][2]),
+                    ("against bergson", 1.3, goals[2][2]),
+                    ("against dattri LoGra", 1.0, goals[3][2]),
+                )
+            ]
+    for model in ("cnn", "mlp"):
+        others = {engine: rate for (name, engine), rate in rates.items() if name == model}
+        rivals = {engine: rate for engine, rate in others.items() if not engine.startswith(YARDSTICKS)}
+        if rivals and OURS in others:
+            fastest = max(rivals, key=lambda engine: rivals[engine])
+            goals.append((f"{NAMES[model]}: against the fastest peer, {fastest}", 1.0, others[OURS] / rivals[fastest]))
+    lines = [
+        "### What was wanted, and what was found\n",
+        "| ratio | wanted at least | found | |",
+        "|---|---:|---:|---|",
+    ]
+    for said, wanted, found in goals:
+        if found is not None:
+            lines.append(f"| {said} | {wanted:.2f} | {found:.2f} | {'yes' if found >= wanted else '**missed**'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _first(ratios: Mapping[str, float], prefix: str) -> float | None:
+    return next((ratio for engine, ratio in ratios.items() if engine.startswith(prefix)), None)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _scoring(results: Row) -> str:
+    first = results["rows"][0]
+    lines = [
+        "## Scoring: exact, over every row\n",
+        f"One pass scores {first['queries']} outputs against every row, keeps the top {first['top']} of both sides, "
+        f"and sums by {' and '.join(first['attributes_summed'])}. Beside it: a bare LanceDB scan of the vector column, "
+        "and the bare float32 product of those vectors, held in memory and widened by torch, with the queries. Wanted: at "
+        "most 1.3 times the sum of the two.\n",
+        "| index | kept as | pass | scan | product | pass / (scan + product) | | peak memory | of a quarter |",
+        "|---|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for row in results["rows"]:
+        ratio = row["time_over_scan_and_product"]
+        seconds = " | ".join(
+            f"{row[name]:.2f} s" for name in ("seconds", "seconds_of_bare_scan", "seconds_of_bare_product")
+        )
+        memory = f"{row['peak_mib']:,} MiB | {row['peak_mib_with_a_quarter_of_the_rows']:,} MiB"
+        verdict = "yes" if ratio <= 1.3 else "**missed**"
+        lines.append(f"| {row['model']} | {row['dtype']} | {seconds} | {ratio:.2f} | {verdict} | {memory} |")
+    before = min(row["mib_before_the_pass"] for row in results["rows"])
+    lines.append(
+        f"\nThe files are in the page cache. Peak memory is that of a process of its own, which holds {before:,} MiB "
+        "of libraries before the pass; beyond the batch in hand it is what LanceDB reads ahead, at most 64 MiB of "
+        "input and the batches decoded from it.\n"
+    )
+    return "\n".join(lines)
+
+
+def _oracles(results: Row) -> str:
+    lines = [
+        "## The same scores as peers\n",
+        "| method | peer | relative difference | at most | | conditions |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for row in results["rows"]:
+        verdict = "yes" if row["holds"] else "**missed**"
+        numbers = f"{row['relative_difference']:.1e} | {row['wanted']:.0e}"
+        lines.append(f"| {row['method']} | {row['engine']} | {numbers} | {verdict} | {row['conditions']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _running() -> str:
+    return (
+        "## Measuring again\n\n"
+        "`make bench-index`, `make bench-score` and `make bench-peers` write the results, `make bench-docs` this page. "
+        "The first makes `.venv-peers`, an environment with the peers, because their requirements do not go together "
+        "with ours: they would bring a CUDA build of torch. Leave the machine alone meanwhile.\n\n"
+        "All engines run under the same settings: as many threads, and an allocator that keeps its memory, because a "
+        "virtual machine pays dearly for every page that is touched for the first time. traker draws its whole "
+        "projection again for every batch on a CPU, so it is timed over one batch; kronfluence keeps no index, so one "
+        "scoring pass is timed; dattri keeps its gradients in memory, because its cache on disk needs an accelerator.\n"
+    )
+
+
+def picture(results: Row, path: Path) -> None:
+    """One bar an engine, as a share of the ceiling."""
+    mpl.use("svg")
+    # The same results give the same file.
+    mpl.rcParams.update({"svg.hashsalt": "gradtrail", "font.size": 9})
+    from matplotlib import pyplot
+
+    models = [model for model in NAMES if any(row["model"] == model for row in results["rows"])]
+    figure, all_axes = pyplot.subplots(len(models), 1, figsize=(8, 2.4 * len(models)), squeeze=False)
+    for model, axes in zip(models, all_axes[:, 0], strict=True):
+        rows = [row for row in results["rows"] if row["model"] == model]
+        rows.sort(key=lambda row: row.get("ratio_to_ceiling", -1))
+        for place, row in enumerate(rows):
+            share = row.get("ratio_to_ceiling", 0)
+            own = row["engine"].startswith(OURS)
+            yardstick = row["engine"].startswith(("ceiling", "training"))
+            axes.barh(place, share, color="#1f6f8b" if own else "#c9c9c9" if yardstick else "#d98f4e")
+            rate = "cannot do it" if "unavailable" in row else f"{_rate(row['examples_per_second'])}/s"
+            axes.text(share + 0.01, place, rate, va="center")
+        axes.set_yticks(range(len(rows)), [row["engine"].partition(":")[0] for row in rows])
+        axes.set_xlim(0, max(1.15, 1.15 * max(row.get("ratio_to_ceiling", 0) for row in rows)))
+        axes.set_title(f"{NAMES[model]}: share of the ceiling, and examples per second", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    index, score, peers = (
+        json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
+    )
+    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers))
+    picture(index, options.docs / "benchmarks.svg")
+    print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
+
+
+if __name__ == "__main__":
+    main()

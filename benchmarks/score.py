@@ -1,0 +1,229 @@
+"""Exact scores of 32 outputs over whole indexes, against the two things nobody can leave out: reading and multiplying.
+
+One pass gives every score, the top examples of both sides, and the sums by attribute value. Its time is compared with
+a bare LanceDB scan of the vector column plus a bare float32 product of those vectors with the queries, after torch has
+widened them. Peak memory is that of a process of its own, for the whole index and for a quarter of its rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from machine import RESULTS, conditions, environment, start_again_under_conditions, write_results
+
+from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.prepared import PreparedQueries
+from gradtrail.attribution.scoring import ScoreResult, score
+from gradtrail.storage.gradients import GradientStore, IndexTable
+
+SIZES = ((200_000, 1024), (50_000, 4096))
+DTYPES = ("float32", "float16", "int8")
+QUERIES, TOP, GROUP = 32, 10, 256
+BATCH = 4096
+
+
+def build(store: GradientStore, rows: int, dimension: int, dtype: str) -> IndexTable:
+    """A sealed index of random vectors, with two attributes: 50 sources, 5 licences."""
+    groups = [GROUP] * (dimension // GROUP)
+    table = store.open_index(
+        _index_id(rows, dimension, dtype),
+        dimension=dimension,
+        group_count=len(groups),
+        attribute_names=["licence", "source"],
+        config={"benchmark": "score"},
+        dtype=dtype,
+        group_dimensions=groups,
+    )
+    generator = np.random.default_rng(0)
+    digests: dict[str, str] = {}
+    for start in range(0, rows, 2 * BATCH):
+        numbers = range(start, min(start + 2 * BATCH, rows))
+        ids = [f"example-{number:07d}" for number in numbers]
+        contents = [f"{number:064x}" for number in numbers]
+        vectors = generator.standard_normal((len(ids), dimension), dtype=np.float32)
+        table.append(
+            example_ids=ids,
+            content_sha256=contents,
+            vectors=vectors,
+            losses=np.ones(len(ids)),
+            squared_norms=np.square(vectors).reshape(len(ids), len(groups), GROUP).sum(2).astype(np.float64),
+            attributes={
+                "licence": [f"licence-{number % 5}" for number in numbers],
+                "source": [f"source-{number % 50}" for number in numbers],
+            },
+        )
+        digests.update(zip(ids, contents, strict=True))
+    table.seal(digests)
+    return table
+
+
+def queries(dimension: int) -> PreparedQueries:
+    generator = torch.Generator().manual_seed(1)
+    return PreparedQueries(torch.randn(QUERIES, dimension, generator=generator), "none")
+
+
+def one_pass(table: IndexTable, prepared: PreparedQueries) -> ScoreResult:
+    """What is timed of ours: top examples of both sides and sums by attribute over every row."""
+    return score(prepared, lambda: _rows(table), top_k=TOP)
+
+
+def _rows(table: IndexTable) -> Iterator[FeatureRows]:
+    for batch in table.stream():
+        parts = (torch.from_numpy(part) for part in (batch.vectors, batch.losses, batch.squared_norms))
+        yield FeatureRows(batch.example_ids, *parts, batch.attributes)
+
+
+def bare_scan(table: IndexTable) -> None:
+    """Read the column, and do nothing with it."""
+    opened = table._connection.open_table(table._table.name)
+    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=BATCH):
+        pass
+
+
+def held_batches(table: IndexTable) -> list[torch.Tensor]:
+    """The whole column in memory, in the type it is stored in."""
+    opened = table._connection.open_table(table._table.name)
+    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=BATCH)
+    columns = (batch.column("vector") for batch in scanned)
+    return [torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy()) for column in columns]
+
+
+def bare_product(batches: list[torch.Tensor], prepared: PreparedQueries) -> None:
+    """Widen and multiply what is in memory already."""
+    for batch in batches:
+        prepared.vectors @ batch.to(torch.float32).T
+
+
+def measure(
+    store: GradientStore, rows: int, dimension: int, dtype: str, *, repetitions: int, threads: int
+) -> dict[str, Any]:
+    """The row of one index."""
+    table = build(store, rows, dimension, dtype)
+    build(store, rows // 4, dimension, dtype)
+    prepared, held = queries(dimension), held_batches(table)
+    timed: dict[str, Callable[[], object]] = {
+        "scan": lambda: bare_scan(table),
+        "product": lambda: bare_product(held, prepared),
+        "pass": lambda: one_pass(table, prepared),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for turn in range(repetitions + 1):
+        for name, run in timed.items():
+            begin = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    scan, product, whole = (median(seconds[name]) for name in timed)
+    peaks = {count: _peak(store.uri, count, dimension, dtype, threads) for count in (rows // 4, rows)}
+    return {
+        "model": f"{rows:,} × {dimension:,}",
+        "engine": f"gradtrail, {dtype}",
+        "rows": rows,
+        "dimension": dimension,
+        "dtype": dtype,
+        "queries": QUERIES,
+        "examples_per_second": round(rows / whole),
+        "ratio_to_ceiling": round((scan + product) / whole, 3),
+        "time_over_scan_and_product": round(whole / (scan + product), 3),
+        "seconds": round(whole, 4),
+        "seconds_of_bare_scan": round(scan, 4),
+        "seconds_of_bare_product": round(product, 4),
+        "all_seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+        "peak_mib": round(peaks[rows]["peak_mib"]),
+        "peak_mib_with_a_quarter_of_the_rows": round(peaks[rows // 4]["peak_mib"]),
+        "mib_before_the_pass": round(peaks[rows]["before_mib"]),
+        "attributes_summed": ["licence", "source"],
+        "top": TOP,
+    }
+
+
+def _peak(uri: str, rows: int, dimension: int, dtype: str, threads: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--peak", uri, str(rows), str(dimension), dtype, "--threads", str(threads)]
+    # Here the allocator is left alone: what is asked is how much a user's process takes.
+    usual = {name: value for name, value in conditions(threads).items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=usual)  # noqa: S603
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def _print_peak(uri: str, rows: int, dimension: int, dtype: str) -> None:
+    table = GradientStore(uri).existing(_index_id(rows, dimension, dtype))
+    assert table is not None
+    prepared = queries(dimension)
+    before = _peak_mib()
+    found = one_pass(table, prepared)
+    assert found.example_count == rows
+    print(json.dumps({"before_mib": before, "peak_mib": _peak_mib()}))
+
+
+def _peak_mib() -> float:
+    # Not ru_maxrss of getrusage: Linux counts there what the starting process held before this program replaced it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def _index_id(rows: int, dimension: int, dtype: str) -> str:
+    return hashlib.sha256(f"{rows} {dimension} {dtype}".encode()).hexdigest()
+
+
+def _line(row: dict[str, Any]) -> str:
+    bare = f"scan {row['seconds_of_bare_scan']:.3f} + product {row['seconds_of_bare_product']:.3f}"
+    peaks = f"peak {row['peak_mib']} MiB, {row['peak_mib_with_a_quarter_of_the_rows']} with a quarter of the rows"
+    time_taken = f"{row['seconds']:.3f} s = {row['time_over_scan_and_product']:.2f} × ({bare})"
+    return f"{row['model']:>16} {row['dtype']:8} {time_taken}; {peaks}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="small indexes, to see that everything runs")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the indexes are built; a temporary folder by default")
+    parser.add_argument("--output", type=Path, default=RESULTS / "score.json")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    # Scoring only reads Arrow's memory, which is read-only.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    if options.peak:
+        torch.set_num_threads(options.threads)
+        uri, rows, dimension, dtype = options.peak
+        _print_peak(uri, int(rows), int(dimension), dtype)
+        return
+    start_again_under_conditions(options.threads)
+
+    described = environment(options.threads, ["torch", "lancedb", "pyarrow", "numpy"], queries=QUERIES, top=TOP)
+    sizes = ((2000, 512),) if options.tiny else SIZES
+    rows = []
+    for count, dimension in sizes:
+        for dtype in options.dtypes:
+            # One index at a time on disk: the largest takes about a gigabyte.
+            with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                found = measure(
+                    GradientStore(folder),
+                    count,
+                    dimension,
+                    dtype,
+                    repetitions=options.repetitions,
+                    threads=options.threads,
+                )
+            rows.append(found)
+            print(_line(found), flush=True)
+    write_results(options.output, described, rows)
+
+
+if __name__ == "__main__":
+    main()

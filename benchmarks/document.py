@@ -152,8 +152,8 @@ def _scoring(results: Row) -> str:
         "## Scoring: exact, over every row\n",
         f"One pass scores {first['queries']} outputs against every row, keeps the top {first['top']} of both sides, "
         f"and sums by {' and '.join(first['attributes_summed'])}. Beside it: a bare LanceDB scan of the vector column, "
-        "and the bare float32 product of those vectors, held in memory and widened by torch, with the queries. Wanted: at "
-        "most 1.3 times the sum of the two.\n",
+        "and the bare float32 product of those vectors, held in memory and widened by torch, with the queries. Wanted: "
+        "at most 1.3 times the sum of the two.\n",
         "| index | kept as | pass | scan | product | pass / (scan + product) | | peak memory | of a quarter |",
         "|---|---|---:|---:|---:|---:|---|---:|---:|",
     ]

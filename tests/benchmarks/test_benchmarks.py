@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,14 @@ RUNS = {
 }
 
 
+# The conditions of a race; without them every script starts itself again.
+CONDITIONS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "OMP_NUM_THREADS": "1"}
+
+
 def run(*arguments: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
     command = [sys.executable, str(BENCHMARKS / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**kept, **CONDITIONS})
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -27,7 +27,10 @@ class AttributionWarning(UserWarning):
 
 
 class Fallback:
-    """Measures the parameters called `names`, examples together where torch can, else one at a time."""
+    """Measures the parameters called `names`, examples together where torch can, else one at a time.
+
+    `gradient_bytes` is what one example's whole gradient takes.
+    """
 
     def __init__(self, run: Run, model: nn.Module, names: Sequence[str]) -> None:
         self.one_at_a_time = False
@@ -35,11 +38,7 @@ class Fallback:
         self._model = model
         self._names = list(names)
         every = dict(model.named_parameters())
-        self._bytes = sum(every[name].numel() * every[name].element_size() for name in names)
-
-    def chunk_bytes(self, size: int) -> int:
-        """Memory that whole gradients of a batch take at a time."""
-        return self._bytes * min(size, self._chunk())
+        self.gradient_bytes = sum(every[name].numel() * every[name].element_size() for name in names)
 
     def vectors(self, batch: Batch, cotangents: Tensor, projections: Sequence[Projections]) -> list[Tensor]:
         """Projected gradients (batch, p_out · p_in) of each parameter, for ∂value/∂outputs (batch, …).
@@ -57,7 +56,7 @@ class Fallback:
         return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
     def _chunk(self) -> int:
-        return max(1, GRADIENT_BYTES // max(self._bytes, 1))
+        return max(1, GRADIENT_BYTES // max(self.gradient_bytes, 1))
 
     def _gradients(self, batch: Batch, cotangents: Tensor) -> list[Tensor]:
         if not self.one_at_a_time:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter
-from gradtrail.attribution.fallback import AttributionWarning
+from gradtrail.attribution.adapters import Batch, ModelAdapter
+from gradtrail.attribution.fallback import GRADIENT_BYTES, AttributionWarning
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.instrument import Instrument, build_instrument
 from gradtrail.attribution.recording import recording
+from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Example
 
@@ -29,16 +30,21 @@ _LARGEST_AT_ONCE = 3
 class PassMemory:
     """Bytes of a pass over a batch beside the model: `fixed_bytes` and `example_bytes` for each example.
 
-    `one_at_a_time` names parameters that torch.func cannot measure together: each example costs a pass of its own.
+    `whole_bytes` is one example's gradient of the parameters without a layer rule, which is formed before it is
+    projected, a limited number at a time. `one_at_a_time` names such parameters where torch.func cannot measure
+    examples together: each costs a pass of its own.
     """
 
     fixed_bytes: int
     example_bytes: int
+    whole_bytes: int = 0
     one_at_a_time: tuple[str, ...] = ()
 
     def peak(self, batch_size: int) -> int:
         """Bytes at the peak of a batch."""
-        return self.fixed_bytes + batch_size * self.example_bytes
+        whole = min(batch_size * self.whole_bytes, max(self.whole_bytes, GRADIENT_BYTES))
+        # Whole gradients are stacked from parts, which stand beside them until then.
+        return self.fixed_bytes + batch_size * self.example_bytes + 2 * whole
 
 
 def measure_memory(
@@ -67,8 +73,8 @@ def measure_memory(
     projections = sum(_nbytes(side) for part in instrument.projections for side in (part.outputs, part.inputs))
     slow = instrument.fallback is not None and instrument.fallback.one_at_a_time
     names = tuple(name for group in plan.groups if not group.modules for name in group.parameters) if slow else ()
-    whole = 0 if instrument.fallback is None else instrument.fallback.chunk_bytes(MOST_EXAMPLES)
-    return PassMemory(projections + max(alone[largest] - each, 0) + whole, each, names)
+    whole = 0 if instrument.fallback is None else instrument.fallback.gradient_bytes
+    return PassMemory(projections + max(alone[largest] - each, 0), each, whole, names)
 
 
 def choose_batch_size(memory: PassMemory, budget: int = MEMORY_BUDGET, most: int = MOST_EXAMPLES) -> int:
@@ -83,34 +89,63 @@ def choose_batch_size(memory: PassMemory, budget: int = MEMORY_BUDGET, most: int
             "beside the model.",
             "Raise the memory budget, lower the group dimension, or leave layers out.",
         )
-    return max(1, min(most, (budget - memory.fixed_bytes) // memory.example_bytes))
+    return next(size for size in range(max(most, 1), 0, -1) if memory.peak(size) <= budget)
 
 
 def _batch_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
     """Bytes at the peak of a batch that grow with it: what autograd and our hooks keep, and the largest gradients."""
-    weights = {_place(tensor) for tensor in (*instrument.model.parameters(), *instrument.model.buffers())}
-    kept: dict[tuple[torch.device, int], int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        if _place(tensor) not in weights:
-            kept[_place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        recording(instrument, examples) as record,
-    ):
+    kept = _Kept(instrument.model)
+    with kept.counting(), recording(instrument, examples) as record:
         losses = instrument.adapter.losses(record.outputs, record.batch)
-        record.batch.with_each(count)
+        kept.add_batch(record.batch)
         ours = record.kept_bytes
-    if instrument.fallback is not None:
-        # In a pass of its own: torch.func does not run under hooks on what autograd keeps.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AttributionWarning)
-            with recording(instrument, examples) as record:
-                record.vectors(instrument.adapter.losses(record.outputs, record.batch))
     vectors = 2 * len(losses) * instrument.plan.dimension * torch.finfo(instrument.plan.dtype).bits // 8
-    return sum(kept.values()) + ours + vectors + _LARGEST_AT_ONCE * max(kept.values(), default=0)
+    return vectors + max(kept.peak() + ours, _fallback_bytes(instrument, examples))
+
+
+def _fallback_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
+    """What the pass for parameters without a layer rule keeps: as autograd runs it, which torch.func resembles."""
+    if instrument.fallback is None:
+        return 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttributionWarning)
+        with recording(instrument, examples) as record:
+            record.vectors(instrument.adapter.losses(record.outputs, record.batch))
+            batch = record.batch
+    kept = _Kept(instrument.model)
+    parameters = dict(instrument.model.named_parameters())
+    with frozen_in_eval(instrument.model):
+        for group in instrument.plan.groups:
+            if not group.modules:
+                parameters[group.parameters[0]].requires_grad_(True)
+        with kept.counting():
+            instrument.run(instrument.model, batch.with_each(torch.clone))
+    return kept.peak()
+
+
+class _Kept:
+    """The memory that a forward pass keeps for backward, without the model's own, each storage once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._kept: dict[tuple[torch.device, int], int] = {}
+
+    def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Counts what autograd saves while it is entered."""
+        return torch.autograd.graph.saved_tensors_hooks(self._add, lambda tensor: tensor)
+
+    def add_batch(self, batch: Batch) -> None:
+        """Counts a batch's own tensors."""
+        batch.with_each(self._add)
+
+    def peak(self) -> int:
+        """All that is kept, and what backward needs for its largest step."""
+        return sum(self._kept.values()) + _LARGEST_AT_ONCE * max(self._kept.values(), default=0)
+
+    def _add(self, tensor: Tensor) -> Tensor:
+        if _place(tensor) not in self._own:
+            self._kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, int]:

@@ -43,6 +43,24 @@ def test_the_estimate_is_close_to_what_the_allocator_sees(batch_size, make_class
     assert 0.7 < memory.peak(batch_size) / seen < 1.6
 
 
+def test_whole_gradients_of_parameters_without_a_rule_are_in_the_estimate(make_classifier, make_examples):
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recur, self.read = nn.LSTM(16, 128, batch_first=True), nn.Linear(128, 5)
+
+        def forward(self, inputs):
+            return self.read(self.recur(inputs)[0][:, -1])
+
+    examples = make_examples(24, 10, 16)
+    adapter = make_classifier(Recurrent, examples)
+    model = adapter.build_model()
+    plan = plan_features(model, PROJECTED)
+    memory = measure_memory(adapter, model, examples[:3], plan)
+    seen = peak_bytes(lambda: compute_features(adapter, model, examples, plan))
+    assert 0.5 < memory.peak(24) / seen < 2
+
+
 def test_the_largest_example_decides(make_classifier, make_examples):
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -92,6 +110,8 @@ def test_a_memory_estimate_needs_an_example(perceptron):
         (PassMemory(500, 10), 1000, 256, 50),
         (PassMemory(500, 10), 10**9, 256, 256),
         (PassMemory(990, 10), 1000, 256, 1),
+        (PassMemory(0, 10, whole_bytes=45), 1000, 256, 10),
+        (PassMemory(0, 1, whole_bytes=10**9), 2 * 10**9 + 50, 256, 50),
     ],
 )
 def test_the_batch_is_the_largest_that_fits(memory, budget, most, expected):

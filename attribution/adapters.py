@@ -209,7 +209,7 @@ class ClassificationAdapter(ModelAdapter):
 
     def sample_targets(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:
         """Classes drawn from the model's softmax."""
-        probabilities = outputs.detach().double().softmax(1).cpu()
+        probabilities = outputs.detach().cpu().double().softmax(1)
         drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
         return Batch(batch.inputs, drawn.to(outputs.device))
 

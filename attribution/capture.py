@@ -118,7 +118,7 @@ def _measure(
         measure = instrument.adapter.emitted_losses if target == "emitted" else instrument.adapter.losses
         losses = measure(record.outputs, record.batch)
         vectors = record.vectors(losses)
-    losses = losses.detach().double().cpu()
+    losses = losses.detach().cpu().double()
     vectors = vectors.to(device="cpu", dtype=plan.dtype)
     squares = plan.group_squares(vectors)
     faults = _faults(examples, losses, squares, plan)

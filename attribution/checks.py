@@ -141,7 +141,7 @@ def _agree(left: Tensor, right: Tensor, slack: float = 0.0) -> bool:
     finite = torch.isfinite(left) & torch.isfinite(right)
     if not finite.any():
         return True
-    pair = torch.stack([left[finite], right[finite]]).double()
+    pair = torch.stack([left[finite], right[finite]]).cpu().double()
     allowed = _rounding(left.dtype) * pair.abs().max().item() + slack
     return (pair[0] - pair[1]).abs().max().item() <= allowed
 

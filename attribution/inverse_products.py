@@ -115,7 +115,7 @@ def project_parameters(
         blocks = torch.stack([_arranged(model, group.modules, group.d_out, row) for row in _rows(own)])
         summed = "bop,nboi,biq->nbpq" if projection.exact else "bop,nboi,biq->npq"
         pieces.append(torch.einsum(summed, projection.outputs, blocks, projection.inputs).flatten(1))
-    return torch.cat(pieces, dim=1).double().cpu()
+    return torch.cat(pieces, dim=1).cpu().double()
 
 
 class _Counted:

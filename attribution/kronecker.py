@@ -114,7 +114,7 @@ class _Factors:
     def take(self) -> None:
         """Add what waits."""
         for total, part in self._waiting:
-            total.add_(part.double().cpu())
+            total.add_(part.cpu().double())
         self._waiting = []
 
     def forget(self) -> None:

@@ -42,14 +42,13 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
     values = [getattr(example, part) for example in examples]
-    # Tensors of one shape and type, the usual case, need no look at each of them.
-    alike = isinstance(values[0], Tensor) and all(
-        isinstance(value, Tensor) and value.shape == values[0].shape and value.dtype == values[0].dtype
-        for value in values
-    )
-    if not alike:
-        values = _tensors(examples, part, dtype)
-    return torch.stack(values).detach().to(dtype)
+    # Tensors of one type and shape, the usual case, need no look at each of them.
+    if set(map(type, values)) == {Tensor} and len({value.dtype for value in values}) == 1:
+        try:
+            return torch.stack(values).detach().to(dtype)
+        except RuntimeError:
+            pass  # of different shapes: the error names the example
+    return torch.stack(_tensors(examples, part, dtype)).detach()
 
 
 def _tensors(examples: Sequence[Example], part: str, dtype: torch.dtype) -> list[Tensor]:

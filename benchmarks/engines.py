@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,9 +13,10 @@ from workloads import Model, Workload
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter
 from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
 from gradtrail.nouns import Example
 from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.write_behind import write_behind
 
 GROUP_DIMENSION = 256
 WRITE_ROWS = 2048
@@ -75,14 +76,26 @@ def training_step(workload: Workload) -> Engine:
     return run
 
 
+def gradtrail_features(workload: Workload) -> Engine:
+    """Every example's projected gradients, held in memory."""
+    adapter, model, plan = _planned(workload)
+
+    def run() -> None:
+        rows = iterate_features(adapter, model, adapter.training_data(), plan, batch_size=workload.batch_size)
+        held = [batch.vectors for batch in rows]
+        assert sum(map(len, held)) == workload.examples
+
+    return run
+
+
 def gradtrail_index(workload: Workload, exclude: Sequence[str] = (), *, seal: bool = False) -> Engine:
-    """Every example's projected gradients, written to a LanceDB table in a fresh folder; with `seal`, read back too."""
-    adapter = WorkloadAdapter(workload)
-    examples = adapter.training_data()
-    # Registration digests each example once; the index only compares, so the digests are made beforehand.
-    digests = {example.example_id: example.content_sha256 for example in examples}
-    model = workload.build()
-    plan = plan_features(model, FeatureSettings(group_dimension=GROUP_DIMENSION, exclude=tuple(exclude)))
+    """Every example's projected gradients, written to a LanceDB table in a fresh folder.
+
+    With `seal`, all that `gradtrail index` does beside: each example's content is digested and compared with the
+    manifest, and the table is read back, checked and sealed.
+    """
+    adapter, model, plan = _planned(workload, exclude)
+    digests = {example.example_id: example.content_sha256 for example in adapter.training_data()}
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,13 +106,27 @@ def gradtrail_index(workload: Workload, exclude: Sequence[str] = (), *, seal: bo
                 attribute_names=["source"],
                 config=plan.config(),
             )
+            examples = _checked(adapter.training_data(), digests) if seal else adapter.training_data()
             rows = iterate_features(adapter, model, examples, plan, batch_size=workload.batch_size)
-            for group in _merged(rows, max(1, WRITE_ROWS // workload.batch_size)):
-                table.append(**_columns(group, digests))
+            groups = _merged(rows, max(1, WRITE_ROWS // workload.batch_size))
+            for _ in write_behind(groups, lambda group: table.append(**_columns(group, digests))):
+                pass
             if seal:
                 table.seal(digests)
 
     return run
+
+
+def _planned(workload: Workload, exclude: Sequence[str] = ()) -> tuple[WorkloadAdapter, Model, FeaturePlan]:
+    model = workload.build()
+    settings = FeatureSettings(group_dimension=GROUP_DIMENSION, exclude=tuple(exclude))
+    return WorkloadAdapter(workload), model, plan_features(model, settings)
+
+
+def _checked(examples: Sequence[Example], digests: Mapping[str, str]) -> Iterator[Example]:
+    for example in examples:
+        assert example.content_sha256 == digests[example.example_id]
+        yield example
 
 
 def norms_and_embeddings(model: Model) -> list[str]:

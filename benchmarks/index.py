@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engines import GROUP_DIMENSION, ceiling, gradtrail_index, norms_and_embeddings, training_step
+from engines import GROUP_DIMENSION, ceiling, gradtrail_features, gradtrail_index, norms_and_embeddings, training_step
 from machine import RESULTS, conditions, environment, start_again_under_conditions, write_results
 from peer_environment import PEERS, Peer
 from workloads import Workload, workloads
@@ -81,8 +81,10 @@ def _own_runners(workload: Workload) -> list[Runner]:
             Runner("gradtrail, linear layers only", _timed(workload, fewer), "linear layers; written to LanceDB")
         )
     sealed = gradtrail_index(workload, seal=True)
-    covers = "every parameter; written to LanceDB, read back and sealed"
-    return [*runners, Runner("gradtrail, sealed", _timed(workload, sealed), covers)]
+    covers = "every parameter; examples compared with their manifest, LanceDB table read back and sealed"
+    held = gradtrail_features(workload)
+    runners.append(Runner("gradtrail, kept in memory", _timed(workload, held), "every parameter; not written"))
+    return [*runners, Runner("gradtrail, checked and sealed", _timed(workload, sealed), covers)]
 
 
 def _timed(workload: Workload, run: Callable[[], None]) -> Pass:

@@ -165,8 +165,8 @@ def workloads(tiny: bool) -> dict[str, Workload]:
     """The three races by name; `tiny` ones end in a second and measure nothing."""
     tiny_gpt = {"vocabulary": 64, "length": 8, "width": 16, "depth": 1, "heads": 2}
     known = [
-        Workload("gpt", TinyGPT, tiny_gpt if tiny else {}, (8 if tiny else 64,), 16 if tiny else 512, 64, token_losses),
-        Workload("cnn", ImageCNN, {"width": 4} if tiny else {}, (3, 32, 32), 16 if tiny else 1024, 64, class_losses),
+        Workload("gpt", TinyGPT, tiny_gpt if tiny else {}, (8 if tiny else 64,), 16 if tiny else 768, 64, token_losses),
+        Workload("cnn", ImageCNN, {"width": 4} if tiny else {}, (3, 32, 32), 16 if tiny else 4096, 64, class_losses),
         Workload("mlp", TabularMLP, {"width": 16} if tiny else {}, (64,), 16 if tiny else 16384, 256, class_losses),
     ]
     return {workload.name: workload for workload in known}

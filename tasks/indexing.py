@@ -24,6 +24,7 @@ from gradtrail.lineage import queries
 from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
 from gradtrail.storage.gradients import IndexTable, VectorType
 from gradtrail.storage.manifests import read_manifest
+from gradtrail.storage.write_behind import write_behind
 from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.eigenbases import eigen_plan
 from gradtrail.tasks.estimates import estimate_pass
@@ -186,8 +187,9 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             device=options.device,
             on_non_finite=quarantined.__setitem__,
         )
-        for batch in _merged(rows, max(1, WRITE_BATCH // estimate.batch_size)):
-            written += _append(table, batch, manifest, attribute_names)
+        batches = _merged(rows, max(1, WRITE_BATCH // estimate.batch_size))
+        for batch, count in write_behind(batches, lambda batch: _append(table, batch, manifest, attribute_names)):
+            written += count
             bar.advance(len(batch.example_ids))
     if shard.count > 1:
         return IndexOutcome(planned_id, True, written, len(present), len(quarantined), complete=False)

@@ -46,9 +46,12 @@ class Runner:
 def race(
     workload: Workload, peers: list[str], *, tiny: bool, threads: int, repetitions: int, budget: float
 ) -> list[dict[str, Any]]:
-    """The rows of one workload. An engine that has used `budget` seconds is not asked again."""
-    runners = _own_runners(workload)
-    refused = []
+    """The rows of one workload. An engine is asked again while that keeps it within `budget` seconds.
+
+    A peer has run once when it says that it is ready.
+    """
+    own = _own_runners(workload)
+    runners, refused = list(own), []
     for name in peers:
         peer = Peer(name, workload.name, tiny=tiny, threads=threads, environment=conditions(threads))
         if peer.unavailable is None:
@@ -56,7 +59,7 @@ def race(
         else:
             refused.append({"model": workload.name, "engine": PEERS[name], "unavailable": peer.unavailable})
             peer.close()
-    for runner in runners:
+    for runner in own:
         runner.run()
     for _ in range(repetitions):
         for runner in runners:
@@ -120,7 +123,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gpt", "cnn", "mlp"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds an engine may take on one model")
+    parser.add_argument("--budget", type=float, default=40.0, help="seconds an engine may take on one model")
     parser.add_argument("--output", type=Path, default=RESULTS / "index.json")
     options = parser.parse_args()
     start_again_under_conditions(options.threads)

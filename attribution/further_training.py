@@ -66,14 +66,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RunCost:
-    """Seconds that one run takes, timed on this machine: a step of training, and one measurement of all queries."""
+    """Seconds, timed on this machine: to begin a run, for a step of training, for one measurement of all queries."""
 
+    start: float
     step: float
     measurement: float
 
     def of(self, recipe: Recipe) -> float:
         """Seconds for one run of `recipe`."""
-        return recipe.steps[-1] * self.step + len(recipe.steps) * self.measurement
+        return self.start + recipe.steps[-1] * self.step + len(recipe.steps) * self.measurement
 
 
 @dataclass
@@ -116,17 +117,19 @@ class FurtherTraining:
             for step, (ids, batch) in enumerate(self._order(seed, last), start=1):
                 kept = torch.tensor([example_id not in left_out for example_id in ids], device=self.device)
                 optimiser.step(partial(self._objective, model, optimiser, batch, kept))
-                if step in self.recipe.steps:
+                if most_steps is None and step in self.recipe.steps:
                     found.append(self._measure(model, seed, step))
         return np.stack(found) if found else np.empty((0, len(self.queries)))
 
     def cost(self) -> RunCost:
         """Time a few steps and one measurement; nothing of it is kept."""
+        self.run(0, most_steps=1)  # the first run also pays for what torch imports and sets up
+        start = self._seconds(lambda: self.run(0, most_steps=0))
         first = self._seconds(lambda: self.run(0, most_steps=1))
         count = 1 if first > _SLOW_SECONDS else _TIMED_STEPS
-        without = self._seconds(lambda: self.run(0, most_steps=0))
-        step = max(0.0, self._seconds(lambda: self.run(0, most_steps=count)) - without) / count
-        return RunCost(step, self._seconds(lambda: self._measure(self.model, 0, 0)))
+        timed = first if count == 1 else self._seconds(lambda: self.run(0, most_steps=count))
+        measurement = self._seconds(lambda: self._measure(self.model, 0, 0))
+        return RunCost(start, max(0.0, timed - start) / count, measurement)
 
     def _objective(self, model: nn.Module, optimiser: Optimizer, batch: Batch, kept: Tensor) -> float:
         """Sum of the kept losses over the batch's own size, with gradients in place."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from gradtrail.tasks.auditing import AuditOptions, measure_outputs, recorded_warnings, score_outputs
+from gradtrail.tasks.calibrated import resolve_method
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
@@ -56,6 +57,7 @@ def audit(
     """
     version = resolve_version(workspace, reference)
     model_version_id = version.model_version_id
+    options = resolve_method(workspace, model_version_id, options)
     index_ids = ready_indexes(workspace, model_version_id, options.method, options.every_checkpoint)
     collected = collect_outputs(workspace)
 

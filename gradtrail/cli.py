@@ -148,9 +148,52 @@ def index(
 
 
 @app.command()
+def calibrate(
+    reference: Reference,
+    budget: Annotated[str, typer.Option(help="Time it may take: 90s, 5m, 2h.")] = "5m",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method to measure, repeatable; default: those at no extra index cost.")
+    ] = None,
+    target: Annotated[Literal["emitted", "label"], typer.Option(help="As in an audit.")] = "emitted",
+    steps: Annotated[str, typer.Option(help="Amounts of further training; the longest decides.")] = "10,50,200",
+    optimiser: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Of the further training.")] = "sgd",
+    learning_rate: Annotated[float, typer.Option(help="Of the further training.")] = 0.02,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, mps.")] = "cpu",
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far each method can be trusted on this very checkpoint; method auto then takes the best."""
+    from gradtrail.amounts import seconds_of, whole_numbers_of
+
+    seconds, amounts = seconds_of(budget), whole_numbers_of(steps)
+    settings = load_settings(home=home)
+    with flow_session(settings.home):
+        from gradtrail.flows.calibrate import calibrate as calibrate_flow
+        from gradtrail.tasks.calibration_plans import CalibrateOptions
+
+        options = CalibrateOptions(
+            seconds,
+            tuple(method or ()),
+            target,
+            amounts,
+            optimiser,
+            learning_rate,
+            batch_size,
+            seed=seed,
+            device=device,
+        )
+        outcome = calibrate_flow(settings.workspace(), reference, options)
+    printing.show_calibration(outcome, as_json=as_json)
+
+
+@app.command()
 def audit(
     reference: Reference,
-    method: Annotated[str, typer.Option(help="Attribution method; `gradtrail methods` lists them.")] = "influence",
+    method: Annotated[
+        str, typer.Option(help="See `gradtrail methods`; auto: what calibrate found best, else influence.")
+    ] = "auto",
     target: Annotated[
         Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")
     ] = "emitted",

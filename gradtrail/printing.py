@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradtrail.doctor import Examination
     from gradtrail.errors import GradtrailError
     from gradtrail.flows.audit import AuditOutcome
+    from gradtrail.flows.calibrate import CalibrateOutcome
     from gradtrail.flows.ingest import IngestOutcome
     from gradtrail.lineage.records import Explanation, LineageNode
     from gradtrail.storage.registry import RegisteredVersion
@@ -87,6 +88,31 @@ def show_index(outcomes: Sequence[IndexOutcome], *, as_json: bool) -> None:
         for warning in outcome.warnings:
             _say(f"Warning: {warning}")
     return None
+
+
+def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
+    """Fidelity of every method by amount of further training."""
+    if as_json:
+        return _json(outcome)
+    steps = [str(figure.steps) for figure in outcome.methods[0].by_steps]
+    table = Table("", "method", *(f"{count} steps" for count in steps), box=None, pad_edge=False)
+    for method in sorted(outcome.methods, key=lambda each: -each.by_steps[-1].spearman):
+        tuned = ", ".join(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in method.parameters.items()
+            if value not in (0.0, "") and not isinstance(value, list)
+        )
+        figures = (f"{figure.spearman:.3f} ± {figure.spearman_error:.3f}" for figure in method.by_steps)
+        table.add_row("[bold]→[/]" if method.chosen else "", escape(f"{method.method} {tuned}".strip()), *figures)
+    ceilings = (f"{figure.spearman_ceiling:.3f}" for figure in outcome.methods[0].by_steps)
+    table.add_row("", "[dim]ceiling: what noise leaves within reach[/]", *ceilings)
+    queries = outcome.methods[0].by_steps[0].queries
+    _say(
+        f"Fidelity on {outcome.model_version_id}: rank correlation of predicted and measured effects of leaving out "
+        f"random halves, over {queries} {outcome.plan.query_source} that nothing was chosen on."
+    )
+    console().print(table)
+    return _say("Method auto now takes the one marked →.")
 
 
 def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import duckdb
 
@@ -118,7 +119,7 @@ def fidelities(connection: Connection, checkpoint_id: str, before: int | None = 
         FROM fidelity WHERE checkpoint_id = $1 AND ($2 IS NULL OR event_sequence < $2)
         ORDER BY event_sequence DESC, fidelity_id"""
     found = connection.execute(query, [checkpoint_id, before]).fetchall()
-    return [Fidelity(*row[:8], parameters=json.loads(row[8]), evidence=json.loads(row[9])) for row in found]
+    return [replace(Fidelity(*row[:8]), parameters=json.loads(row[8]), evidence=json.loads(row[9])) for row in found]
 
 
 def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:

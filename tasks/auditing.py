@@ -30,6 +30,7 @@ from gradtrail.nouns import (
 from gradtrail.reports.policies import evaluate, load_policy
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.indexing import MEASURE_BATCH
+from gradtrail.tasks.measured_fidelity import audited_fidelity
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.policy_facts import policy_facts
@@ -40,6 +41,8 @@ from gradtrail.tasks.workspace import Workspace
 OVERALL_TOP = 50
 PERMUTATIONS = 200
 MEASURING = "measuring"
+AUTO = "auto"
+DEFAULT_METHOD = "influence"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class AuditOptions:
     """How an audit scores.
 
     Attributes:
-        method: name in the registry of methods; see `gradtrail methods`.
+        method: name in the registry of methods; see `gradtrail methods`. `auto` is what a calibration found best, else
+            the default method.
         target: what is measured of an output: what the model `emitted`, or the true `label`.
         top_k: proponents and opponents kept an output.
         curvature: kind of curvature for methods that need one; empty picks `fisher` where the adapter can sample.
@@ -58,7 +62,7 @@ class AuditOptions:
         device: where the outputs are measured.
     """
 
-    method: str = "influence"
+    method: str = AUTO
     target: Target = "emitted"
     top_k: int = 10
     curvature: str = ""
@@ -204,8 +208,17 @@ def score_outputs(
     with ledger.read() as connection:
         named = {a.example_id for a in attributions} | {e.example_id for e in influences}
         examples = queries.examples(connection, index.dataset_version_id, sorted(named))
+        fidelity = audited_fidelity(
+            connection,
+            index.checkpoint_id,
+            audit.method,
+            parameters,
+            audit.weighting_id,
+            index_ids,
+            options.target,
+        )
     attributes = {example_id: dict(found.attributes) for example_id, found in examples.items()}
-    facts = policy_facts(results, attributions, measured_shares, influences, attributes, index.coverage)
+    facts = policy_facts(results, attributions, measured_shares, influences, attributes, index.coverage, fidelity)
     ledger.record_weighting(weighting)
     ledger.record_audit(
         audit,

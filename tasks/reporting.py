@@ -14,13 +14,14 @@ from gradtrail.digests import sha256_file, short
 from gradtrail.errors import NotFoundError
 from gradtrail.lineage import listings, queries
 from gradtrail.lineage.records import AuditDetails, RecordedExample
-from gradtrail.nouns import Index, Output, Preview, Run, Side, Weighting
+from gradtrail.nouns import Fidelity, Index, Output, Preview, Run, Side, Weighting
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, Trust
 from gradtrail.reports.write import HTML_NAME, write_report
 from gradtrail.storage.audit_runs import AuditRun, Links, open_audit_run
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.datasets import ExampleFinder
+from gradtrail.tasks.measured_fidelity import audited_fidelity, fidelity_notes
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.recorded import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.workspace import Workspace
@@ -52,6 +53,7 @@ class RecordedAudit:
     weighting: Weighting
     refused: Mapping[str, str]
     event_hash: str
+    fidelity: Fidelity | None
     pinned: PinnedModel
     audit_run: AuditRun
 
@@ -117,6 +119,16 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         weighting = recorded_weighting(connection, details.audit.weighting_id)
         refused = queries.quarantined(connection, before=details.event_sequence)
         event = listings.audit_event(connection, audit_id)
+        fidelity = audited_fidelity(
+            connection,
+            details.model_version.checkpoint_ids[-1],
+            details.audit.method,
+            details.audit.parameters,
+            details.audit.weighting_id,
+            details.audit.index_ids,
+            details.audit.outputs[0][1],
+            before=details.event_sequence,
+        )
         counts: dict[str, dict[str, int]] = {}
         for found in queries.attribute_counts(connection, index.dataset_version_id):
             counts.setdefault(found.attribute, {})[found.value] = found.examples
@@ -130,6 +142,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         weighting=weighting,
         refused={f"{r.source}: {r.record_id}" if r.record_id else r.source: r.cause for r in refused},
         event_hash=event.event_hash,
+        fidelity=fidelity,
         pinned=pinned_model(workspace, details.audit.model_version_id),
         audit_run=open_audit_run(workspace.registry(), audit_id, f"{_title(details)} ({short(audit_id)})"),
     )
@@ -273,7 +286,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
     if coverage.uncovered:
         left_out.append(f"Parameters without a rule are not measured: {', '.join(coverage.uncovered)}.")
     return Trust(
-        fidelity=None,
+        fidelity=recorded.fidelity,
         coverage=coverage,
         method=method.name,
         method_description=method.description,
@@ -282,7 +295,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
         damping=damping,
         weighting=recorded.weighting,
         meaning_of_scores=str(details.method_notes["meaning_of_scores"]),
-        left_out=tuple(left_out),
+        left_out=(*fidelity_notes(recorded.fidelity), *left_out),
         quarantined_outputs=recorded.refused,
         not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
     )

@@ -227,4 +227,4 @@ def test_the_cost_of_a_run_is_timed_and_grows_with_its_steps():
     cost = training.cost()
     assert cost.step > 0
     assert cost.measurement > 0
-    assert cost.of(training.recipe) == pytest.approx(40 * cost.step + 3 * cost.measurement)
+    assert cost.of(training.recipe) == pytest.approx(cost.start + 40 * cost.step + 3 * cost.measurement)

@@ -79,7 +79,7 @@ def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(tiny, prefect_serve
 
 def _audit_until(tiny, stop_after):
     """Run the audit's steps by hand and stop where a kill would have struck."""
-    options = AuditOptions()
+    options = AuditOptions(method="influence")
     index_ids = ready_indexes.fn(tiny.workspace, "tiny/1", options.method)
     collect_outputs.fn(tiny.workspace)
     if stop_after == "collect":

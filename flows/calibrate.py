@@ -1,0 +1,53 @@
+"""The flow `calibrate`: how far each method can be trusted on one checkpoint, measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from gradtrail.tasks.calibrating import MethodFidelity, measure_fidelity, plan_calibration, train_further
+from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.indexing import publish_snapshot
+from gradtrail.tasks.ingesting import resolve_version
+from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class CalibrateOutcome:
+    """What a calibration measured.
+
+    Attributes:
+        model_version_id: the pinned version.
+        plan: what was trained, towards which queries.
+        trained: runs of further training that this call made; an earlier one may have made the others.
+        methods: every method with its figures, on queries that nothing was chosen on.
+    """
+
+    model_version_id: str
+    plan: CalibrationPlan
+    trained: int
+    methods: tuple[MethodFidelity, ...]
+
+
+@flow(name="gradtrail-calibrate")
+def calibrate(
+    workspace: Workspace,
+    reference: str,
+    options: CalibrateOptions = CalibrateOptions(),  # noqa: B008 - frozen
+) -> CalibrateOutcome:
+    """Train the model further with and without random halves, compare the methods with that, choose one for `auto`.
+
+    A killed calibration resumes; one that is complete is compared again without any training.
+
+    Args:
+        workspace: where everything lives.
+        reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
+        options: budget, methods and how the model is trained further.
+    """
+    version = resolve_version(workspace, reference)
+    plan = plan_calibration(workspace, version.model_version_id, options)
+    trained = train_further(workspace, plan, options)
+    methods = measure_fidelity(workspace, plan, options)
+    publish_snapshot(workspace)
+    return CalibrateOutcome(version.model_version_id, plan, trained, tuple(methods))

@@ -1,0 +1,75 @@
+"""Queries of a calibration: outputs that were recorded, or training examples where those are too few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from gradtrail.attribution.adapters import ClassificationAdapter, TrainingData
+from gradtrail.errors import DataError, NotFoundError, StoreError
+from gradtrail.lineage import queries
+from gradtrail.nouns import Example, Output, Target
+from gradtrail.storage.outputs import payload_record
+from gradtrail.tasks.auditing import output_example
+from gradtrail.tasks.models import PinnedModel
+from gradtrail.tasks.workspace import Workspace
+
+FEWEST_OUTPUTS = 12
+
+QuerySource = Literal["outputs", "training examples"]
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """Queries and where they come from."""
+
+    source: QuerySource
+    examples: tuple[Example, ...]
+
+
+def draw_queries(
+    workspace: Workspace, pinned: PinnedModel, training: TrainingData, target: Target, most: int, seed: int
+) -> QuerySet:
+    """At most `most` queries, drawn at random: recorded outputs if there are twelve, else training examples."""
+    with workspace.ledger().read() as connection:
+        recorded = queries.outputs_of(connection, pinned.model_version.model_version_id)
+    generator = np.random.default_rng(seed)
+    found: list[Example] = []
+    for place in generator.permutation(len(recorded)).tolist():
+        if len(found) == most:
+            break
+        found += _usable(workspace, pinned, recorded[place], target)
+    if len(found) >= FEWEST_OUTPUTS:
+        return QuerySet("outputs", tuple(sorted(found, key=lambda example: example.example_id)))
+    places = sorted(generator.permutation(len(training))[:most].tolist())
+    chosen = [training[place] for place in places]
+    return QuerySet("training examples", tuple(_emitted(pinned, chosen) if target == "emitted" else chosen))
+
+
+def _usable(workspace: Workspace, pinned: PinnedModel, output: Output, target: Target) -> list[Example]:
+    """The output as an example, or nothing where its payload is gone, cannot be read or has no label."""
+    try:
+        record = payload_record(workspace.payloads().get(output.payload_sha256))
+        if target == "label" and record.get("label") is None:
+            return []
+        return [output_example(pinned, output, record, target)]
+    except (DataError, NotFoundError, StoreError):
+        return []
+
+
+def _emitted(pinned: PinnedModel, examples: Sequence[Example]) -> list[Example]:
+    """Examples with what the model says in the place of their label, where that is a class."""
+    adapter = pinned.adapter
+    if not isinstance(adapter, ClassificationAdapter):
+        return list(examples)
+    batch = adapter.collate(examples)
+    with torch.no_grad():
+        said = adapter.emitted(adapter.outputs(pinned.load(pinned.serving), batch), batch)
+    return [
+        replace(example, target=adapter.read_target(text, {"record_id": example.example_id}))
+        for example, text in zip(examples, said, strict=True)
+    ]

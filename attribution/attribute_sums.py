@@ -35,7 +35,7 @@ class AttributeSums:
             if name not in self._values:
                 self._begin(name)
             known = self._values[name]
-            present, positions = np.unique(known.codes(_values(batch, name)), return_inverse=True)
+            present, positions = _present(known.codes(_values(batch, name)), len(known))
             for side, part in parts.items():
                 rows = self._masses[side][name].at_least(len(known))
                 # Each value occurs once in `present`, so that adding by index adds every sum.
@@ -98,9 +98,12 @@ class _Values:
     def codes(self, values: Sequence[str]) -> NDArray[np.int32]:
         """The number of each value; counts it."""
         numbers = self._numbers
-        for value in dict.fromkeys(values):
-            numbers.setdefault(value, len(numbers))
-        codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
+        try:
+            codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
+        except KeyError:
+            for value in dict.fromkeys(values):
+                numbers.setdefault(value, len(numbers))
+            codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
         found = np.bincount(codes, minlength=len(numbers))
         found[: len(self._counts)] += self._counts
         self._counts = found
@@ -129,6 +132,14 @@ class _Rows:
             grown[: len(self._rows)] = self._rows
             self._rows = grown
         return self._rows
+
+
+def _present(codes: NDArray[np.int32], known: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Some codes with all that occur, each once, and the place of each of `codes` among them."""
+    if known <= len(codes):
+        return np.arange(known), codes.astype(np.intp)
+    present, positions = np.unique(codes, return_inverse=True)
+    return present.astype(np.intp), positions
 
 
 def _sum_by_code(part: NDArray[np.float64], codes: NDArray[np.intp], size: int) -> NDArray[np.float64]:

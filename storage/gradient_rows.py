@@ -156,4 +156,4 @@ def attribute_lists(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, li
     if not names:
         return {}
     column = batch.column("attributes")
-    return {name: [value or "" for value in pc.struct_field(column, [name]).to_pylist()] for name in names}
+    return {name: pc.fill_null(pc.struct_field(column, [name]), "").to_pylist() for name in names}

@@ -22,7 +22,7 @@ demo: $(READY) ## train, register, index and audit a real model; ends with a rep
 	@$(BIN)/gradtrail demo
 
 test: $(READY) ## the tests, in a few minutes
-	@$(BIN)/python -m pytest -m "not slow" --durations=8
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=8
 	@echo "Tests passed. Next: make demo, or read docs/."
 
 test-all: $(READY) ## the tests, the slow ones too

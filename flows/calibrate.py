@@ -8,6 +8,7 @@ from prefect import flow
 
 from gradtrail.tasks.calibrating import MethodFidelity, measure_fidelity, plan_calibration, train_further
 from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.collecting import collect_outputs
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace
@@ -22,12 +23,14 @@ class CalibrateOutcome:
         plan: what was trained, towards which queries.
         trained: runs of further training that this call made; an earlier one may have made the others.
         methods: every method with its figures, on queries that nothing was chosen on.
+        refused: record ids that this run refused when it looked into the inbox, with the cause.
     """
 
     model_version_id: str
     plan: CalibrationPlan
     trained: int
     methods: tuple[MethodFidelity, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @flow(name="gradtrail-calibrate")
@@ -38,6 +41,7 @@ def calibrate(
 ) -> CalibrateOutcome:
     """Train the model further with and without random halves, compare the methods with that, choose one for `auto`.
 
+    Outputs in the inbox are collected first: they are what fidelity should speak about.
     A killed calibration resumes; one that is complete is compared again without any training.
 
     Args:
@@ -46,8 +50,9 @@ def calibrate(
         options: budget, methods and how the model is trained further.
     """
     version = resolve_version(workspace, reference)
+    collected = collect_outputs(workspace)
     plan = plan_calibration(workspace, version.model_version_id, options)
     trained = train_further(workspace, plan, options)
     methods = measure_fidelity(workspace, plan, options)
     publish_snapshot(workspace)
-    return CalibrateOutcome(version.model_version_id, plan, trained, tuple(methods))
+    return CalibrateOutcome(version.model_version_id, plan, trained, tuple(methods), collected.refused)

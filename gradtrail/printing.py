@@ -94,6 +94,8 @@ def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
     """Fidelity of every method by amount of further training."""
     if as_json:
         return _json(outcome)
+    for record_id, cause in outcome.refused:
+        _say(f"Refused output {record_id}: {cause}")
     steps = [str(figure.steps) for figure in outcome.methods[0].by_steps]
     table = Table("", "method", *(f"{count} steps" for count in steps), box=None, pad_edge=False)
     for method in sorted(outcome.methods, key=lambda each: -each.by_steps[-1].spearman):

@@ -147,6 +147,13 @@ def test_a_low_fidelity_fires_the_policy_and_training_queries_are_named(indexed)
     assert "indicative only" in html
 
 
+def test_outputs_in_the_inbox_are_queries_before_any_audit(indexed):
+    indexed.drop("a.jsonl", *(indexed.record(number) for number in range(12)), indexed.record(50, prediction="nine"))
+    outcome = calibrate(indexed.workspace, MODEL, _quick(methods=("grad_dot",)))
+    assert (outcome.plan.query_source, len(outcome.plan.query_ids)) == ("outputs", 12)
+    assert audit(indexed.workspace, MODEL).output_count == 12
+
+
 def test_another_index_has_no_fidelity_until_it_is_calibrated(indexed):
     from gradtrail.tasks.indexing import IndexOptions
 

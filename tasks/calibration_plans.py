@@ -104,17 +104,18 @@ class CalibrationPlan:
 
 
 def fit_to_budget(seconds: float, cost: RunCost, options: CalibrateOptions) -> tuple[tuple[int, ...], int, int]:
-    """Steps, sets and seeds that fit: the longest training goes first, then sets, then seeds that lower the noise.
+    """Steps, sets and seeds that fit: enough sets to choose by come before longer training, then seeds lower the noise.
 
     Raises:
         UsageError: when not even the shortest training fits; it says what would.
     """
     least = FEWEST_SEEDS * (FEWEST_SETS + 1)
+    enough = FEWEST_SEEDS * (ENOUGH_SETS + 1)
     for amounts in range(len(options.steps), 0, -1):
         steps = options.steps[:amounts]
         a_run = cost.of(options.recipe(steps))
         affordable = TRAINING_SHARE * seconds / a_run
-        if affordable >= least:
+        if affordable >= (least if amounts == 1 else enough):
             sets = int(min(ENOUGH_SETS, affordable / FEWEST_SEEDS - 1))
             seeds = int(min(MOST_SEEDS, affordable / (sets + 1)))
             return steps, int(min(MOST_SETS, affordable / seeds - 1)), seeds

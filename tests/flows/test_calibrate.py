@@ -184,13 +184,14 @@ def test_requests_that_cannot_be_served_are_refused(tiny, prefect_server):
     assert _fidelities(tiny) == []
 
 
-def test_a_budget_buys_steps_then_sets_then_seeds():
+def test_a_budget_buys_enough_sets_then_longer_training_then_seeds():
     options, cost = CalibrateOptions(), RunCost(start=0.0, step=0.001, measurement=0.0)
     plans = [fit_to_budget(seconds, cost, options) for seconds in (1.1, 4.3, 20, 60, 3600)]
-    assert plans[0] == ((10, 50), 8, 2)
-    assert plans[1] == ((10, 50, 200), 8, 2)
+    assert plans[0] == ((10,), 30, 3)
+    assert plans[1] == ((10, 50), 35, 2)
     assert plans[2] == ((10, 50, 200), 27, 3)
     assert plans[-1] == ((10, 50, 200), 64, 8)
+    assert fit_to_budget(0.22, cost, options) == ((10,), 8, 2)
     for seconds, (steps, sets, seeds) in zip((1.1, 4.3, 20, 60), plans, strict=False):
         assert seeds * (sets + 1) * steps[-1] * 0.001 <= 0.85 * seconds + 1e-9
     with pytest.raises(UsageError, match="does not hold 18 runs of 10 steps") as caught:

@@ -30,11 +30,12 @@ FEED = "demo"
 INBOX_FILE = "held-out.parquet"
 LATER_FILE = "later-outputs.parquet"
 OUTPUT_COUNT = 60
+CALIBRATION_SECONDS = 25.0
 _PRODUCED_AT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
-def run_demo(settings: Settings) -> None:
-    """Train and register a small CNN, ingest and index it, audit its outputs, and say what was found.
+def run_demo(settings: Settings, calibration_seconds: float = CALIBRATION_SECONDS) -> None:
+    """Train and register a small CNN, ingest, index and calibrate it, audit its outputs, and say what was found.
 
     Run again it finds nothing new, unless outputs were added to the inbox. It always works on MLflow, LanceDB and
     DuckDB inside the home folder, whatever other servers the settings name.
@@ -56,7 +57,7 @@ def run_demo(settings: Settings) -> None:
         "of one source were made wrong on purpose, to see whether the audit points to them.\n"
     )
     with flow_session(home):
-        outcome = _audit(console, embedded, workspace)
+        outcome = _audit(console, embedded, workspace, calibration_seconds)
     if outcome.audit_id:
         _tell(console, workspace, outcome)
     else:
@@ -64,12 +65,13 @@ def run_demo(settings: Settings) -> None:
     _next_steps(console, settings, workspace)
 
 
-def _audit(console: Console, settings: Settings, workspace: Workspace) -> AuditOutcome:
+def _audit(console: Console, settings: Settings, workspace: Workspace, calibration_seconds: float) -> AuditOutcome:
     with _step(console, "starting MLflow, Prefect, LanceDB and DuckDB, embedded"):
         from gradtrail.flows.audit import audit
+        from gradtrail.flows.calibrate import calibrate
         from gradtrail.flows.index import index
         from gradtrail.flows.ingest import ingest
-        from gradtrail.tasks.auditing import AuditOptions
+        from gradtrail.tasks.calibration_plans import CalibrateOptions
 
         registry = workspace.registry()
         registered = _is_registered(registry)
@@ -84,12 +86,23 @@ def _audit(console: Console, settings: Settings, workspace: Workspace) -> AuditO
         ingest(workspace, reference)
     with _step(console, "flow index: a projected gradient for every training example"):
         index(workspace, reference)
+    if not _is_calibrated(workspace):
+        with _step(console, "flow calibrate: which method predicts best what further training does"):
+            calibrate(workspace, reference, CalibrateOptions(budget_seconds=calibration_seconds))
     with _step(console, "flow audit: exact scores, shares, findings, report"):
-        return audit(workspace, reference, AuditOptions())
+        return audit(workspace, reference)
 
 
 def _is_registered(registry: Registry) -> bool:
     return any(model.name == MODEL for model in registry.client.search_registered_models())
+
+
+def _is_calibrated(workspace: Workspace) -> bool:
+    from gradtrail.lineage import queries
+
+    with workspace.ledger().read() as connection:
+        [version] = queries.model_versions(connection)
+        return bool(queries.fidelities(connection, version.checkpoint_ids[-1]))
 
 
 def _train_and_register(settings: Settings) -> None:
@@ -150,9 +163,20 @@ def _drop_outputs(workspace: Workspace) -> None:
 def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None:
     from gradtrail.demo.digits import MISLABELLED_SOURCE, load_digits_data
     from gradtrail.lineage import queries
+    from gradtrail.tasks.measured_fidelity import audited_fidelity
 
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, outcome.audit_id)
+        audit = details.audit
+        fidelity = audited_fidelity(
+            connection,
+            details.model_version.checkpoint_ids[-1],
+            audit.method,
+            audit.parameters,
+            audit.weighting_id,
+            audit.index_ids,
+            "emitted",
+        )
     planted = load_digits_data().mislabelled
     strongest = [
         influence.example_id
@@ -167,6 +191,11 @@ def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None
     ]
     console.print(f"\n[bold]Audit {short(outcome.audit_id)}[/] of {outcome.model_version_id}: ", end="")
     console.print(f"{outcome.output_count} outputs, {len(details.findings)} findings")
+    if fidelity is not None:
+        console.print(
+            f"  fidelity of {fidelity.method}: {fidelity.value:.2f} ± {fidelity.standard_error:.2f} of at most "
+            f"{fidelity.ceiling:.2f}, against {fidelity.evidence['steps']} steps of further training"
+        )
     for share in sorted(sources, key=lambda share: -share.share):
         console.print(
             f"  {share.value:<18} carries {share.share:5.1%} of the support, {share.ratio:.2f}× its part of the data"

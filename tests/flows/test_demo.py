@@ -1,5 +1,6 @@
 """The demo end to end, with real MLflow, Prefect, LanceDB and DuckDB."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -54,6 +55,19 @@ def test_audit_covers_the_dropped_outputs_with_every_wrong_prediction_among_them
     wrong = {f"demo:{r['record_id']}" for r in demo_records(demo.workspace) if r["prediction"] != r["label"]}
     assert len(wrong) > 10
     assert wrong <= {result.output_id for result in details.results}
+
+
+def test_the_audited_method_is_the_one_whose_fidelity_was_measured_best_and_the_report_shows_it(demo):
+    details = _first(demo)
+    with demo.workspace.ledger().read() as connection:
+        found = queries.fidelities(connection, details.model_version.checkpoint_ids[-1])
+    [chosen] = [fidelity for fidelity in found if fidelity.evidence.get("chosen")]
+    assert details.audit.method == chosen.method
+    assert chosen.value > 0.6
+    assert 0 < chosen.value <= chosen.ceiling + 3 * chosen.standard_error
+    report = json.loads((demo.workspace.reports / details.audit.audit_id / "report.json").read_text())
+    assert report["trust"]["fidelity"]["value"] == pytest.approx(chosen.value)
+    assert f"fidelity of {chosen.method}" in demo.printed
 
 
 def test_shares_of_every_attribute_sum_to_one_per_output_and_overall(demo):

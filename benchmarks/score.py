@@ -144,6 +144,8 @@ def measure(
         "all_seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
         "peak_mib": round(peaks[rows]["peak_mib"]),
         "peak_mib_with_a_quarter_of_the_rows": round(peaks[rows // 4]["peak_mib"]),
+        "peak_mib_of_bare_scan": round(peaks[rows]["scan_mib"]),
+        "peak_mib_of_bare_scan_with_a_quarter_of_the_rows": round(peaks[rows // 4]["scan_mib"]),
         "mib_before_the_pass": round(peaks[rows]["before_mib"]),
         "attributes_summed": ["licence", "source"],
         "top": TOP,
@@ -151,19 +153,26 @@ def measure(
 
 
 def _peak(uri: str, rows: int, dimension: int, dtype: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--peak", uri, str(rows), str(dimension), dtype, "--threads", str(threads)]
-    # Here the allocator is left alone: what is asked is how much a user's process takes.
-    usual = {name: value for name, value in conditions(threads).items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=usual)  # noqa: S603
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    measured: dict[str, float] = {}
+    for work in ("scan", "pass"):
+        index = [uri, str(rows), str(dimension), dtype]
+        command = [sys.executable, __file__, "--peak", work, *index, "--threads", str(threads)]
+        # Here the allocator is left alone: what is asked is how much a user's process takes.
+        usual = {name: value for name, value in conditions(threads).items() if not name.startswith("MALLOC_")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=usual)  # noqa: S603
+        measured |= json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
-def _print_peak(uri: str, rows: int, dimension: int, dtype: str) -> None:
+def _print_peak(work: str, uri: str, rows: int, dimension: int, dtype: str) -> None:
     table = GradientStore(uri).existing(_index_id(rows, dimension, dtype))
     assert table is not None
     prepared = queries(dimension)
     before = _peak_mib()
+    if work == "scan":
+        bare_scan(table)
+        print(json.dumps({"scan_mib": _peak_mib()}))
+        return
     found = one_pass(table, prepared)
     assert found.example_count == rows
     print(json.dumps({"before_mib": before, "peak_mib": _peak_mib()}))
@@ -194,14 +203,14 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the indexes are built; a temporary folder by default")
     parser.add_argument("--output", type=Path, default=RESULTS / "score.json")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     # Scoring only reads Arrow's memory, which is read-only.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     if options.peak:
         torch.set_num_threads(options.threads)
-        uri, rows, dimension, dtype = options.peak
-        _print_peak(uri, int(rows), int(dimension), dtype)
+        work, uri, rows, dimension, dtype = options.peak
+        _print_peak(work, uri, int(rows), int(dimension), dtype)
         return
     start_again_under_conditions(options.threads)
 

@@ -92,8 +92,9 @@ class Trust:
     """How far the scores can be believed, what they mean and what they do not cover.
 
     `fidelity` is None until it has been measured on this checkpoint. `damping` is text, for example "0.1 × the mean
-    curvature of each layer". `left_out` holds whole sentences; `quarantined_outputs` gives the reason by output id;
-    `not_reproduced` holds output ids. `approximate` is True only when an approximate search chose the examples.
+    curvature of each layer". `left_out` and `fidelity_notes` hold whole sentences; `quarantined_outputs` gives the
+    reason by output id; `not_reproduced` holds output ids. `approximate` is True only when an approximate search chose
+    the examples.
     """
 
     fidelity: Fidelity | None
@@ -108,6 +109,7 @@ class Trust:
     left_out: tuple[str, ...] = ()
     quarantined_outputs: Mapping[str, str] = field(default_factory=dict)
     not_reproduced: tuple[str, ...] = ()
+    fidelity_notes: tuple[str, ...] = ()
     approximate: bool = False
 
 

@@ -40,7 +40,7 @@ def fidelity_notes(fidelity: Fidelity | None) -> list[str]:
         return []
     said = fidelity.evidence
     notes = [
-        f"Fidelity speaks about {said['steps']:,} further steps with {said['optimiser']} at a learning rate of "
+        f"It speaks about {said['steps']:,} further steps of {said['optimiser'].upper()} at a learning rate of "
         f"{said['learning_rate']:g}: {said['sets']} random halves left out, {said['seeds']} seeds."
     ]
     if said["query_source"] != "outputs":

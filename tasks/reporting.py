@@ -295,9 +295,10 @@ def _trust(recorded: RecordedAudit) -> Trust:
         damping=damping,
         weighting=recorded.weighting,
         meaning_of_scores=str(details.method_notes["meaning_of_scores"]),
-        left_out=(*fidelity_notes(recorded.fidelity), *left_out),
+        left_out=tuple(left_out),
         quarantined_outputs=recorded.refused,
         not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
+        fidelity_notes=tuple(fidelity_notes(recorded.fidelity)),
     )
 
 

@@ -92,7 +92,7 @@ def test_a_calibration_measures_methods_and_audits_take_the_best(indexed, capsys
     report = _report(indexed, after)
     assert report["trust"]["method"] == chosen.method
     assert report["trust"]["fidelity"]["value"] == pytest.approx(best.value)
-    assert any("random halves left out" in note for note in report["trust"]["left_out"])
+    assert any("random halves left out" in note for note in report["trust"]["fidelity_notes"])
     with indexed.workspace.ledger().read() as connection:
         pinned = queries.audit(connection, after.audit_id)
     assert pinned.method == chosen.method
@@ -142,7 +142,7 @@ def test_a_low_fidelity_fires_the_policy_and_training_queries_are_named(indexed)
     report = _report(indexed, outcome)
     assert report["trust"]["method"] == "grad_cos"
     assert [finding["rule"] for finding in report["findings"]] == ["fidelity"]
-    assert any("measured on training examples" in note for note in report["trust"]["left_out"])
+    assert any("measured on training examples" in note for note in report["trust"]["fidelity_notes"])
     html = (indexed.workspace.reports / outcome.audit_id / "report.html").read_text()
     assert "indicative only" in html
 

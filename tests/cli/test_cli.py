@@ -163,3 +163,17 @@ def test_the_readmes_tour_works_as_written(prefect_server, tmp_path):
     assert "Audited 20 outputs of tumours/1" in said["gradtrail audit tumours@champion"]
     assert "hospital-" in said["gradtrail explain inbox:case-000"]
     assert "Nothing was changed" in said["gradtrail verify"]
+
+
+def test_a_refused_flow_prints_two_lines_and_no_traceback(prefect_server, tmp_path):
+    command = [sys.executable, "-m", "gradtrail.cli", "ingest", "nobody@champion", "--home", str(tmp_path / "home")]
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    environment.pop("PREFECT_LOGGING_LEVEL", None)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 2
+    said = [line for line in result.stderr.splitlines() if line.strip()]
+    assert said[0].startswith("Error: No model named nobody")
+    assert said[1].startswith("Remedy:")
+    assert len(said) == 2

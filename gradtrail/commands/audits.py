@@ -1,0 +1,101 @@
+"""Audit outputs, and read what audits found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gradtrail import printing
+from gradtrail.commands.options import AsJson, Home, Reference
+from gradtrail.session import flow_session
+from gradtrail.settings import load_settings
+
+app = typer.Typer()
+outputs_app = typer.Typer(help="Outputs of production models, waiting to be audited.", no_args_is_help=True)
+app.add_typer(outputs_app, name="outputs")
+
+
+@outputs_app.command("add")
+def outputs_add(
+    file: Annotated[Path, typer.Argument(help="Parquet or JSON Lines, one record an output.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a file of outputs into the inbox; the next audit takes what is new in it."""
+    from gradtrail.storage.outputs import add_file
+
+    workspace = load_settings(home=home).workspace()
+    placed = add_file(file, workspace.inbox)
+    printing.show_added(placed, as_json=as_json)
+
+
+@app.command()
+def audit(
+    reference: Reference,
+    method: Annotated[
+        str, typer.Option(help="See `gradtrail methods`; auto: what calibrate found best, else influence.")
+    ] = "auto",
+    target: Annotated[
+        Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")
+    ] = "emitted",
+    top_k: Annotated[int, typer.Option(help="Proponents and opponents kept per output.", min=1)] = 10,
+    curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn; ggn or hessian for cg and lissa.")] = "",
+    relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
+    absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
+    horizon: Annotated[
+        float, typer.Option(help="Learning rate × steps, for method horizon; 0: one over the damping.", min=0)
+    ] = 0.0,
+    every_checkpoint: Annotated[
+        bool, typer.Option("--every-checkpoint", help="An ensemble over all checkpoints, for method trak.")
+    ] = False,
+    policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit every output that no audit has covered yet, and write the report."""
+    settings = load_settings(home=home, policy=policy)
+    with flow_session(settings.home):
+        from gradtrail.flows.audit import audit as audit_flow
+        from gradtrail.tasks.auditing import AuditOptions
+
+        options = AuditOptions(
+            method,
+            target,
+            top_k,
+            curvature,
+            relative_damping,
+            absolute_damping,
+            horizon=horizon,
+            every_checkpoint=every_checkpoint,
+        )
+        outcome = audit_flow(settings.workspace(), reference, options)
+    printing.show_audit(outcome, as_json=as_json)
+
+
+@app.command()
+def explain(
+    output: Annotated[str, typer.Argument(help="Output id, or the beginning of one.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where one output came from: examples, sources, licences, dataset version, run, checkpoint."""
+    from gradtrail.api import connect
+
+    printing.show_explanation(connect(load_settings(home=home).home).explain(output), as_json=as_json)
+
+
+@app.command()
+def report(
+    audit_id: Annotated[str, typer.Argument(help="Audit id, or the beginning of one; default: the newest.")] = "",
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the report of an audit; write it again from the ledger if its file is gone."""
+    settings = load_settings(home=home)
+    with flow_session(settings.home):
+        from gradtrail.tasks.reporting import ensure_report
+
+        found = ensure_report(settings.workspace(), audit_id)
+    printing.show_report(found, as_json=as_json)

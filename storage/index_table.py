@@ -18,10 +18,9 @@ from gradtrail.storage.gradient_rows import (
     Column,
     IndexDescription,
     StoredRows,
-    column_names,
     index_rows,
-    stored_rows,
 )
+from gradtrail.storage.index_scan import BATCH_ROWS, IndexScan
 from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faults, open_existing, open_or_create, scan
 from gradtrail.storage.measured import Measured, first_few, require_unique
 from gradtrail.storage.queries_table import QueriesTable, StoredQueries
@@ -35,7 +34,6 @@ _SEALS_SCHEMA = pa.schema(
         pa.field("rows_sha256", pa.string(), nullable=False),
     ]
 )
-_BATCH_ROWS = 4096
 # Compaction rewrites the whole table; it pays only where many small appends left many small files.
 _MANY_FRAGMENTS = 32
 _SMALL_FRAGMENT_ROWS = 1024
@@ -65,6 +63,7 @@ class IndexTable:
         self._connection = connection
         self._description = description
         self._table = table
+        self._scan = IndexScan(connection, table.name, index_id, description)
         self._known: dict[str, str] | None = None
         self._queries = QueriesTable(
             connection, f"queries_{index_id}", dimension=self.dimension, group_count=self.group_count
@@ -168,14 +167,14 @@ class IndexTable:
         seals = open_existing(self._connection, _SEALS)
         if version is None or seals is None:
             return None
-        for batch in scan(seals, _SEALS_SCHEMA.names, batch_size=_BATCH_ROWS):
+        for batch in scan(seals, _SEALS_SCHEMA.names, batch_size=BATCH_ROWS):
             for row in batch.to_pylist():
                 if row["index_id"] == self.index_id:
                     return Seal(version, row["rows"], row["rows_sha256"])
         return None
 
     def stream(
-        self, *, batch_size: int = _BATCH_ROWS, version: int | None = None, columns: Collection[Column] = MEASURED
+        self, *, batch_size: int = BATCH_ROWS, version: int | None = None, columns: Collection[Column] = MEASURED
     ) -> Iterator[StoredRows]:
         """Every row of the pinned version, in batches of at most `batch_size`, in the same order each time.
 
@@ -192,8 +191,7 @@ class IndexTable:
                 f"Index {self.index_id} is not complete: reading it would score some examples and not others.",
                 "Finish it with `gradtrail index`.",
             )
-        for batch in self._batches(column_names(self._description, columns), pinned, batch_size):
-            yield stored_rows(batch, self._description, columns)
+        yield from self._scan.rows(pinned, columns, batch_size)
 
     def put_queries(
         self,
@@ -245,27 +243,16 @@ class IndexTable:
             self._table.checkout_latest()
             return int(self._table.version)
 
-    def _batches(self, columns: Sequence[str], version: int, batch_size: int) -> Iterator[pa.RecordBatch]:
-        # A handle of its own, so that a reader of the pinned version does not move the writer's.
-        table = open_existing(self._connection, self._table.name)
-        if table is None:
-            raise StoreError(
-                f"The table of index {self.index_id} is gone.", "Restore it from a backup, or index again."
-            )
-        with lance_faults(f"Opening version {version} of index {self.index_id}", "Name a version that exists."):
-            table.checkout(version)
-        yield from scan(table, columns, batch_size=batch_size)
-
     def _contents_by_id(self, version: int) -> dict[str, str]:
         contents: dict[str, str] = {}
-        for batch in self._batches(["example_id", "content_sha256"], version, _BATCH_ROWS):
+        for batch in self._scan.batches(["example_id", "content_sha256"], version):
             pairs = zip(batch.column("example_id").to_pylist(), batch.column("content_sha256").to_pylist(), strict=True)
             contents.update(pairs)
         return contents
 
     def _read_back(self, version: int) -> IndexContents:
         contents = IndexContents(self._description)
-        for batch in self._batches(self._description.schema().names, version, _BATCH_ROWS):
+        for batch in self._scan.batches(self._description.schema().names, version):
             contents.add(batch)
         return contents
 

@@ -1,0 +1,45 @@
+"""Reading an index: its columns as Arrow batches, or its rows as arrays, at one pinned version."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from gradtrail.errors import StoreError
+from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows, column_names, stored_rows
+from gradtrail.storage.lance_tables import lance_faults, open_existing, scan
+
+BATCH_ROWS = 4096
+
+
+class IndexScan:
+    """Reads the table of one index, through handles of its own."""
+
+    def __init__(self, connection: Any, table_name: str, index_id: str, description: IndexDescription) -> None:
+        self._connection = connection
+        self._table_name = table_name
+        self._index_id = index_id
+        self._description = description
+
+    def batches(self, columns: Sequence[str], version: int, batch_size: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """The named columns of every row at a LanceDB version, in the same order each time.
+
+        Raises:
+            StoreError: the table is gone, the version does not exist, or a file is damaged.
+        """
+        # A handle of its own, so that a reader of the pinned version does not move the writer's.
+        table = open_existing(self._connection, self._table_name)
+        if table is None:
+            raise StoreError(
+                f"The table of index {self._index_id} is gone.", "Restore it from a backup, or index again."
+            )
+        with lance_faults(f"Opening version {version} of index {self._index_id}", "Name a version that exists."):
+            table.checkout(version)
+        yield from scan(table, columns, batch_size=batch_size)
+
+    def rows(self, version: int, columns: Collection[Column], batch_size: int = BATCH_ROWS) -> Iterator[StoredRows]:
+        """Every row at a LanceDB version, with the columns asked for; raises as `batches` does."""
+        for batch in self.batches(column_names(self._description, columns), version, batch_size):
+            yield stored_rows(batch, self._description, columns)

@@ -6,13 +6,14 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import duckdb
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gradtrail.errors import LedgerError, NotFoundError
 
+_Noun = TypeVar("_Noun")
 _SNAPSHOT_ALIAS = "ledger"
 # Every column of every table takes at least one block: 13 MB for an almost empty ledger at DuckDB's default of 256 KiB.
 _CONFIG = {"default_block_size": "16384"}
@@ -109,6 +110,17 @@ def _connect(database: Path, *, read_only: bool, patience_seconds: float) -> duc
                 "Wait until that process has finished, or close the program that has the file open, then try again.",
             ) from error
         raise damaged(database, error) from error
+
+
+def recorded(found: _Noun | None, identifier: str) -> _Noun:
+    """What another row of the ledger refers to, which therefore must be there.
+
+    Raises:
+        LedgerError: it is None.
+    """
+    if found is None:
+        raise LedgerError(f"{identifier} is missing from the ledger.", "Run `gradtrail verify` to see what else is.")
+    return found
 
 
 def _retrying(patience_seconds: float, kind: type[Exception]) -> Retrying:

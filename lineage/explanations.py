@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import duckdb
 
-from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.errors import NotFoundError
 from gradtrail.lineage.audits import audit_details, report_of
 from gradtrail.lineage.catalogue import checkpoints_of, dataset_version, examples, model_version, outputs, run
 from gradtrail.lineage.closure import resolve
-from gradtrail.lineage.connections import first_row
+from gradtrail.lineage.connections import first_row, recorded
 from gradtrail.lineage.records import AuditDetails, ExplainedExample, Explanation
 from gradtrail.nouns import Attribution
 
 Connection = duckdb.DuckDBPyConnection
-_Noun = TypeVar("_Noun")
 
 
 def explain(connection: Connection, output_id: str, *, audit_id: str | None = None) -> Explanation:
@@ -28,8 +25,8 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
     if kind != "output":
         raise NotFoundError(f"{resolved} is a {kind.replace('_', ' ')}, not an output.", "Give the id of an output.")
     output = outputs(connection, [resolved])[0]
-    version = _recorded(model_version(connection, output.model_version_id), output.model_version_id)
-    trained_by = _recorded(run(connection, version.run_id), version.run_id)
+    version = recorded(model_version(connection, output.model_version_id), output.model_version_id)
+    trained_by = recorded(run(connection, version.run_id), version.run_id)
     serving = checkpoints_of(connection, version.model_version_id)[-1]
     query = """
         SELECT audit_id FROM audit_output
@@ -38,7 +35,7 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
     if latest is None and audit_id is not None:
         raise NotFoundError(f"Audit {audit_id} does not examine output {resolved}.", "Leave the audit out.")
     if latest is None:
-        trained_on = _recorded(dataset_version(connection, version.dataset_version_id), version.dataset_version_id)
+        trained_on = recorded(dataset_version(connection, version.dataset_version_id), version.dataset_version_id)
         return Explanation(output, version, trained_by, serving, trained_on)
     details = audit_details(connection, latest[0], output_id=resolved)
     explained = _explained(connection, details)
@@ -47,7 +44,7 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
         version,
         trained_by,
         serving,
-        _recorded(dataset_version(connection, details.dataset_version_id), details.dataset_version_id),
+        recorded(dataset_version(connection, details.dataset_version_id), details.dataset_version_id),
         audit=details.audit,
         audited_at=details.recorded_at,
         method_notes=details.method_notes,
@@ -70,9 +67,3 @@ def _explained(connection: Connection, details: AuditDetails) -> list[ExplainedE
         return ExplainedExample(attribution, placed.content_sha256, placed.position, placed.attributes)
 
     return [explained(each) for each in details.attributions]
-
-
-def _recorded(found: _Noun | None, identifier: str) -> _Noun:
-    if found is None:
-        raise LedgerError(f"{identifier} is missing from the ledger.", "Run `gradtrail verify` to see what else is.")
-    return found

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrail.attribution.correlation import centred, cosines, spearmans
+from gradtrail.attribution.ceilings import split_half_ceilings
+from gradtrail.attribution.correlation import centred
 from gradtrail.errors import UsageError
 
 EffectKind = Literal["subset", "loo"]
-_MOST_SPLITS = 35
 
 
 @dataclass(frozen=True)
@@ -53,55 +52,24 @@ class Effects:
         return self.steps.index(steps)
 
     def ceilings(self, steps: int, queries: Sequence[int] | None = None) -> tuple[float, float]:
-        """What a perfect predictor could reach against these noisy means, as Spearman and as cosine.
-
-        The agreement r between the means of two halves of the seeds (averaged over queries and over ways to halve)
-        gives the reliability of the mean over all seeds, 2r / (1 + r) (Spearman–Brown); the correlation of noiseless
-        effects with that mean is its square root.
-        """
+        """What a perfect predictor could reach against these noisy means, as Spearman and as cosine."""
         chosen = list(range(len(self.query_ids))) if queries is None else list(queries)
-        effects = self.by_seed[:, self.amount(steps)][:, :, chosen]
-        agreed = np.array(
-            [
-                (_mean(spearmans(first, second)), _mean(cosines(first, second)))
-                for first, second in _halves(effects, len(self.by_seed))
-            ]
-        ).mean(0)
-        rank, angle = (_ceiling(float(agreement)) for agreement in agreed)
-        return rank, angle
+        return split_half_ceilings(self.by_seed[:, self.amount(steps)][:, :, chosen])
 
 
-def check_sets(left_out: Sequence[frozenset[str]], kind: EffectKind) -> None:
+def check_sets(left_out: Sequence[frozenset[str]], kind: EffectKind | None = None) -> None:
     """Refuse sets that cannot be ranked, or that are not of their kind.
 
     Raises:
-        UsageError: for fewer than two sets, empty sets, or sets of several examples called `loo`.
+        UsageError: for fewer than two sets, empty sets, sets that are all equal, or sets of several examples called
+            `loo`.
     """
     if len(left_out) < 2 or not all(left_out):  # noqa: PLR2004 (one effect has no rank)
         raise UsageError(f"{len(left_out)} sets to leave out, or an empty one.", "Give at least two, none empty.")
-    if (kind == "loo") != all(len(without) == 1 for without in left_out):
+    if len(set(left_out)) == 1:
+        raise UsageError(f"The {len(left_out)} sets to leave out are all equal.", "Give sets that differ.")
+    if kind is not None and (kind == "loo") != all(len(without) == 1 for without in left_out):
         raise UsageError(
             f"Sets of up to {max(map(len, left_out))} examples for effects of kind {kind}.",
             "Leave single examples out for loo, and larger sets for subset; the two figures are never mixed.",
         )
-
-
-def _halves(effects: NDArray[np.float64], count: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Means over two halves of the seeds, (sets, queries) each, for every way to halve them (or some of many)."""
-    half = count // 2
-    ways = [way for way in combinations(range(count), half) if 2 * half < count or 0 in way]
-    if len(ways) > _MOST_SPLITS:
-        ways = [ways[place] for place in np.linspace(0, len(ways) - 1, _MOST_SPLITS).round().astype(int)]
-    pairs = []
-    for way in ways:
-        rest = [seed for seed in range(count) if seed not in way][:half]
-        pairs.append((effects[list(way)].mean(0), effects[rest].mean(0)))
-    return pairs
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean())
-
-
-def _ceiling(agreement: float) -> float:
-    return float(np.sqrt(2 * agreement / (1 + agreement))) if agreement > 0 else 0.0

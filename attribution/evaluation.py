@@ -81,19 +81,11 @@ def fidelity(
 
     Raises:
         UsageError: for fewer than three queries, or an amount of training that was not measured.
-        DataError: when the shapes differ.
+        DataError: when the shapes differ, or a prediction is not finite.
     """
     measured = effects.mean[effects.amount(steps)]
-    if predicted.shape != measured.shape:
-        raise DataError(
-            f"Predicted effects have shape {predicted.shape}, measured ones {measured.shape}.",
-            "Predict the effects of the same sets on the same queries.",
-        )
-    chosen = list(range(measured.shape[1])) if queries is None else list(queries)
-    if len(chosen) < FEWEST_QUERIES:
-        raise UsageError(
-            f"{len(chosen)} queries are too few to say how far they agree.", f"Give at least {FEWEST_QUERIES}."
-        )
+    refuse_unequal(predicted, measured)
+    chosen = chosen_queries(queries, measured.shape[1])
     ranks = spearmans(predicted[:, chosen], measured[:, chosen])
     angles = cosines(predicted[:, chosen], measured[:, chosen])
     rank_ceiling, angle_ceiling = effects.ceilings(steps, chosen)
@@ -101,14 +93,48 @@ def fidelity(
         metric=f"fidelity_{effects.kind}",
         steps=steps,
         spearman=float(ranks.mean()),
-        spearman_error=_error(ranks),
+        spearman_error=standard_error(ranks),
         spearman_ceiling=rank_ceiling,
         cosine=float(angles.mean()),
-        cosine_error=_error(angles),
+        cosine_error=standard_error(angles),
         cosine_ceiling=angle_ceiling,
         queries=len(chosen),
     )
 
 
-def _error(values: NDArray[np.float64]) -> float:
+def chosen_queries(queries: Sequence[int] | None, count: int) -> list[int]:
+    """Positions of the queries that a figure is about: all `count`, or those given.
+
+    Raises:
+        UsageError: for fewer than three.
+    """
+    chosen = list(range(count)) if queries is None else list(queries)
+    if len(chosen) < FEWEST_QUERIES:
+        raise UsageError(
+            f"{len(chosen)} queries are too few to say how far they agree.", f"Give at least {FEWEST_QUERIES}."
+        )
+    return chosen
+
+
+def refuse_unequal(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> None:
+    """Refuse predictions (sets, queries) that cannot be compared with what was measured.
+
+    Raises:
+        DataError: when the shapes differ, or a prediction is not finite.
+    """
+    if predicted.shape != measured.shape:
+        raise DataError(
+            f"Predicted effects have shape {predicted.shape}, measured ones {measured.shape}.",
+            "Predict the effects of the same sets on the same queries.",
+        )
+    if not np.isfinite(predicted).all():
+        place = np.argwhere(~np.isfinite(predicted))[0].tolist()
+        raise DataError(
+            f"The predicted effect of set {place[0]} on query {place[1]} is not finite.",
+            "Check the scores; with an inverse curvature, raise the damping.",
+        )
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean of `values`, one for each query."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))

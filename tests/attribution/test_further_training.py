@@ -164,7 +164,7 @@ def test_a_killed_measurement_resumes_and_bad_kept_runs_are_refused():
 
 def test_a_diverging_optimiser_is_named():
     training = _regression(steps=(500,), optimiser=lambda parameters: _sgd(parameters, 1e3))
-    with pytest.raises(ModelError, match=r"diverged: after 500 steps with seed 0 .* query-0") as caught:
+    with pytest.raises(ModelError, match=r"diverged: at step \d+ with seed 0 the training loss is not finite") as caught:
         training.run(0)
     assert "smaller learning rate" in caught.value.remedy
 
@@ -183,7 +183,7 @@ def test_requests_that_cannot_be_answered_are_refused():
         with pytest.raises(UsageError, match=message):
             measure_effects(training, left_out, seeds, kind=kind)
     for steps, size in (((), 4), ((0,), 4), ((5, 2), 4), ((5,), 0)):
-        with pytest.raises(UsageError, match="Further training for"):
+        with pytest.raises(UsageError, match="Training for"):
             Recipe(_sgd, steps, size)
     with pytest.raises(UsageError, match="no halves"):
         random_halves(["a"], 1)

@@ -1,4 +1,4 @@
-"""Group weights learned without labels: a query's strongest attributions must stand out from the rest (METHODS: w).
+"""Group weights learned by ascent: a query's strongest attributions must stand out from the rest (METHODS: w).
 
 With contributions C[q, z, g] = a(z) ⟨[Mφ(q)]_g, φ_g(z)⟩ and w = softmax(r), maximise over r
 
@@ -11,23 +11,22 @@ one pass, and every further pass keeps the contributions of each query's k stron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import exp, log
 
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
-from gradtrail.attribution.method_registry import inverse_norms
-from gradtrail.attribution.prepared import PreparedQueries
+from gradtrail.attribution.features import FeaturePlan
+from gradtrail.attribution.group_levels import GroupTies, Level, group_ties
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Weighting
 
-Contributions = Callable[[], Iterator[Tensor]]
-"""Blocks (queries, batch, groups) float64 under the uniform weighting, over all examples; called once a pass."""
+Blocks = Callable[[], Iterator[Tensor]]
+"""Contributions (queries, batch, groups) float64 under the uniform weighting, over all examples; called once a pass."""
 
-OBJECTIVE = "top_k"
+OBJECTIVE = "self_supervised"
 FEWEST_QUERIES = 3
 _HALVINGS = 60
 
@@ -63,25 +62,26 @@ class TopKSettings:
                 "Choose positive counts and rate, a decay of at least 0, and a bound between 0 and 1.",
             )
 
-
-def contribution_blocks(
-    queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], plan: FeaturePlan
-) -> Contributions:
-    """Contributions of stored rows to queries that were prepared under the uniform weighting."""
-
-    def blocks() -> Iterator[Tensor]:
-        for batch in rows():
-            vectors = batch.vectors.to(queries.vectors.dtype)
-            parts = [queries.vectors[:, columns] @ vectors[:, columns].T for columns in plan.slices]
-            block = torch.stack(parts, dim=2).double()
-            if queries.train_scale == "inverse_norm":
-                block = block * inverse_norms(batch.squared_norms)[None, :, None]
-            yield block
-
-    return blocks
+    def least_effective(self, groups: int) -> float:
+        """The bound as a number of groups, at least one."""
+        return max(1.0, self.least_effective_groups * groups)
 
 
-def learn_top_k(contributions: Contributions, plan: FeaturePlan, settings: TopKSettings | None = None) -> Weighting:
+@dataclass(frozen=True)
+class Ascent:
+    """Weights reached: `logits` (groups,) of the softmax, the number of examples and of queries that count, and the
+    objective under the uniform weighting and under these weights."""
+
+    logits: Tensor
+    examples: int
+    queries: int
+    before: float
+    after: float
+
+
+def learn_top_k(
+    blocks: Blocks, plan: FeaturePlan, settings: TopKSettings | None = None, level: Level = "layer"
+) -> Weighting:
     """The learned weighting with its evidence; uniform where there is one group, or nothing to learn from.
 
     Raises:
@@ -89,54 +89,94 @@ def learn_top_k(contributions: Contributions, plan: FeaturePlan, settings: TopKS
         DataError: for contributions that are not finite, or do not fit the plan.
     """
     chosen = settings or TopKSettings()
-    names = [group.name for group in plan.groups]
-    moments, examples = _second_moments(contributions, len(names))
-    useful = moments.diagonal(dim1=1, dim2=2).sum(1) > 0
+    ties = group_ties(plan, level)
+    reached = ascend(blocks, ties, chosen, lambda weights: (strongest(blocks, weights, chosen.k), None))
+    return learned_weighting(OBJECTIVE, reached, plan, ties, chosen)
+
+
+def ascend(
+    blocks: Blocks, ties: GroupTies, settings: TopKSettings, gather: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> Ascent | str:
+    """Raise `objective` by AdamW, within the bound; where there is nothing to learn, the cause in words.
+
+    `gather` makes one pass for weights (groups,): what must stand out (queries, any number, groups), and which queries
+    count (queries,) bool, or None for all that have any contribution.
+
+    Raises:
+        UsageError: for fewer than three queries, or not more than k examples.
+        DataError: for contributions that are not finite, or do not fit the ties.
+    """
+    groups = len(ties.places)
+    moments, examples = _second_moments(blocks, groups)
     if len(moments) < FEWEST_QUERIES:
         raise UsageError(
             f"{len(moments)} queries are too few to learn weights from.", f"Give at least {FEWEST_QUERIES}."
         )
-    if examples <= chosen.k:
+    if examples <= settings.k:
         raise UsageError(
-            f"The {chosen.k} strongest of {examples} examples cannot stand out.",
+            f"The {settings.k} strongest of {examples} examples cannot stand out.",
             "Choose a smaller k, or more examples.",
         )
-    if len(names) == 1 or not useful.any():
-        cause = "one group" if len(names) == 1 else "no contribution is different from zero"
-        return Weighting(evidence={"objective": OBJECTIVE, "fell_back_because": cause})
+    if len(ties.names) == 1:
+        return "one group" if groups == 1 else f"one group at level {ties.level}"
+    useful = moments.diagonal(dim1=1, dim2=2).sum(1) > 0
+    if not useful.any():
+        return "no contribution is different from zero"
+    logits = torch.zeros(len(ties.names), dtype=torch.float64)
+    first, counted = gather(ties.expanded(logits).softmax(0))
+    if counted is not None:
+        useful = useful & counted
+    if int(useful.sum()) < FEWEST_QUERIES and counted is not None:
+        return f"only {int(useful.sum())} queries can be learned from"
     moments = moments[useful]
-    logits = torch.zeros(len(names), dtype=torch.float64)
-    optimiser = torch.optim.AdamW([logits], lr=chosen.learning_rate, weight_decay=chosen.weight_decay)
-    total = chosen.passes * chosen.steps
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-    bound = max(1.0, chosen.least_effective_groups * len(names))
-    before = objective(logits, strongest(contributions, logits, chosen.k)[useful], moments).item()
-    for _ in range(chosen.passes):
-        top = strongest(contributions, logits, chosen.k)[useful]
-        for _ in range(chosen.steps):
+    optimiser = torch.optim.AdamW([logits], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.passes * settings.steps)
+    bound = settings.least_effective(groups)
+    before = objective(ties.expanded(logits), first[useful], moments).item()
+    top = first[useful]
+    for turn in range(settings.passes):
+        if turn:
+            top = gather(ties.expanded(logits).softmax(0))[0][useful]
+        for _ in range(settings.steps):
             logits.requires_grad_(True)
             optimiser.zero_grad()
-            torch.autograd.backward(-objective(logits, top, moments))
+            torch.autograd.backward(-objective(ties.expanded(logits), top, moments))
             optimiser.step()
             schedule.step()
             logits.requires_grad_(False)
-            logits.copy_(bounded(logits, bound))
-    weights = logits.softmax(0)
-    after = objective(logits, strongest(contributions, logits, chosen.k)[useful], moments).item()
+            logits.copy_(bounded(logits, bound, ties.places))
+    reached = ties.expanded(logits)
+    after = objective(reached, gather(reached.softmax(0))[0][useful], moments).item()
+    return Ascent(reached, examples, int(useful.sum()), before, after)
+
+
+def learned_weighting(
+    objective_name: str, reached: Ascent | str, plan: FeaturePlan, ties: GroupTies, settings: TopKSettings
+) -> Weighting:
+    """What an ascent reached, as a weighting with its evidence."""
+    if isinstance(reached, str):
+        return uniform_because(objective_name, reached)
+    weights = reached.logits.softmax(0)
     return Weighting(
-        objective=OBJECTIVE,
-        group_weights=dict(zip(names, (weights * len(names)).tolist(), strict=True)),
+        objective=objective_name,
+        group_weights=dict(zip([group.name for group in plan.groups], (weights * len(weights)).tolist(), strict=True)),
         evidence={
-            "k": chosen.k,
-            "steps": total,
-            "queries": int(useful.sum()),
-            "examples": examples,
+            "level": ties.level,
+            "k": settings.k,
+            "steps": settings.passes * settings.steps,
+            "queries": reached.queries,
+            "examples": reached.examples,
             "effective_groups": effective_groups(weights),
-            "least_effective_groups": bound,
-            "objective_uniform": before,
-            "objective_learned": after,
+            "least_effective_groups": settings.least_effective(len(weights)),
+            "objective_uniform": reached.before,
+            "objective_learned": reached.after,
         },
     )
+
+
+def uniform_because(objective_name: str, cause: str) -> Weighting:
+    """The uniform weighting where one for `objective_name` was asked for, with the reason in its evidence."""
+    return Weighting(evidence={"objective": objective_name, "fell_back_because": cause})
 
 
 def objective(logits: Tensor, top: Tensor, moments: Tensor) -> Tensor:
@@ -146,11 +186,10 @@ def objective(logits: Tensor, top: Tensor, moments: Tensor) -> Tensor:
     return ((top @ weights).mean(1) / norms).mean()
 
 
-def strongest(contributions: Contributions, logits: Tensor, k: int) -> Tensor:
-    """Contributions of each query's k largest scores under the weights, in one pass: (queries, k, groups)."""
-    weights = logits.detach().softmax(0)
+def strongest(blocks: Blocks, weights: Tensor, k: int) -> Tensor:
+    """Contributions of each query's k largest scores under weights (groups,), in one pass: (queries, k, groups)."""
     kept: Tensor | None = None
-    for block in contributions():
+    for block in blocks():
         pool = block if kept is None else torch.cat([kept, block], dim=1)
         places = (pool @ weights).topk(min(k, pool.shape[1]), dim=1).indices
         kept = pool.gather(1, places.unsqueeze(2).expand(-1, -1, pool.shape[2]))
@@ -164,26 +203,30 @@ def effective_groups(weights: Tensor) -> float:
     return exp(torch.special.entr(weights).sum().item())
 
 
-def bounded(logits: Tensor, least: float) -> Tensor:
-    """Logits shrunk towards uniform, as little as it takes, until at least `least` groups are effective."""
+def bounded(logits: Tensor, least: float, places: Tensor | None = None) -> Tensor:
+    """Logits shrunk towards uniform, as little as it takes, until at least `least` groups are effective.
+
+    With `places` (groups,), the logits are those of level groups, and stored groups are counted (see `GroupTies`).
+    """
     centred = logits - logits.mean()
-    if effective_groups(centred.softmax(0)) >= least:
+    expand = torch.arange(len(logits)) if places is None else places
+    if effective_groups(centred[expand].softmax(0)) >= least:
         return centred
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if log(effective_groups((middle * centred).softmax(0))) >= log(least):
+        if log(effective_groups((middle * centred)[expand].softmax(0))) >= log(least):
             low = middle
         else:
             high = middle
     return low * centred
 
 
-def _second_moments(contributions: Contributions, groups: int) -> tuple[Tensor, int]:
+def _second_moments(blocks: Blocks, groups: int) -> tuple[Tensor, int]:
     """K[q] = Σ_z C[q, z, :] C[q, z, :]ᵀ, (queries, groups, groups), and the number of examples."""
     moments: Tensor | None = None
     examples = 0
-    for block in contributions():
+    for block in blocks():
         if block.shape[2] != groups or not torch.isfinite(block).all():
             raise DataError(
                 f"Contributions of shape {tuple(block.shape)} are not finite, or not of {groups} groups.",

@@ -6,13 +6,14 @@ from torch import nn
 
 from gradtrail.attribution.adapters import ClassificationAdapter
 from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.contributions import contributions
 from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.scoring import single_pass
+from gradtrail.attribution.weight_fitting import FittingSettings, fit_weighting
 from gradtrail.attribution.weight_learning import (
     TopKSettings,
     bounded,
-    contribution_blocks,
     effective_groups,
     learn_top_k,
     objective,
@@ -54,7 +55,7 @@ def test_the_streamed_objective_is_the_one_of_the_paper_in_full():
     expected = (scores / scores.norm(dim=1, keepdim=True)).topk(7, dim=1).values.mean()
     moments = values.transpose(1, 2) @ values
     for size in (1, 17, EXAMPLES):
-        top = strongest(_blocks(values, size), logits, 7)
+        top = strongest(_blocks(values, size), logits.softmax(0), 7)
         assert objective(logits, top, moments).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -63,7 +64,7 @@ def test_its_gradient_agrees_with_finite_differences():
     moments = values.transpose(1, 2) @ values
 
     def full(at):
-        return objective(at, strongest(_blocks(values), at, 7), moments)
+        return objective(at, strongest(_blocks(values), at.detach().softmax(0), 7), moments)
 
     moved = logits.clone().requires_grad_(True)
     full(moved).backward()
@@ -80,7 +81,7 @@ def test_a_group_that_alone_is_informative_gets_the_most_weight():
     assert weights[2] > 1.5 * weights[[0, 1, 3]].max()
     assert weights.mean().item() == pytest.approx(1)
     assert weighting.evidence["objective_learned"] > weighting.evidence["objective_uniform"]
-    assert weighting.objective == "top_k"
+    assert weighting.objective == "self_supervised"
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.9, 1.0])
@@ -170,11 +171,13 @@ def test_contributions_add_up_to_the_scores_and_learned_weights_apply_to_them(me
     plan = plan_features(model, FeatureSettings(dtype="float64"))
     rows, queries = (compute_features(adapter, model, part, plan) for part in (examples[5:], examples[:5]))
     prepared = prepare_queries(method, queries, plan)
-    blocks = contribution_blocks(prepared, lambda: [rows], plan)
-    [block] = blocks()
+    streamed = contributions(prepared, lambda: [rows], plan)
+    [block] = (each.values for each in streamed())
     [(_, scores)] = single_pass(prepared, lambda: [rows]).batches()
     torch.testing.assert_close(block.sum(2), torch.from_numpy(scores))
-    weighting = learn_top_k(blocks, plan, TopKSettings(k=3))
+    weighting = fit_weighting(
+        "self_supervised", plan, FittingSettings(ascent=TopKSettings(k=3)), contributions=streamed
+    )
     assert set(weighting.group_weights) == {group.name for group in plan.groups}
     weighted = prepare_queries(method, queries, plan, weighting)
     [(_, scores)] = single_pass(weighted, lambda: [rows]).batches()

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+from gradtrail.attribution.nonnegative import nonnegative_least_squares
+from gradtrail.errors import DataError
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_finds_what_scipy_finds(seed):
+    generator = np.random.default_rng(seed)
+    rows, columns = int(generator.integers(5, 60)), int(generator.integers(1, 25))
+    matrix = generator.standard_normal((rows, columns)) * 10.0 ** generator.uniform(-2, 2, columns)
+    target = matrix @ np.maximum(generator.standard_normal(columns), 0) + generator.standard_normal(rows)
+    ours, (theirs, residual) = nonnegative_least_squares(matrix, target), nnls(matrix, target)
+    assert np.linalg.norm(matrix @ ours - target) == pytest.approx(residual, rel=1e-9)
+    if columns <= rows:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9 * abs(theirs).max())
+
+
+def test_the_conditions_of_a_minimum_hold_at_zero_and_above():
+    generator = np.random.default_rng(1)
+    matrix, target = generator.standard_normal((40, 12)), generator.standard_normal(40)
+    found = nonnegative_least_squares(matrix, target)
+    descent = matrix.T @ (target - matrix @ found)
+    assert (found >= 0).all()
+    assert (found == 0).any()
+    np.testing.assert_allclose(descent[found > 0], 0, atol=1e-12)
+    assert (descent[found == 0] <= 0).all()
+
+
+def test_zeros_repeated_columns_and_targets_that_point_away_have_answers():
+    column = np.arange(1.0, 6)[:, None]
+    assert nonnegative_least_squares(column, -column[:, 0]).tolist() == [0]
+    assert nonnegative_least_squares(np.zeros((4, 3)), np.ones(4)).tolist() == [0, 0, 0]
+    assert nonnegative_least_squares(np.zeros((4, 0)), np.ones(4)).tolist() == []
+    twice = nonnegative_least_squares(np.hstack([column, column]), 3 * column[:, 0])
+    assert twice.sum() == pytest.approx(3)
+
+
+def test_values_that_are_not_finite_and_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="not finite"):
+        nonnegative_least_squares(np.full((3, 2), np.nan), np.ones(3))
+    with pytest.raises(DataError, match="for a target of shape"):
+        nonnegative_least_squares(np.ones((3, 2)), np.ones(4))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradtrail.attribution.adapters import ClassificationAdapter as ClassificationAdapter
     from gradtrail.attribution.adapters import ModelAdapter as ModelAdapter
     from gradtrail.attribution.adapters import RegressionAdapter as RegressionAdapter
+    from gradtrail.attribution.causal_language_model import CausalLMAdapter as CausalLMAdapter
     from gradtrail.nouns import Example as Example
     from gradtrail.nouns import Preview as Preview
     from gradtrail.registration import register as register
@@ -25,6 +26,7 @@ if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "flows" / "__init__
     __path__.append(str(_CHECKOUT))
 
 _EXPORTS = {
+    "CausalLMAdapter": "gradtrail.attribution.causal_language_model",
     "ClassificationAdapter": "gradtrail.attribution.adapters",
     "Connection": "gradtrail.api",
     "Example": "gradtrail.nouns",
@@ -36,6 +38,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "CausalLMAdapter",
     "ClassificationAdapter",
     "Connection",
     "Example",

@@ -27,7 +27,7 @@ from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Weighting
 
 OBJECTIVE = "further_training"
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Relative to the mean diagonal of the normal equations; the smallest keeps the weights unique."""
 _HALVINGS = 60
 

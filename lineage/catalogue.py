@@ -172,6 +172,14 @@ def examples(connection: Connection, dataset_version_id: str, example_ids: Itera
     return {row[0]: RecordedExample(*row) for row in found}
 
 
+def personal_names(connection: Connection, dataset_version_id: str) -> frozenset[str]:
+    """Attributes of a dataset version that went into the erasable table, erased ones among them."""
+    query = """
+        SELECT DISTINCT row_key->>2 FROM (SELECT row_key::JSON AS row_key FROM row_commitment
+            WHERE table_name = 'personal_attribute') WHERE row_key->>0 = ?"""
+    return frozenset(row[0] for row in connection.execute(query, [dataset_version_id]).fetchall())
+
+
 def attribute_counts(connection: Connection, dataset_version_id: str) -> list[AttributeCount]:
     """How many examples carry each value of each attribute, by attribute, the most frequent first."""
     query = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from gradtrail.errors import LedgerError, NotFoundError
 
 _Noun = TypeVar("_Noun")
+WRITING = ".writing-"
 _SNAPSHOT_ALIAS = "ledger"
 # Every column of every table takes at least one block: 13 MB for an almost empty ledger at DuckDB's default of 256 KiB.
-_CONFIG = {"default_block_size": "16384"}
+BLOCK_BYTES = 16384
+_CONFIG = {"default_block_size": str(BLOCK_BYTES)}
 
 
 @contextmanager
@@ -62,6 +65,19 @@ def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckd
 
 
 @contextmanager
+def marked(database: Path) -> Iterator[Path]:
+    """A path for the mark of a writer, to be created once the file is open; it goes at the end, but not by a kill.
+
+    So a mark without a writer says that the bytes of the file may be half-written.
+    """
+    mark = database.with_name(f"{database.name}{WRITING}{os.getpid()}")
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+@contextmanager
 def shared_file(path: Path, *, patience_seconds: float) -> Iterator[BinaryIO]:
     """Open a file for reading its bytes while no other process may write it: the lock DuckDB itself uses.
 
@@ -100,9 +116,15 @@ def first_line(error: duckdb.Error) -> str:
 
 def _connect(database: Path, *, read_only: bool, patience_seconds: float) -> duckdb.DuckDBPyConnection:
     try:
-        return _retrying(patience_seconds, duckdb.Error)(
-            duckdb.connect, str(database), read_only=read_only, config=_CONFIG
-        )
+        while True:
+            before = _inode(database)
+            connection = _retrying(patience_seconds, duckdb.Error)(
+                duckdb.connect, str(database), read_only=read_only, config=_CONFIG
+            )
+            # Erasing replaces the file while it holds the lock; what was opened before and locked after is the old one.
+            if before in (None, _inode(database)):
+                return connection
+            connection.close()
     except duckdb.Error as error:
         if _is_lock(error):
             raise LedgerError(
@@ -121,6 +143,10 @@ def recorded(found: _Noun | None, identifier: str) -> _Noun:
     if found is None:
         raise LedgerError(f"{identifier} is missing from the ledger.", "Run `gradtrail verify` to see what else is.")
     return found
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _retrying(patience_seconds: float, kind: type[Exception]) -> Retrying:

@@ -7,7 +7,7 @@ Recording something else under the same id is refused, because nothing in the le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 import duckdb
 
 from gradtrail.errors import DataError, LedgerError, NotFoundError
-from gradtrail.lineage import nouns_to_rows
+from gradtrail.lineage import catalogue, nouns_to_rows
 from gradtrail.lineage.append import append, is_recorded, keep_new, require_same, unrecorded
-from gradtrail.lineage.connections import first_line, first_row, open_database, open_snapshot
+from gradtrail.lineage.connections import WRITING, first_line, first_row, marked, open_database, open_snapshot
 from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.migrations import migrate, newest_version, version_of
 from gradtrail.lineage.rows import Rows, rows_of
@@ -31,6 +31,7 @@ from gradtrail.nouns import (
     ExampleInfluence,
     Fidelity,
     Finding,
+    GroupContribution,
     Index,
     ManifestRow,
     ModelVersion,
@@ -70,14 +71,25 @@ class Ledger:
         self.patience_seconds = patience_seconds
         self._gate = gate_of(database)
 
-    def record_dataset_version(self, dataset: DatasetVersion, manifest: Iterable[ManifestRow]) -> bool:
-        """Record a dataset version with all its examples. Name and manifest URI of the first record stay."""
-        header, examples = nouns_to_rows.dataset_rows(dataset, manifest)
-        with self._transaction() as connection:
+    def record_dataset_version(
+        self, dataset: DatasetVersion, manifest: Iterable[ManifestRow], personal_names: Collection[str] = ()
+    ) -> bool:
+        """Record a dataset version with all its examples. Name and manifest URI of the first record stay.
+
+        Attributes that `personal_names` lists go into the erasable table. A dataset version that is recorded already
+        keeps its attributes where they were put then.
+        """
+        if self.paths.database.is_file():
+            with self.read() as connection:
+                if is_recorded(connection, "dataset_version", "dataset_version_id", dataset.dataset_version_id):
+                    personal_names = catalogue.personal_names(connection, dataset.dataset_version_id)
+        header, examples, personal = nouns_to_rows.dataset_rows(dataset, manifest, personal_names)
+        with self.transaction() as connection:
             if not keep_new(connection, header).count:
                 require_same(connection, examples, "dataset_version_id", dataset.dataset_version_id)
+                require_same(connection, personal, "dataset_version_id", dataset.dataset_version_id)
                 return False
-            append(connection, "dataset_version", dataset.dataset_version_id, [header, examples])
+            append(connection, "dataset_version", dataset.dataset_version_id, [header, examples, personal])
             return True
 
     def record_model_version(self, model_version: ModelVersion, run: Run, checkpoints: Sequence[Checkpoint]) -> bool:
@@ -90,8 +102,8 @@ class Ledger:
         """
         header, members, run_row, weights = nouns_to_rows.model_version_rows(model_version, run, checkpoints)
         model_version_id = model_version.model_version_id
-        with self._transaction() as connection:
-            self._require(connection, "dataset_version", "dataset_version_id", [model_version.dataset_version_id])
+        with self.transaction() as connection:
+            self.require(connection, "dataset_version", "dataset_version_id", [model_version.dataset_version_id])
             new_run, new_weights = keep_new(connection, run_row), keep_new(connection, weights)
             if not keep_new(connection, header).count:
                 require_same(connection, members, "model_version_id", model_version_id)
@@ -106,15 +118,15 @@ class Ledger:
             LedgerError: its checkpoint or dataset version is not recorded.
         """
         rows = nouns_to_rows.index_rows(index)
-        with self._transaction() as connection:
-            self._require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
-            self._require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
+        with self.transaction() as connection:
+            self.require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
+            self.require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
             return self._record(connection, "index", index.index_id, rows)
 
     def record_weighting(self, weighting: Weighting) -> bool:
         """Record a weighting. The evidence of the first record stays."""
         rows = nouns_to_rows.weighting_rows(weighting)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return self._record(connection, "weighting", weighting.weighting_id, rows)
 
     def record_fidelities(self, fidelities: Sequence[Fidelity]) -> bool:
@@ -125,9 +137,9 @@ class Ledger:
         """
         rows = nouns_to_rows.fidelity_rows(fidelities)
         checkpoints = sorted({fidelity.checkpoint_id for fidelity in fidelities})
-        with self._transaction() as connection:
-            self._require(connection, "checkpoint", "checkpoint_id", checkpoints)
-            self._require(connection, "weighting", "weighting_id", sorted({each.weighting_id for each in fidelities}))
+        with self.transaction() as connection:
+            self.require(connection, "checkpoint", "checkpoint_id", checkpoints)
+            self.require(connection, "weighting", "weighting_id", sorted({each.weighting_id for each in fidelities}))
             return self._record(connection, "fidelity", ", ".join(checkpoints), rows)
 
     def record_outputs(self, outputs: Sequence[Output]) -> list[str]:
@@ -141,8 +153,8 @@ class Ledger:
             return []
         rows = nouns_to_rows.output_rows(outputs)
         model_versions = sorted({output.model_version_id for output in outputs})
-        with self._transaction() as connection:
-            self._require(connection, "model_version", "model_version_id", model_versions)
+        with self.transaction() as connection:
+            self.require(connection, "model_version", "model_version_id", model_versions)
             new = keep_new(connection, rows)
             if new.count:
                 append(connection, "outputs", ", ".join(model_versions), [new])
@@ -152,7 +164,7 @@ class Ledger:
     def record_quarantine(self, source: str, record_id: str, cause: str) -> bool:
         """Record that a record was refused, and why. The same record may be refused for several causes."""
         rows = nouns_to_rows.quarantine_rows(source, record_id, cause)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return self._record(connection, "quarantine", source, rows)
 
     def record_audit(
@@ -165,10 +177,12 @@ class Ledger:
         shares: Sequence[Share],
         influences: Sequence[ExampleInfluence],
         findings: Sequence[Finding],
+        group_contributions: Sequence[GroupContribution] = (),
     ) -> bool:
         """Record an audit with all its evidence, in one transaction.
 
-        Numbers that were computed again may differ in their last digits (relative 1e-5); the first ones stay.
+        Numbers that were computed again may differ in their last digits (relative 1e-5); the first ones stay. An audit
+        from before contributions of groups were recorded stays without them.
 
         Raises:
             LedgerError: a model version, weighting, index, output or example it names is not recorded.
@@ -182,11 +196,14 @@ class Ledger:
             shares=shares,
             influences=influences,
             findings=findings,
+            group_contributions=group_contributions,
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if is_recorded(connection, "audit", "audit_id", audit.audit_id):
+                split = is_recorded(connection, "group_contribution", "audit_id", audit.audit_id)
                 for each in rows:
-                    require_same(connection, each, "audit_id", audit.audit_id)
+                    if split or each.table.name != "group_contribution":
+                        require_same(connection, each, "audit_id", audit.audit_id)
                 return False
             example_ids = {each.example_id for each in attributions} | {each.example_id for each in influences}
             self._require_audited(connection, audit, example_ids)
@@ -210,8 +227,8 @@ class Ledger:
         """
         record = (audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id)
         rows = rows_of("report", [record])
-        with self._transaction() as connection:
-            self._require(connection, "audit", "audit_id", [audit_id])
+        with self.transaction() as connection:
+            self.require(connection, "audit", "audit_id", [audit_id])
             return self._record(connection, "report", audit_id, rows)
 
     def publish_snapshot(self) -> Path:
@@ -222,6 +239,10 @@ class Ledger:
                 pass  # closing folds what a killed writer left in the log into the file
             copy_and_seal(self.paths.database, self.paths.snapshot, patience_seconds=self.patience_seconds)
         return self.paths.snapshot
+
+    def interrupted_writers(self) -> list[Path]:
+        """Marks of writers that were killed since the last publication; those at work hold the file's lock as well."""
+        return sorted(self.paths.database.parent.glob(f"{self.paths.database.name}{WRITING}*"))
 
     @contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -235,7 +256,7 @@ class Ledger:
             if current:
                 yield connection
         if not current:
-            with self._transaction():
+            with self.transaction():
                 pass  # opening for writing migrates
             with self.read_unmigrated() as connection:
                 yield connection
@@ -269,7 +290,8 @@ class Ledger:
             yield
 
     @contextmanager
-    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that writes, in one transaction: all of it is kept at the end, or nothing."""
         self.paths.database.parent.mkdir(parents=True, exist_ok=True)
         with self._gate.exclusive(self.patience_seconds), self._open_for_writing() as connection:
             yield connection
@@ -277,7 +299,11 @@ class Ledger:
     @contextmanager
     def _open_for_writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         database, patience = self.paths.database, self.patience_seconds
-        with open_database(database, read_only=False, patience_seconds=patience) as connection:
+        with (
+            marked(database) as mark,
+            open_database(database, read_only=False, patience_seconds=patience) as connection,
+        ):
+            mark.touch()
             try:
                 connection.begin()
                 try:
@@ -299,7 +325,12 @@ class Ledger:
             append(connection, kind, subject, [new])
         return bool(new.count)
 
-    def _require(self, connection: duckdb.DuckDBPyConnection, table: str, column: str, values: Sequence[str]) -> None:
+    def require(self, connection: duckdb.DuckDBPyConnection, table: str, column: str, values: Sequence[str]) -> None:
+        """Refuse to go on where a row that is referred to is missing.
+
+        Raises:
+            LedgerError: names the first value that no row has.
+        """
         if missing := unrecorded(connection, table, column, values):
             raise LedgerError(
                 f"{table.replace('_', ' ')} {missing[0]} is not in the ledger.",
@@ -307,10 +338,10 @@ class Ledger:
             )
 
     def _require_audited(self, connection: duckdb.DuckDBPyConnection, audit: Audit, example_ids: set[str]) -> None:
-        self._require(connection, "model_version", "model_version_id", [audit.model_version_id])
-        self._require(connection, "weighting", "weighting_id", [audit.weighting_id])
-        self._require(connection, "gradient_index", "index_id", audit.index_ids)
-        self._require(connection, "output", "output_id", [output_id for output_id, _ in audit.outputs])
+        self.require(connection, "model_version", "model_version_id", [audit.model_version_id])
+        self.require(connection, "weighting", "weighting_id", [audit.weighting_id])
+        self.require(connection, "gradient_index", "index_id", audit.index_ids)
+        self.require(connection, "output", "output_id", [output_id for output_id, _ in audit.outputs])
         found = connection.execute(
             "SELECT DISTINCT dataset_version_id FROM gradient_index WHERE index_id IN (SELECT unnest(?))",
             [list(audit.index_ids)],

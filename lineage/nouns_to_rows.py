@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import isclose
 from typing import Any
 
 from gradtrail.digests import canonical_json, sha256_json
@@ -18,6 +19,7 @@ from gradtrail.nouns import (
     ExampleInfluence,
     Fidelity,
     Finding,
+    GroupContribution,
     Index,
     ManifestRow,
     ModelVersion,
@@ -28,9 +30,13 @@ from gradtrail.nouns import (
     Weighting,
 )
 
+_CONTRIBUTION_TOLERANCE = 1e-6
 
-def dataset_rows(dataset: DatasetVersion, manifest: Iterable[ManifestRow]) -> tuple[Rows, Rows]:
-    """Rows of dataset_version and of example.
+
+def dataset_rows(
+    dataset: DatasetVersion, manifest: Iterable[ManifestRow], personal_names: Collection[str] = ()
+) -> tuple[Rows, Rows, Rows]:
+    """Rows of dataset_version, of example, and of personal_attribute: the attributes that `personal_names` lists.
 
     Raises:
         DataError: also when the manifest has another number of examples than the dataset version says.
@@ -39,20 +45,23 @@ def dataset_rows(dataset: DatasetVersion, manifest: Iterable[ManifestRow]) -> tu
         "dataset_version",
         [(dataset.dataset_version_id, dataset.name, dataset.example_count, dataset.manifest_uri)],
     )
-    examples = rows_of(
-        "example",
-        (
-            (dataset.dataset_version_id, row.example_id, position, row.content_sha256, row.attributes)
-            for position, row in enumerate(manifest)
-        ),
-    )
+    personal: list[tuple[str, str, str, str]] = []
+
+    def example_records() -> Iterator[tuple[Any, ...]]:
+        for position, row in enumerate(manifest):
+            kept = {name: value for name, value in row.attributes.items() if name not in personal_names}
+            for name in sorted(row.attributes.keys() - kept):
+                personal.append((dataset.dataset_version_id, row.example_id, name, row.attributes[name]))
+            yield dataset.dataset_version_id, row.example_id, position, row.content_sha256, kept
+
+    examples = rows_of("example", example_records())
     if examples.count != dataset.example_count:
         raise DataError(
             f"Dataset version {dataset.dataset_version_id} says {dataset.example_count} examples, "
             f"its manifest has {examples.count}.",
             "Read the manifest again from its file; it may be cut short.",
         )
-    return header, examples
+    return header, examples, rows_of("personal_attribute", personal)
 
 
 def model_version_rows(
@@ -184,16 +193,18 @@ def audit_rows(
     shares: Sequence[Share],
     influences: Sequence[ExampleInfluence],
     findings: Sequence[Finding],
+    group_contributions: Sequence[GroupContribution] = (),
 ) -> list[Rows]:
-    """Rows of audit and of the seven tables that hang on it, audit first.
+    """Rows of audit and of the eight tables that hang on it, audit first.
 
     Raises:
-        DataError: also when results, attributions, shares or findings do not fit the audit's outputs, or a score's sign
-            contradicts its side.
+        DataError: also when the evidence does not fit the audit's outputs, a score's sign contradicts its side, or the
+            contributions of groups do not add up to 1.
     """
     with _as_json("audit"):
         audit_id = audit.audit_id
-    _refuse_strangers(audit, results, attributions, shares, findings)
+    _refuse_strangers(audit, results, attributions, [*shares, *findings, *group_contributions])
+    _refuse_partial_contributions(audit_id, group_contributions)
     by_output = {result.output_id: result for result in results}
     ordered_shares = sorted(shares, key=lambda each: (each.output_id or "", each.side, each.attribute, each.value))
     return [
@@ -270,6 +281,13 @@ def audit_rows(
                 for position, each in enumerate(findings)
             ),
         ),
+        rows_of(
+            "group_contribution",
+            (
+                (audit_id, position, each.output_id, each.side, each.group, each.share)
+                for position, each in enumerate(group_contributions)
+            ),
+        ),
     ]
 
 
@@ -277,8 +295,7 @@ def _refuse_strangers(
     audit: Audit,
     results: Sequence[OutputResult],
     attributions: Sequence[Attribution],
-    shares: Sequence[Share],
-    findings: Sequence[Finding],
+    evidence: Sequence[Share | Finding | GroupContribution],
 ) -> None:
     expected = [output_id for output_id, _ in audit.outputs]
     if sorted(expected) != sorted(result.output_id for result in results) or not expected:
@@ -288,8 +305,7 @@ def _refuse_strangers(
         )
     known = set(expected)
     named = {each.output_id for each in attributions}
-    named |= {each.output_id for each in shares if each.output_id is not None}
-    named |= {each.output_id for each in findings if each.output_id is not None}
+    named |= {each.output_id for each in evidence if each.output_id is not None}
     if strangers := sorted(named - known):
         raise DataError(
             f"Audit {audit.audit_id} was given evidence about output {strangers[0]}, which it does not examine.",
@@ -300,6 +316,19 @@ def _refuse_strangers(
             raise DataError(
                 f"Example {each.example_id} is a {each.side} of output {each.output_id} with score {each.score}.",
                 "A proponent's score is positive, an opponent's negative.",
+            )
+
+
+def _refuse_partial_contributions(audit_id: str, contributions: Sequence[GroupContribution]) -> None:
+    totals: dict[tuple[str | None, str], float] = {}
+    for each in contributions:
+        totals[each.output_id, each.side] = totals.get((each.output_id, each.side), 0.0) + each.share
+    for (output_id, side), total in totals.items():
+        if not isclose(total, 1.0, abs_tol=_CONTRIBUTION_TOLERANCE):
+            raise DataError(
+                f"The groups of audit {audit_id} contribute {total} of the {side}s' scores of "
+                f"{output_id or 'all outputs'}, where all of them make 1.",
+                "Hand over the contribution of every group of the index.",
             )
 
 

@@ -36,6 +36,13 @@ class Promise:
     root: str
 
 
+@dataclass(frozen=True)
+class Erased:
+    """A row that is gone, and the event that says it was erased."""
+
+    erasing_event: int
+
+
 @dataclass(frozen=True, order=True)
 class _Entry:
     sequence: int
@@ -43,23 +50,43 @@ class _Entry:
     is_row: bool
     key: str = field(compare=False)
     digest: bytes = field(compare=False)
+    position: int = field(compare=False, default=-1)
+
+
+Erasures = Mapping[tuple[int, str], Mapping[int, int]]
+
+
+def erased_positions(connection: duckdb.DuckDBPyConnection) -> Erasures:
+    """The erasing event by position, of every erased row, by recording event and table."""
+    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'erased_row'").fetchall():
+        return {}
+    found: dict[tuple[int, str], dict[int, int]] = {}
+    query = "SELECT erased_event, table_name, position, event_sequence FROM erased_row"
+    for recording, name, position, erasing in connection.execute(query).fetchall():
+        found.setdefault((recording, name), {})[position] = erasing
+    return found
 
 
 def check_rows(
-    connection: duckdb.DuckDBPyConnection, table: Table, promises: Mapping[int, Promise]
-) -> Iterator[Problem | None]:
-    """Check one table; yields None for every row found, and each problem, by event and key.
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    promises: Mapping[int, Promise],
+    erasures: Erasures,
+) -> Iterator[Problem | Erased | None]:
+    """Check one table; yields None for every row found, Erased for every row erased, each problem, by event and key.
 
     Args:
         connection: read-only, on the ledger.
         table: the table to walk.
         promises: by event sequence, what that event says about this table.
+        erasures: see `erased_positions`; the rows it rests on are checked with their own table.
     """
     seen: set[int] = set()
     both = merge(_rows(connection, table), _commitments(connection, table))
     for sequence, entries in groupby(both, key=lambda entry: entry.sequence):
         seen.add(sequence)
-        yield from _check_event(table, sequence, promises.get(sequence), entries)
+        erased = erasures.get((sequence, table.name), {})
+        yield from _check_event(table, sequence, promises.get(sequence), entries, erased)
     for sequence in sorted(promises.keys() - seen):
         yield Problem(
             "row_dropped",
@@ -70,8 +97,12 @@ def check_rows(
 
 
 def _check_event(
-    table: Table, sequence: int, promise: Promise | None, entries: Iterator[_Entry]
-) -> Iterator[Problem | None]:
+    table: Table,
+    sequence: int,
+    promise: Promise | None,
+    entries: Iterator[_Entry],
+    erased: Mapping[int, int],
+) -> Iterator[Problem | Erased | None]:
     from_rows, from_commitments = MerkleTree(), MerkleTree()
     of_rows: list[Problem] = []
     for _, same in groupby(entries, key=lambda entry: entry.order):
@@ -83,6 +114,13 @@ def _check_event(
         for entry in rows:
             from_rows.add(entry.digest)
             yield None
+        erasing = [erased[entry.position] for entry in promised if entry.position in erased]
+        if erasing and not rows:
+            from_rows.add(promised[0].digest)
+            yield Erased(erasing[0])
+            continue
+        if erasing:
+            yield _row_is_back(table, rows[0].key, erasing[0])
         problem = _compare(table, sequence, promised, rows)
         if problem is not None:
             of_rows.append(problem)
@@ -102,6 +140,12 @@ def _check_event(
             f"the {promise.count:,} commitments no longer give the root in event {sequence}: "
             f"they were changed{together}{named}",
         )
+
+
+def _row_is_back(table: Table, key: str, erasing_event: int) -> Problem:
+    return Problem(
+        "row_added", f"{table.name} {key}", f"the row was erased by event {erasing_event}, and is there again"
+    )
 
 
 def _compare(table: Table, sequence: int, promised: list[_Entry], rows: list[_Entry]) -> Problem | None:
@@ -130,11 +174,11 @@ def _rows(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[_Entr
 
 def _commitments(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[_Entry]:
     query = """
-        SELECT event_sequence, row_key, row_digest
+        SELECT event_sequence, row_key, row_digest, position
         FROM row_commitment WHERE table_name = ? ORDER BY event_sequence, position"""
     for batch in _batches(connection, query, [table.name]):
-        for sequence, key, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            yield _Entry(sequence, _sortable(_parsed(key)), False, key, digest)
+        for sequence, key, digest, position in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield _Entry(sequence, _sortable(_parsed(key)), False, key, digest, position)
 
 
 def _batches(

@@ -17,11 +17,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from gradtrail.digests import canonical_json, sha256_file, sha256_json
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.append import head
-from gradtrail.lineage.connections import open_snapshot, shared_file
+from gradtrail.lineage.connections import WRITING, open_snapshot, shared_file
 
 _COPY_BYTES = 1 << 20
 
@@ -48,15 +49,19 @@ def seal_path(snapshot: Path) -> Path:
 def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) -> None:
     """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection."""
     part = snapshot.with_name(snapshot.name + ".part")
-    digest = _copy(database, part, patience_seconds)
-    with closing(open_snapshot(part)) as connection:
-        sequence, event_digest = head(connection)
-    seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
-    following = _next_seal_path(snapshot)
-    _write(following, _content(seal))
-    part.replace(snapshot)
-    following.replace(seal_path(snapshot))
-    _sync(snapshot.parent)
+    with shared_file(database, patience_seconds=patience_seconds) as source:
+        digest = _copy(source, part)
+        with closing(open_snapshot(part)) as connection:
+            sequence, event_digest = head(connection)
+        seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
+        following = _next_seal_path(snapshot)
+        _write(following, _content(seal))
+        part.replace(snapshot)
+        following.replace(seal_path(snapshot))
+        _sync(snapshot.parent)
+        # Nobody can be writing now: what marks there are, killed writers left.
+        for mark in database.parent.glob(f"{database.name}{WRITING}*"):
+            mark.unlink(missing_ok=True)
 
 
 def read_seal(snapshot: Path) -> Seal | None:
@@ -98,9 +103,9 @@ def _next_seal_path(snapshot: Path) -> Path:
     return snapshot.with_name(snapshot.name + ".seal.json.next")
 
 
-def _copy(database: Path, part: Path, patience_seconds: float) -> str:
+def _copy(source: BinaryIO, part: Path) -> str:
     digest = hashlib.sha256()
-    with shared_file(database, patience_seconds=patience_seconds) as source, part.open("wb") as target:
+    with part.open("wb") as target:
         while piece := source.read(_COPY_BYTES):
             digest.update(piece)
             target.write(piece)

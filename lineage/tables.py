@@ -224,6 +224,19 @@ _ALL = (
         nullable="output_id interval_low interval_high",
     ),
     _table(
+        "group_contribution",
+        "audit_id position",
+        {
+            "audit_id": _TEXT,
+            "position": _WHOLE,
+            "output_id": _TEXT,
+            "side": _TEXT,
+            "group_name": _TEXT,
+            "share": _REAL,
+        },
+        nullable="output_id",
+    ),
+    _table(
         "example_influence",
         "audit_id side example_id",
         {"audit_id": _TEXT, "side": _TEXT, "example_id": _TEXT, "rank": _WHOLE, "share": _REAL},
@@ -261,6 +274,50 @@ _ALL = (
         "quarantine",
         "quarantine_id",
         {"quarantine_id": _TEXT, "source": _TEXT, "record_id": _TEXT, "cause": _TEXT},
+    ),
+    _table(
+        "withdrawal",
+        "withdrawal_id",
+        {"withdrawal_id": _TEXT, "attribute": _TEXT, "value": _TEXT, "example_count": _WHOLE, "reason": _TEXT},
+        nullable="attribute value reason",
+        labels="example_count reason",
+    ),
+    _table(
+        "withdrawn_example",
+        "withdrawal_id dataset_version_id example_id",
+        {"withdrawal_id": _TEXT, "dataset_version_id": _TEXT, "example_id": _TEXT},
+    ),
+    _table(
+        "audit_signature",
+        "audit_id",
+        {
+            "audit_id": _TEXT,
+            "public_key_sha256": _TEXT,
+            "public_key": _TEXT,
+            "statement": _TEXT,
+            "signature": _TEXT,
+        },
+    ),
+    _table(
+        "personal_attribute",
+        "dataset_version_id example_id name",
+        {"dataset_version_id": _TEXT, "example_id": _TEXT, "name": _TEXT, "value": _TEXT},
+    ),
+    _table(
+        "erasure",
+        "erasure_id position",
+        {"erasure_id": _TEXT, "position": _WHOLE, "kind": _TEXT, "subject_id": _TEXT, "reason": _TEXT},
+        nullable="reason",
+    ),
+    _table(
+        "erased_row",
+        "erased_event table_name position",
+        {"erased_event": _WHOLE, "table_name": _TEXT, "position": _WHOLE, "erasure_id": _TEXT},
+    ),
+    _table(
+        "file_revision",
+        "kind subject_id revision",
+        {"kind": _TEXT, "subject_id": _TEXT, "revision": _WHOLE, "file_sha256": _TEXT_MAP, "reason": _TEXT},
     ),
 )
 

@@ -8,7 +8,12 @@ What is found, by kind of problem:
 - ``event_changed``, ``event_missing``: an event does not hash to what it says, does not continue the one before, or is
   gone. The last events can vanish without a trace in the chain; the seal shows that up to the event it holds;
 - ``row_changed``, ``row_dropped``, ``row_added``: a row differs from what its event promised, named by table and key;
-- ``commitment_changed``: the promises themselves no longer give the root in their event.
+- ``commitment_changed``: the promises themselves no longer give the root in their event;
+- ``erasure_unfinished``: an erasure was recorded, but a kill or a fault kept it from removing every trace;
+- ``signature_bad``, ``signature_missing``: an audit's signature does not hold, or is demanded and not there.
+
+A row that an event says was erased is no problem but a note. So is a writer that was killed half-way: it leaves a mark
+beside the ledger, and until the next publication the bytes of the file cannot be held against the seal.
 
 Someone who rewrites rows, commitments, all later events and the seal is not found: keep copies of the seal elsewhere.
 """
@@ -16,8 +21,10 @@ Someone who rewrites rows, commitments, all later events and the seal is not fou
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -25,11 +32,13 @@ import duckdb
 from gradtrail.digests import sha256_file
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.connections import first_line, first_row, is_damage, shared_file
+from gradtrail.lineage.erasures import unfinished_erasures
 from gradtrail.lineage.integrity import FIRST_PREVIOUS_HASH, event_hash
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import schema_differences, version_of
-from gradtrail.lineage.row_check import Problem, Promise, check_rows
+from gradtrail.lineage.row_check import Erased, Problem, Promise, check_rows, erased_positions
 from gradtrail.lineage.seal import Seal, read_seal, seal_path
+from gradtrail.lineage.signatures import check_signatures
 from gradtrail.lineage.tables import TABLES
 
 __all__ = ["Problem", "VerificationReport", "verify_ledger"]
@@ -42,7 +51,8 @@ class VerificationReport:
     """What was checked and what was wrong, the first bad thing first.
 
     `checked` counts by what was counted. `bytes_sealed` says that the ledger file is, byte for byte, the one that was
-    published last. `omitted` counts problems beyond the first 1,000.
+    published last. `omitted` counts problems beyond the first 1,000. `notes` are sentences about what is no problem
+    but must be known: what was erased by which event.
     """
 
     checked: Mapping[str, int]
@@ -51,6 +61,7 @@ class VerificationReport:
     head_hash: str
     bytes_sealed: bool
     omitted: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -64,6 +75,8 @@ class _Findings:
         self.problems: list[Problem] = []
         self.omitted = 0
         self.head = (0, FIRST_PREVIOUS_HASH)
+        self.erased: Counter[tuple[str, int]] = Counter()
+        self.notes: list[str] = []
 
     def add(self, kind: str, subject: object, message: str) -> None:
         self.note(Problem(kind, str(subject), message))
@@ -75,8 +88,12 @@ class _Findings:
             self.omitted += 1
 
 
-def verify_ledger(ledger: Ledger) -> VerificationReport:
+def verify_ledger(ledger: Ledger, public_key: str = "") -> VerificationReport:
     """Check everything again; reads only.
+
+    Args:
+        ledger: the ledger to check.
+        public_key: 64 hexadecimal digits; every audit must be signed by this key then.
 
     Raises:
         NotFoundError: there is neither a ledger nor a seal.
@@ -89,7 +106,7 @@ def verify_ledger(ledger: Ledger) -> VerificationReport:
     if digest is not None or seal is None:
         try:
             with ledger.read_unmigrated() as connection:
-                _check_content(connection, found)
+                _check_content(connection, found, public_key)
                 if seal is not None:
                     _check_against_seal(connection, found, ledger, seal, bytes_sealed=bytes_sealed)
         except duckdb.Error as error:
@@ -98,8 +115,18 @@ def verify_ledger(ledger: Ledger) -> VerificationReport:
             if not is_damage(error):
                 raise
             found.add("file_damaged", database, error.what)
+    found.notes += [
+        f"{count:,} {'row' if count == 1 else 'rows'} of {name} erased by event {event}."
+        for (name, event), count in sorted(found.erased.items(), key=lambda each: (each[0][1], each[0][0]))
+    ]
     return VerificationReport(
-        found.checked, tuple(found.problems), found.head[0], found.head[1], bytes_sealed, found.omitted
+        found.checked,
+        tuple(found.problems),
+        found.head[0],
+        found.head[1],
+        bytes_sealed,
+        found.omitted,
+        tuple(found.notes),
     )
 
 
@@ -135,20 +162,27 @@ def _check_snapshot(snapshot: Path, seal: Seal, found: _Findings) -> None:
         )
 
 
-def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings) -> None:
+def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings, public_key: str) -> None:
     version = version_of(connection)
     changed = schema_differences(connection, version)
     for name, message in changed.items():
         found.add("schema_changed", name, message)
     if changed.keys().isdisjoint({"event", "row_commitment"}):
         promises = _check_events(connection, found)
+        names = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        erasures = {} if "erased_row" in changed else erased_positions(connection)
         for name, table in TABLES.items():
-            if name not in changed:
-                for outcome in check_rows(connection, table, promises.get(name, {})):
+            if name in names - changed.keys():
+                for outcome in check_rows(connection, table, promises.get(name, {}), erasures):
                     if outcome is None:
                         found.checked["rows"] += 1
+                    elif isinstance(outcome, Erased):
+                        found.erased[name, outcome.erasing_event] += 1
                     else:
                         found.note(outcome)
+        if names.issuperset({"audit_signature", "erasure"}) and changed.keys().isdisjoint(TABLES):
+            for problem in chain(unfinished_erasures(connection), check_signatures(connection, public_key)):
+                found.note(problem)
 
 
 def _check_events(connection: duckdb.DuckDBPyConnection, found: _Findings) -> dict[str, dict[int, Promise]]:
@@ -210,10 +244,15 @@ def _check_against_seal(
             f"event {seal.head_sequence}",
             f"it is not the event that the seal of {seal.published_at} holds: history was rewritten",
         )
+    elif sequence == seal.head_sequence and not bytes_sealed and ledger.interrupted_writers():
+        found.notes.append(
+            f"A writer of {ledger.paths.database} was killed half-way, so its bytes cannot be held against the seal of "
+            f"{seal.published_at}; every event and row was checked. The next publication seals it again."
+        )
     elif sequence == seal.head_sequence and not bytes_sealed:
         found.add(
             "file_damaged",
             ledger.paths.database,
             f"the ledger file has other bytes than the seal of {seal.published_at} says, though no event was recorded "
-            "since: bytes were changed, or a writer was killed half-way (then publish a new snapshot)",
+            "since: bytes were changed",
         )

@@ -1,0 +1,190 @@
+"""Withdrawals: which examples somebody took back, and which outputs, audits and model versions they had touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from gradtrail.digests import sha256_json
+from gradtrail.errors import NotFoundError, UsageError
+from gradtrail.lineage.append import append, keep_new
+from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.rows import rows_of
+
+WITHDRAWAL = "withdrawal"
+
+
+@dataclass(frozen=True)
+class WithdrawalRequest:
+    """What is withdrawn: every example with a value of an attribute, or single examples.
+
+    Raises:
+        UsageError: neither or both are given.
+    """
+
+    attribute: str = ""
+    value: str = ""
+    example_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.attribute) == bool(self.example_ids):
+            raise UsageError(
+                "A withdrawal is about one attribute value or about single examples.",
+                "Give --source X, --attribute name=value or --example ID.",
+            )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far withdrawn examples reached, as far as the ledger can tell.
+
+    It sees the examples that an audit kept among the strongest of an output or of all its outputs, and, where an
+    attribute value is withdrawn, its share in each audit. Weaker influence on single outputs it does not see.
+
+    Attributes:
+        examples: the examples, as dataset version and id.
+        dataset_version_ids, model_version_ids: those that contain them, and those trained on these.
+        output_ids: outputs with one of them among their strongest.
+        audit_ids: audits that named one of them, or measured a share of the value.
+        largest_share: the largest share of support over one of these audits; None where none was measured.
+    """
+
+    examples: tuple[tuple[str, str], ...]
+    dataset_version_ids: tuple[str, ...]
+    model_version_ids: tuple[str, ...]
+    output_ids: tuple[str, ...]
+    audit_ids: tuple[str, ...]
+    largest_share: float | None
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """All that was withdrawn so far: values by attribute, and single examples."""
+
+    values: dict[str, frozenset[str]]
+    example_ids: frozenset[str]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of it all; another one means that an audit would find something else."""
+        return sha256_json(
+            {
+                "values": {name: sorted(values) for name, values in self.values.items()},
+                "example_ids": sorted(self.example_ids),
+            }
+        )
+
+
+def reach_of(connection: duckdb.DuckDBPyConnection, request: WithdrawalRequest) -> Reach:
+    """What a withdrawal would concern.
+
+    Raises:
+        NotFoundError: no dataset version has such an example.
+    """
+    examples = _examples(connection, request)
+    connection.execute(
+        """CREATE OR REPLACE TEMP TABLE withdrawn_now AS
+        SELECT unnest($1) AS dataset_version_id, unnest($2) AS example_id""",
+        [[each[0] for each in examples], [each[1] for each in examples]],
+    )
+    named = """
+        FROM $table JOIN audit_dataset USING (audit_id)
+        SEMI JOIN withdrawn_now ON withdrawn_now.example_id = $table.example_id
+            AND withdrawn_now.dataset_version_id = audit_dataset.dataset_version_id"""
+    among_outputs = named.replace("$table", "attribution")
+    among_audits = named.replace("$table", "example_influence")
+    outputs = _column(connection, f"SELECT DISTINCT output_id {among_outputs} ORDER BY 1")
+    audits = set(_column(connection, f"SELECT DISTINCT audit_id {among_outputs}"))
+    audits.update(_column(connection, f"SELECT DISTINCT audit_id {among_audits}"))
+    measured = connection.execute(
+        """SELECT audit_id, share FROM share
+        WHERE attribute = ? AND value = ? AND output_id IS NULL AND side = 'proponent' AND share > 0""",
+        [request.attribute, request.value],
+    ).fetchall()
+    audits.update(audit_id for audit_id, _ in measured)
+    datasets = sorted({each[0] for each in examples})
+    models = connection.execute(
+        """SELECT model_version_id FROM model_version
+        WHERE dataset_version_id IN (SELECT unnest(?)) ORDER BY name, version""",
+        [datasets],
+    ).fetchall()
+    connection.execute("DROP TABLE withdrawn_now")
+    return Reach(
+        examples=tuple(examples),
+        dataset_version_ids=tuple(datasets),
+        model_version_ids=tuple(row[0] for row in models),
+        output_ids=tuple(outputs),
+        audit_ids=tuple(sorted(audits)),
+        largest_share=max((share for _, share in measured), default=None),
+    )
+
+
+def withdraw(ledger: Ledger, request: WithdrawalRequest, reason: str | None = None) -> tuple[str, bool]:
+    """Record a withdrawal with the examples it concerns today; its id, and whether it is new.
+
+    A value of a personal attribute is not written down: its examples are withdrawn one by one.
+
+    Raises:
+        NotFoundError: no dataset version has such an example.
+    """
+    with ledger.transaction() as connection:
+        examples = _examples(connection, request)
+        if request.attribute and not _is_personal(connection, request):
+            said: tuple[str | None, str | None] = (request.attribute, request.value)
+            withdrawal_id = sha256_json({"attribute": request.attribute, "value": request.value})
+        else:
+            said = (None, None)
+            withdrawal_id = sha256_json({"example_ids": sorted({each[1] for each in examples})})
+        header = rows_of(WITHDRAWAL, [(withdrawal_id, *said, len(examples), reason)])
+        concerned = rows_of("withdrawn_example", ((withdrawal_id, *each) for each in examples))
+        new = keep_new(connection, header)
+        if new.count:
+            append(connection, WITHDRAWAL, withdrawal_id, [new, concerned])
+        return withdrawal_id, bool(new.count)
+
+
+def withdrawn(connection: duckdb.DuckDBPyConnection) -> Withdrawn:
+    """All that was withdrawn so far."""
+    values: dict[str, set[str]] = {}
+    query = "SELECT attribute, value FROM withdrawal WHERE attribute IS NOT NULL ORDER BY ALL"
+    for attribute, value in connection.execute(query).fetchall():
+        values.setdefault(attribute, set()).add(value)
+    single = _column(
+        connection,
+        """SELECT DISTINCT example_id FROM withdrawn_example JOIN withdrawal USING (withdrawal_id)
+        WHERE attribute IS NULL""",
+    )
+    return Withdrawn({name: frozenset(each) for name, each in values.items()}, frozenset(single))
+
+
+def _examples(connection: duckdb.DuckDBPyConnection, request: WithdrawalRequest) -> list[tuple[str, str]]:
+    if request.example_ids:
+        query = """
+            SELECT dataset_version_id, example_id FROM example
+            WHERE example_id IN (SELECT unnest(?)) ORDER BY ALL"""
+        found = connection.execute(query, [list(request.example_ids)]).fetchall()
+        missing = sorted(set(request.example_ids) - {each[1] for each in found})
+    else:
+        query = """
+            SELECT dataset_version_id, example_id FROM example WHERE attributes[$1] = $2
+            UNION SELECT dataset_version_id, example_id FROM personal_attribute WHERE name = $1 AND value = $2
+            ORDER BY ALL"""
+        found = connection.execute(query, [request.attribute, request.value]).fetchall()
+        missing = [] if found else [f"with {request.attribute} {request.value}"]
+    if missing:
+        raise NotFoundError(
+            f"No dataset version in the ledger has the example {missing[0]}.",
+            "Write it exactly as it was registered; `gradtrail sql` lists examples and attributes.",
+        )
+    return [(row[0], row[1]) for row in found]
+
+
+def _is_personal(connection: duckdb.DuckDBPyConnection, request: WithdrawalRequest) -> bool:
+    query = "SELECT 1 FROM personal_attribute WHERE name = ? AND value = ? LIMIT 1"
+    return bool(connection.execute(query, [request.attribute, request.value]).fetchall())
+
+
+def _column(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[object] = ()) -> list[str]:
+    return [row[0] for row in connection.execute(query, list(parameters)).fetchall()]

@@ -16,7 +16,7 @@ def centred(values: Matrix, axis: int) -> Matrix:
 
 def spearmans(left: Matrix, right: Matrix) -> Matrix:
     """Rank correlation of each column of (rows, columns) with its fellow: (columns,); 0 where one is constant."""
-    return cosines(_ranks(left), _ranks(right))
+    return cosines(ranks(left), ranks(right))
 
 
 def cosines(left: Matrix, right: Matrix) -> Matrix:
@@ -28,10 +28,10 @@ def cosines(left: Matrix, right: Matrix) -> Matrix:
     return found
 
 
-def _ranks(values: Matrix) -> Matrix:
+def ranks(values: Matrix) -> Matrix:
     """Ranks down each column; equal values share the mean of their ranks."""
-    ranks = np.empty(values.shape)
+    found = np.empty(values.shape)
     for column in range(values.shape[1]):
         _, place, counts = np.unique(values[:, column], return_inverse=True, return_counts=True)
-        ranks[:, column] = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
+        found[:, column] = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return found

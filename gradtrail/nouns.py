@@ -264,6 +264,20 @@ class Share:
 
 
 @dataclass(frozen=True)
+class GroupContribution:
+    """How much of the kept attributions on one side came from one parameter group.
+
+    Over all groups the shares of an output and side add up to 1; a group that pulls the other way has a negative one.
+    `output_id` is None for the mean over the audit's outputs.
+    """
+
+    output_id: str | None
+    side: Side
+    group: str
+    share: float
+
+
+@dataclass(frozen=True)
 class OutputResult:
     """What an audit found about one output as a whole.
 

@@ -10,7 +10,7 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.catalogue import model_version
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.records import AuditDetails, RecordedReport
-from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, OutputResult, Share
+from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -92,6 +92,10 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         SELECT rule, severity, message, output_id, evidence
         FROM finding WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
         ORDER BY position"""
+    contributions = """
+        SELECT output_id, side, group_name, share
+        FROM group_contribution WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
+        ORDER BY position"""
     both = [audit_id, output_id]
     return AuditDetails(
         audit=recorded,
@@ -107,6 +111,9 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         findings=tuple(
             Finding(rule, severity, message, concerned, json.loads(evidence))
             for rule, severity, message, concerned, evidence in connection.execute(findings, both).fetchall()
+        ),
+        group_contributions=tuple(
+            GroupContribution(*row) for row in connection.execute(contributions, both).fetchall()
         ),
     )
 

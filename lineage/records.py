@@ -14,6 +14,7 @@ from gradtrail.nouns import (
     DatasetVersion,
     ExampleInfluence,
     Finding,
+    GroupContribution,
     ModelVersion,
     Output,
     OutputResult,
@@ -69,7 +70,8 @@ class AuditDetails:
     """An audit with all its evidence: what a report needs from the ledger.
 
     Results are in the audit's order; attributions by output in that order, side (proponents first) and rank; shares
-    with the mean over the audit first, by attribute and falling share; influences by side and rank; findings as given.
+    with the mean over the audit first, by attribute and falling share; influences by side and rank; findings as given;
+    group contributions as given, none for an audit from before they were recorded.
     """
 
     audit: Audit
@@ -83,6 +85,7 @@ class AuditDetails:
     shares: tuple[Share, ...]
     influences: tuple[ExampleInfluence, ...]
     findings: tuple[Finding, ...]
+    group_contributions: tuple[GroupContribution, ...]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from gradtrail.nouns import (
     ExampleInfluence,
     Fidelity,
     Finding,
+    GroupContribution,
     Index,
     ManifestRow,
     ModelVersion,
@@ -146,6 +147,15 @@ def tell_story() -> Story:
         "findings": [
             Finding("share_of_licence", "high", "Half of it is of unknown licence.", None, {"share": 0.5}),
             Finding("dominating_example", "low", "One example dominates.", "inbox:1", {"example": "train-00"}),
+        ],
+        "group_contributions": [
+            GroupContribution(output_id, side, group, share)
+            for output_id, side, first in (
+                (None, "proponent", 0.75),
+                ("inbox:0", "proponent", 0.75),
+                ("inbox:1", "opponent", 1.25),
+            )
+            for group, share in (("conv", first), ("head", 1 - first))
         ],
     }
     fidelity = Fidelity(

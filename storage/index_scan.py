@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from lancedb.expr import Expr, col
 
 from gradtrail.errors import StoreError
 from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows, column_names, stored_rows
 from gradtrail.storage.lance_tables import lance_faults, open_existing, scan
 
 BATCH_ROWS = 4096
+_IDS_PER_SCAN = 1000
 
 
 class IndexScan:
@@ -23,8 +25,10 @@ class IndexScan:
         self._index_id = index_id
         self._description = description
 
-    def batches(self, columns: Sequence[str], version: int, batch_size: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """The named columns of every row at a LanceDB version, in the same order each time.
+    def batches(
+        self, columns: Sequence[str], version: int, batch_size: int = BATCH_ROWS, matching: Expr | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The named columns of every row, or of those `matching`, at a LanceDB version, in the same order each time.
 
         Raises:
             StoreError: the table is gone, the version does not exist, or a file is damaged.
@@ -37,9 +41,17 @@ class IndexScan:
             )
         with lance_faults(f"Opening version {version} of index {self._index_id}", "Name a version that exists."):
             table.checkout(version)
-        yield from scan(table, columns, batch_size=batch_size)
+        yield from scan(table, columns, batch_size=batch_size, matching=matching)
 
     def rows(self, version: int, columns: Collection[Column], batch_size: int = BATCH_ROWS) -> Iterator[StoredRows]:
         """Every row at a LanceDB version, with the columns asked for; raises as `batches` does."""
         for batch in self.batches(column_names(self._description, columns), version, batch_size):
             yield stored_rows(batch, self._description, columns)
+
+    def rows_of(self, version: int, example_ids: Sequence[str], columns: Collection[Column]) -> Iterator[StoredRows]:
+        """The rows of some examples, in any order; ids that the index does not hold are passed over."""
+        names, wanted = column_names(self._description, columns), list(dict.fromkeys(example_ids))
+        for start in range(0, len(wanted), _IDS_PER_SCAN):
+            among = col("example_id").isin(wanted[start : start + _IDS_PER_SCAN])
+            for batch in self.batches(names, version, matching=among):
+                yield stored_rows(batch, self._description, columns)

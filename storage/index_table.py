@@ -193,6 +193,12 @@ class IndexTable:
             )
         yield from self._scan.rows(pinned, columns, batch_size)
 
+    def rows_of(
+        self, example_ids: Sequence[str], *, version: int, columns: Collection[Column] = MEASURED
+    ) -> Iterator[StoredRows]:
+        """The rows of some examples at a LanceDB version; ids that the index does not hold are passed over."""
+        yield from self._scan.rows_of(version, example_ids, columns)
+
     def put_queries(
         self,
         *,

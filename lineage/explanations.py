@@ -21,7 +21,8 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
     Raises:
         NotFoundError: no such output, or that audit does not examine it.
     """
-    kind, resolved = resolve(connection, output_id)
+    # Most ask with an exact id; looking for whatever else has it would go through every example.
+    kind, resolved = ("output", output_id) if outputs(connection, [output_id]) else resolve(connection, output_id)
     if kind != "output":
         raise NotFoundError(f"{resolved} is a {kind.replace('_', ' ')}, not an output.", "Give the id of an output.")
     output = outputs(connection, [resolved])[0]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradtrail.digests import sha256_bytes
-from gradtrail.nouns import Preview, PreviewMode, Share
+from gradtrail.nouns import GroupContribution, Preview, PreviewMode, Share
 from gradtrail.reports.model import AuditReport, ExampleCard, OutputSection, Trust
 from gradtrail.reports.previews import apply_mode, shown_prediction
 
@@ -48,6 +48,7 @@ def report_json(report: AuditReport) -> dict[str, Any]:
             "shares": [_share(share) for share in report.overall.shares],
             "proponents": [_card(card, mode) for card in report.overall.proponents],
             "opponents": [_card(card, mode) for card in report.overall.opponents],
+            "groups": [_group(contribution) for contribution in report.overall.groups],
         },
         "outputs": [_section(section, mode) for section in report.outputs],
         "ledger_head": report.ledger_head,
@@ -79,6 +80,7 @@ def _section(section: OutputSection, mode: PreviewMode) -> dict[str, Any]:
         "proponents": [_card(card, mode) for card in section.proponents],
         "opponents": [_card(card, mode) for card in section.opponents],
         "shares": [_share(share) for share in section.shares],
+        "groups": [_group(contribution) for contribution in section.groups],
         "findings": [_plain(finding) for finding in section.findings],
         "lineage": [_plain(step) for step in section.lineage],
     }
@@ -86,6 +88,10 @@ def _section(section: OutputSection, mode: PreviewMode) -> dict[str, Any]:
 
 def _share(share: Share) -> dict[str, Any]:
     return {**_plain(share), "ratio": share.ratio}
+
+
+def _group(contribution: GroupContribution) -> dict[str, Any]:
+    return {"group": contribution.group, "side": contribution.side, "share": contribution.share}
 
 
 def _card(card: ExampleCard, mode: PreviewMode) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gradtrail.nouns import (
     DatasetVersion,
     Fidelity,
     Finding,
+    GroupContribution,
     ModelVersion,
     Output,
     OutputResult,
@@ -71,6 +72,7 @@ class OutputSection:
     shares: tuple[Share, ...]
     findings: tuple[Finding, ...]
     lineage: tuple[LineageStep, ...]
+    groups: tuple[GroupContribution, ...] = ()
 
     @property
     def wrong(self) -> bool:
@@ -80,11 +82,15 @@ class OutputSection:
 
 @dataclass(frozen=True)
 class Overall:
-    """The audit's outputs taken together: means of the per-output shares, and the examples that matter most."""
+    """The audit's outputs taken together: means of the per-output shares, and the examples that matter most.
+
+    `groups` is empty, here and for each output, where an older gradtrail recorded the audit.
+    """
 
     shares: tuple[Share, ...]
     proponents: tuple[ExampleCard, ...]
     opponents: tuple[ExampleCard, ...]
+    groups: tuple[GroupContribution, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from itertools import groupby
 
 from gradtrail.nouns import SEVERITIES, Finding, Preview, Severity
 from gradtrail.reports.charts import ShareFigure, reading_order, share_figures
+from gradtrail.reports.group_charts import GroupChart, GroupFigure, group_figure, weight_chart
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
 from gradtrail.reports.previews import Picture, apply_mode, picture, shown_prediction
 
 _OPEN_OUTPUTS = 3
 _MOST_ROWS_OF_OUTPUT = 5
+_MOST_GROUPS_OF_OUTPUT = 12
 _STATIONS = {
     "output": "Output",
     "example": "Examples",
@@ -79,6 +81,7 @@ class ShownOutput:
     proponents: tuple[ShownCard, ...]
     opponents: tuple[ShownCard, ...]
     figures: tuple[ShareFigure, ...]
+    groups: GroupFigure | None
     stations: tuple[Station, ...]
     worst: Severity | None
     is_open: bool
@@ -93,6 +96,8 @@ class ReportView:
     finding_groups: tuple[FindingGroup, ...]
     output_numbers: dict[str, int]
     figures: tuple[ShareFigure, ...]
+    groups: GroupFigure | None
+    weights: GroupChart | None
     proponents: tuple[ShownCard, ...]
     opponents: tuple[ShownCard, ...]
     outputs: tuple[ShownOutput, ...]
@@ -122,6 +127,8 @@ def view_of(report: AuditReport) -> ReportView:
         finding_groups=_groups(report.findings, numbers),
         output_numbers=numbers,
         figures=share_figures(report.overall.shares),
+        groups=group_figure(report.overall.groups),
+        weights=weight_chart(report.trust.weighting.group_weights, [each.group for each in report.overall.groups]),
         proponents=_shown_cards(report, report.overall.proponents),
         opponents=_shown_cards(report, report.overall.opponents),
         outputs=outputs,
@@ -165,6 +172,7 @@ def _shown_output(report: AuditReport, number: int, section: OutputSection) -> S
         proponents=_shown_cards(report, section.proponents),
         opponents=_shown_cards(report, section.opponents),
         figures=share_figures(section.shares, _MOST_ROWS_OF_OUTPUT),
+        groups=group_figure(section.groups, _MOST_GROUPS_OF_OUTPUT),
         stations=tuple(Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations),
         worst=SEVERITIES[min(severities)] if severities else None,
         is_open=number <= _OPEN_OUTPUTS,

@@ -231,6 +231,7 @@ def _section(
         shares=tuple(share for share in details.shares if share.output_id == output.output_id),
         findings=tuple(finding for finding in details.findings if finding.output_id == output.output_id),
         lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
+        groups=tuple(part for part in details.group_contributions if part.output_id == output.output_id),
     )
 
 
@@ -265,7 +266,8 @@ def _overall(details: AuditDetails, cards: _Cards) -> Overall:
         return tuple(cards.card(i.example_id, name, i.rank, None, i.share) for i in found[:OVERALL_CARDS])
 
     shares = tuple(share for share in details.shares if share.output_id is None)
-    return Overall(shares, side("proponent"), side("opponent"))
+    groups = tuple(part for part in details.group_contributions if part.output_id is None)
+    return Overall(shares, side("proponent"), side("opponent"), groups)
 
 
 def _trust(recorded: RecordedAudit) -> Trust:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from gradtrail.attribution.adapters import Batch, ModelAdapter
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
 from gradtrail.nouns import Example
+from gradtrail.storage.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients import GradientStore
 from gradtrail.storage.write_behind import write_behind
 
 GROUP_DIMENSION = 256
-WRITE_ROWS = 2048
 Engine = Callable[[], None]
 
 
@@ -108,9 +107,10 @@ def gradtrail_index(workload: Workload, exclude: Sequence[str] = (), *, seal: bo
             )
             examples = _checked(adapter.training_data(), digests) if seal else adapter.training_data()
             rows = iterate_features(adapter, model, examples, plan, batch_size=workload.batch_size)
-            groups = _merged(rows, max(1, WRITE_ROWS // workload.batch_size))
-            for _ in write_behind(groups, lambda group: table.append(**_columns(group, digests))):
-                pass
+            ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * workload.batch_size))
+            with Appending(table) as appending:
+                for _ in write_behind(rows, lambda batch: appending.add(**_columns(batch, digests)), ahead=ahead):
+                    pass
             if seal:
                 table.seal(digests)
 
@@ -135,20 +135,14 @@ def norms_and_embeddings(model: Model) -> list[str]:
     return [name for name, layer in model.named_modules() if not isinstance(layer, covered) and layer._parameters]
 
 
-def _merged(batches: Iterator[FeatureRows], count: int) -> Iterator[list[FeatureRows]]:
-    while group := list(islice(batches, count)):
-        yield group
-
-
-def _columns(group: list[FeatureRows], digests: dict[str, str]) -> dict[str, Any]:
-    ids = [example_id for rows in group for example_id in rows.example_ids]
+def _columns(rows: FeatureRows, digests: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "example_ids": ids,
-        "content_sha256": [digests[example_id] for example_id in ids],
-        "vectors": torch.cat([rows.vectors for rows in group]).numpy(),
-        "losses": torch.cat([rows.losses for rows in group]).numpy(),
-        "squared_norms": torch.cat([rows.squared_norms for rows in group]).numpy(),
-        "attributes": {"source": [value for rows in group for value in rows.attributes["source"]]},
+        "example_ids": rows.example_ids,
+        "content_sha256": [digests[example_id] for example_id in rows.example_ids],
+        "vectors": rows.vectors.numpy(),
+        "losses": rows.losses.numpy(),
+        "squared_norms": rows.squared_norms.numpy(),
+        "attributes": rows.attributes,
     }
 
 

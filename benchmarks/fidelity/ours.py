@@ -1,0 +1,222 @@
+"""Our scores, along gradtrail's own path: features, preparation, contributions by group; in memory, at every damping."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fidelity.truths import Truths
+from gradtrail.attribution.capture import iterate_features
+from gradtrail.attribution.contributions import contributions
+from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature
+from gradtrail.attribution.curvature_vectors import CurvaturePieces, model_vectors, observed_vectors
+from gradtrail.attribution.damping import Damping
+from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.inverse_products import Solver, inverse_curvature_products
+from gradtrail.attribution.kronecker import fit_eigen_basis
+from gradtrail.attribution.linear_solvers import SolverOptions
+from gradtrail.attribution.methods import prepare_queries
+from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.errors import UsageError
+
+ENGINE = "gradtrail"
+LINEAR_ONLY = ("*.wte", "*.wpe", "*.ln_1", "*.ln_2", "*.ln_f")
+"""Left out of the language model, for most peers cover its linear layers alone."""
+EXPONENTS = (-5.0, -4.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
+"""Dampings tried, as powers of ten of the curvature's largest eigenvalue."""
+FEW_EXPONENTS = (-3.0, -2.0, -1.0)
+"""For cg and lissa, which pass over the training data for every one."""
+_BATCH = 64
+_PROJECTED = 1024
+"""Numbers a group keeps where blocks are inverted and a layer is larger."""
+_LARGEST_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one engine, method and setting scored: contributions (queries, examples, groups) float64.
+
+    Peers' have one group. `plan` names the groups of ours; `damping` is absolute, None where there is none.
+    """
+
+    engine: str
+    method: str
+    contributions: Tensor
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    damping: float | None = None
+    plan: FeaturePlan | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Features of training examples and queries under one plan and checkpoint."""
+
+    plan: FeaturePlan
+    rows: tuple[FeatureRows, ...]
+    queries: FeatureRows
+
+
+class OurScores:
+    """Every method that applies to a task, at every damping."""
+
+    def __init__(self, truths: Truths) -> None:
+        self.truths = truths
+        self.task = truths.task
+        self.adapter = truths.task.adapter
+        self.training = truths.task.data.training
+        self.queries = truths.task.data.queries
+
+    @cached_property
+    def exact(self) -> Measured:
+        """Whole gradients of the judged checkpoint."""
+        return self._measure(self.truths.model, self._plan(10**7))
+
+    @cached_property
+    def blocks(self) -> Measured:
+        """What blocks are inverted in: whole gradients, or projected ones where a layer is large."""
+        if max(group.dimension for group in self.exact.plan.groups) <= _LARGEST_BLOCK:
+            return self.exact
+        return self._measure(self.truths.model, self._plan(_PROJECTED))
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Curvatures tried: exact where outputs are few."""
+        return ("fisher", "empirical") if self.task.name == "language" else ("ggn", "empirical")
+
+    @cached_property
+    def spectra(self) -> dict[str, Spectrum]:
+        """Curvature over all groups, by kind."""
+        return {kind: Spectrum.fit(self._vectors(kind, self.exact)) for kind in self.kinds}
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest eigenvalue of the first kind of curvature: the unit of dampings."""
+        return float(self.spectra[self.kinds[0]].eigenvalues[-1])
+
+    def dampings(self, exponents: Sequence[float] = EXPONENTS) -> list[float]:
+        """Absolute ones, ascending."""
+        return [self.largest * 10**exponent for exponent in exponents]
+
+    def candidates(self) -> Iterator[Candidate]:
+        """One after the other."""
+        yield self._candidate(self.exact, "grad_dot")
+        yield self._candidate(self.exact, "grad_cos")
+        yield self._traced()
+        for kind in self.kinds:
+            for damping in self.dampings():
+                yield self._candidate(self.exact, "influence_global", damping, kind, spectrum=self.spectra[kind])
+                yield self._candidate(
+                    self.exact, "horizon", damping, kind, spectrum=self.spectra[kind], horizon=1 / damping
+                )
+            curvature = BlockCurvature.fit(self._vectors(kind, self.blocks))
+            for damping in self.dampings():
+                yield self._candidate(self.blocks, "influence", damping, kind, curvature=curvature)
+        yield from self._diagonal()
+        for damping in self.dampings():
+            yield self._candidate(self.exact, "datainf", damping, training_rows=lambda: self.exact.rows)
+        yield from self._trak()
+        yield from self._solved()
+
+    def _traced(self) -> Candidate:
+        """tracin_cp: every checkpoint with its learning rate."""
+        total: Candidate | None = None
+        for checkpoint in self.truths.checkpoints:
+            measured = self._measure(checkpoint.model, self.exact.plan)
+            one = self._candidate(measured, "tracin_cp", learning_rate=checkpoint.learning_rate)
+            together = one.contributions if total is None else total.contributions + one.contributions
+            total = dataclasses.replace(
+                one, contributions=together, parameters={"checkpoints": len(self.truths.checkpoints)}
+            )
+        if total is None:
+            raise UsageError("tracin_cp without a checkpoint.", "Keep at least one.")
+        return total
+
+    def _diagonal(self) -> Iterator[Candidate]:
+        kind = self.kinds[0]
+        basis = fit_eigen_basis(self.adapter, self.truths.model, self.training, self.exact.plan, kind=kind)
+        measured = self._measure(self.truths.model, dataclasses.replace(self.exact.plan, basis=basis))
+        diagonal = DiagonalCurvature.fit(self._vectors(kind, measured))
+        for damping in self.dampings():
+            yield self._candidate(measured, "ekfac", damping, kind, diagonal=diagonal)
+
+    def _trak(self) -> Iterator[Candidate]:
+        if self.task.name not in {"cancer", "digits"}:
+            return  # a margin is that of one class
+        kernel = Spectrum.fit(margin_vectors(lambda: self.exact.rows, self.exact.plan))
+        for exponent in EXPONENTS:
+            damping = float(kernel.eigenvalues[-1]) * 10**exponent
+            yield self._candidate(self.exact, "trak", damping, kernel=kernel)
+
+    def _solved(self) -> Iterator[Candidate]:
+        if self.task.name == "language":
+            return  # hundreds of passes for every query and damping
+        solvers: tuple[Solver, ...] = ("cg", "lissa")
+        for solver in solvers:
+            for damping in self.dampings(FEW_EXPONENTS):
+                try:
+                    solutions = inverse_curvature_products(
+                        solver,
+                        self.adapter,
+                        self.truths.model,
+                        self.training,
+                        self.queries,
+                        self.exact.plan,
+                        damping=Damping(0.0, damping),
+                        options=SolverOptions(tolerance=1e-3, most_products=200),
+                        batch_size=len(self.training),
+                    )
+                except UsageError:
+                    continue  # this solver does not get there with this damping: no candidate
+                yield self._candidate(self.exact, solver, damping, "ggn", solutions=solutions.vectors)
+
+    def _plan(self, group_dimension: int) -> FeaturePlan:
+        exclude = LINEAR_ONLY if self.task.name == "language" else ()
+        return plan_features(self.truths.model, FeatureSettings(group_dimension=group_dimension, exclude=exclude))
+
+    def _measure(self, model: nn.Module, plan: FeaturePlan) -> Measured:
+        found = [
+            tuple(iterate_features(self.adapter, model, examples, plan, batch_size=_BATCH))
+            for examples in (self.training, self.queries)
+        ]
+        return Measured(plan, found[0], _joined(found[1]))
+
+    def _vectors(self, kind: str, measured: Measured) -> CurvaturePieces:
+        if kind == "empirical":
+            return observed_vectors(measured.rows, measured.plan)
+        draws = [
+            model_vectors(self.adapter, self.truths.model, self.training, measured.plan, kind=kind, seed=seed)
+            for seed in range(1 if kind == "ggn" else 2)
+        ]
+        return dataclasses.replace(draws[0], pieces=chain.from_iterable(draw.pieces for draw in draws))
+
+    def _candidate(
+        self, measured: Measured, method: str, damping: float | None = None, kind: str | None = None, **needs: Any
+    ) -> Candidate:
+        prepared = prepare_queries(
+            method,
+            measured.queries,
+            measured.plan,
+            relative_damping=0.0,
+            absolute_damping=0.0 if damping is None else damping,
+            **needs,
+        )
+        streamed = contributions(prepared, lambda: measured.rows, measured.plan)
+        values = torch.cat([block.values for block in streamed()], dim=1)
+        parameters = {} if kind is None else {"curvature": kind}
+        return Candidate(ENGINE, method, values, parameters, damping, measured.plan)
+
+
+def _joined(parts: Sequence[FeatureRows]) -> FeatureRows:
+    return FeatureRows(
+        example_ids=[example_id for part in parts for example_id in part.example_ids],
+        vectors=torch.cat([part.vectors for part in parts]),
+        losses=torch.cat([part.losses for part in parts]),
+        squared_norms=torch.cat([part.squared_norms for part in parts]),
+    )

@@ -1,0 +1,95 @@
+"""Peers' scores of the same checkpoint, examples and queries, each computed in a process of the peers' environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from machine import ROOT, conditions
+from peer_environment import PEERS, peer_python
+from safetensors.torch import load_file, save_file
+
+from fidelity.judgement import Candidate
+from fidelity.truths import Truths
+from gradtrail.digests import sha256_file, sha256_json, short
+from gradtrail.nouns import Example
+from gradtrail.storage.atomic import write_atomically
+
+SCRIPTS = ROOT / "benchmarks" / "peers"
+MOST_SECONDS = 900
+"""A peer that takes longer on one task is stopped, and its rows say so."""
+
+
+@dataclass(frozen=True)
+class PeerScores:
+    """Candidates of all peers, and why others have none, by engine and method."""
+
+    candidates: tuple[Candidate, ...]
+    unavailable: dict[str, str]
+
+
+def peer_scores(truths: Truths, dampings: Sequence[float], names: Sequence[str], threads: int) -> PeerScores:
+    """Scores of the peers called `names`; those that were computed before are read from their files."""
+    candidates: list[Candidate] = []
+    unavailable: dict[str, str] = {}
+    for name in names:
+        folder = _scored(truths, dampings, name, threads)
+        engine = PEERS[name]
+        if not (folder / "scores.json").is_file():
+            unavailable[f"{engine} all"] = (folder / "failed.txt").read_text()
+            continue
+        said = json.loads((folder / "scores.json").read_text())
+        scores = load_file(folder / "scores.safetensors")
+        unavailable |= {f"{engine} {method}": reason for method, reason in said["unavailable"].items()}
+        for place, one in enumerate(said["scores"]):
+            values = scores[str(place)].double().unsqueeze(2)
+            candidates.append(Candidate(engine, one["method"], values, one["parameters"], one["damping"]))
+    return PeerScores(tuple(candidates), unavailable)
+
+
+def _scored(truths: Truths, dampings: Sequence[float], name: str, threads: int) -> Path:
+    """The folder with a peer's scores, computed now where they are missing."""
+    script = SCRIPTS / f"judge_{name}.py"
+    made_of = [sha256_file(script), sha256_file(SCRIPTS / "judged.py"), [repr(damping) for damping in dampings]]
+    folder = truths.folder / "peers" / f"{name}-{short(sha256_json(made_of))}"
+    if (folder / "scores.json").is_file() or (folder / "failed.txt").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _give(truths, dampings, folder)
+    command = [str(peer_python()), str(script), str(folder), str(threads)]
+    environment = {**conditions(threads), "PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, check=False, env=environment, capture_output=True, text=True, timeout=MOST_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        write_atomically(folder / "failed.txt", f"it did not end within {MOST_SECONDS} s".encode())
+        return folder
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        write_atomically(folder / "failed.txt", f"its process ended with code {done.returncode}: {last}".encode())
+    return folder
+
+
+def _give(truths: Truths, dampings: Sequence[float], folder: Path) -> None:
+    data, task = truths.task.data, truths.task
+    tensors = {f"model.{name}": value.contiguous() for name, value in truths.model.state_dict().items()}
+    for name, examples in (("train", data.training), ("query", data.queries)):
+        inputs, targets = _tensors(task.name, examples)
+        tensors |= {f"{name}_inputs": inputs.contiguous(), f"{name}_targets": targets.clone()}
+    save_file(tensors, folder / "given.safetensors")
+    said = {"task": task.name, "toy": task.toy, "dampings": list(dampings)}
+    (folder / "given.json").write_text(json.dumps(said))
+
+
+def _tensors(task: str, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.stack([example.inputs for example in examples])
+    if task == "language":
+        return inputs, inputs
+    if task == "diabetes":
+        return inputs, torch.stack([example.target for example in examples])
+    return inputs, torch.tensor([example.target for example in examples])

@@ -1,0 +1,138 @@
+"""dattri: influence functions with the Hessian (explicit, or by conjugate gradients), DataInf, LoGra, TRAK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from dattri.algorithm.influence_function import IFAttributorCG, IFAttributorDataInf, IFAttributorExplicit
+from dattri.algorithm.logra import LoGraAttributor
+from dattri.algorithm.trak import TRAKAttributor
+from dattri.task import AttributionTask
+from judged import Given, judge
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+EXPLICIT = ("diabetes", "cancer")
+"""Tasks whose Hessian is a matrix of at most some thousand rows."""
+CLASSES = ("cancer", "digits")
+
+
+class Named(Dataset[dict[str, Tensor]]):
+    """Examples as dictionaries, for LoGra calls the model with all that a batch names."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        self._inputs, self._targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {"inputs": self._inputs[number], "targets": self._targets[number]}
+
+
+class Called(nn.Module):
+    """The model under such a call, which has to answer with its loss: the mean, for dattri multiplies by the batch."""
+
+    def __init__(self, given: Given) -> None:
+        super().__init__()
+        self.model = given.model()
+        self._given = given
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=self._given.losses(self.model(inputs), targets).mean())
+
+
+def scored(given: Given, folder: Path) -> None:  # noqa: ARG001 (the interface)
+    train, queries = (
+        DataLoader(TensorDataset(*pair), batch_size=len(pair[0]), shuffle=False)
+        for pair in (given.train, given.queries)
+    )
+    model = given.model()
+
+    def loss(parameters: Any, pair: Any) -> Tensor:
+        inputs, targets = pair
+        return given.losses(functional_call(model, parameters, (inputs,)), targets).mean()
+
+    task = AttributionTask(loss_func=loss, model=model, checkpoints=given.weights)
+    # Of the inverse Hessian, dampings below the curvature's noise are far from any minimum: only half are tried.
+    dampings = given.dampings[len(given.dampings) // 3 :]
+    for damping in dampings:
+        if given.task in EXPLICIT:
+            with given.attempt(f"if_explicit {damping}"):
+                exact = IFAttributorExplicit(task, regularization=damping)
+                exact.cache(train)
+                given.add("if_explicit", exact.attribute(train, queries).T, damping)
+        elif given.task == "digits":
+            with given.attempt(f"if_cg {damping}"):
+                solved = IFAttributorCG(task, regularization=damping, max_iter=30)
+                solved.cache(train)
+                given.add("if_cg", solved.attribute(train, queries).T, damping)
+    if given.task == "language":
+        given.unavailable["if_cg"] = (
+            "not tried: products with the Hessian of every query take longer than the bench may"
+        )
+        given.unavailable["datainf"] = "not tried: it takes longer than the bench may"
+    for damping in given.dampings if given.task != "language" else []:
+        with given.attempt(f"datainf {damping}"):
+            mean = IFAttributorDataInf(task, regularization=damping)
+            mean.cache(train)
+            given.add("datainf", mean.attribute(train, queries).T, damping)
+    _logra(given)
+    _trak(given, task, model)
+
+
+def _logra(given: Given) -> None:
+    if given.task == "digits":
+        given.unavailable["logra"] = "it has a rule for linear layers only"
+        return
+    train, queries = (DataLoader(Named(*pair), batch_size=64, shuffle=False) for pair in (given.train, given.queries))
+    model = Called(given)
+
+    def loss(called: nn.Module, batch: dict[str, Tensor], device: Any) -> Tensor:  # noqa: ARG001 (the interface)
+        mean: Tensor = called(**batch).loss
+        return mean
+
+    task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
+    for damping in given.dampings:
+        with given.attempt(f"logra {damping}"):
+            projected = LoGraAttributor(task, hessian="eFIM", damping=damping, proj_dim=1024, offload="none")
+            projected.cache(train)
+            found = projected.attribute(train_dataloader=train, test_dataloader=queries)
+            given.add("logra", found.T if found.shape[0] == len(given.train[0]) else found, damping)
+
+
+def _trak(given: Given, task: AttributionTask, model: nn.Module) -> None:
+    if given.task not in CLASSES:
+        given.unavailable["trak"] = "TRAK is about the margin of a class"
+        return
+    train, queries = (
+        DataLoader(TensorDataset(*pair), batch_size=64, shuffle=False) for pair in (given.train, given.queries)
+    )
+
+    def single_loss(parameters: Any, pair: Any) -> Tensor:
+        inputs, targets = (part.unsqueeze(0) for part in pair)
+        return given.losses(functional_call(model, parameters, (inputs,)), targets).sum()
+
+    def margin(parameters: Any, pair: Any) -> Tensor:
+        logp = -single_loss(parameters, pair)
+        return logp - torch.log(1 - torch.exp(logp))
+
+    def probability(parameters: Any, pair: Any) -> Tensor:
+        return torch.exp(-single_loss(parameters, pair)).reshape(1)
+
+    # As in its own examples, gradients of the margin on both sides.
+    single = AttributionTask(loss_func=margin, model=model, checkpoints=given.weights)
+    for regularisation in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
+        with given.attempt(f"trak {regularisation}"):
+            attributor = TRAKAttributor(
+                single, probability, projector_kwargs={"proj_dim": 1024}, regularization=regularisation
+            )
+            attributor.cache(train)
+            given.add("trak", attributor.attribute(queries).T, regularisation)
+
+
+judge(scored)

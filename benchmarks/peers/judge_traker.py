@@ -1,0 +1,50 @@
+"""traker: TRAK over all parameters, unprojected where they are few, at several regularisations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from judged import Given, judge
+from prepared import CannotDoError
+from torch import nn
+from trak import TRAKer
+from trak.projectors import NoOpProjector
+
+REGULARISATIONS = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Its own unit: the kernel is a sum over examples of gradients divided by the square root of their size."""
+
+
+def scored(given: Given, folder: Path) -> None:
+    with given.attempt("trak"):
+        if given.task not in {"cancer", "digits"}:
+            raise CannotDoError("TRAK is about the margin of a class")
+    if given.unavailable:
+        return
+    model: nn.Module = given.model()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    for place, regularisation in enumerate(REGULARISATIONS):
+        with given.attempt(f"trak {regularisation}"):
+            traker = TRAKer(
+                model,
+                "image_classification",
+                train_set_size=len(given.train[0]),
+                save_dir=str(folder / f"traker-{place}"),
+                device="cpu",
+                projector=NoOpProjector(size, size, 0, None, "cpu"),  # type: ignore[arg-type]  # as its own tests do
+                proj_dim=size,
+                use_half_precision=False,
+                lambda_reg=regularisation,
+                logging_level=logging.ERROR,
+            )
+            traker.load_checkpoint(given.weights, model_id=0)
+            traker.featurize(list(given.train), num_samples=len(given.train[0]))
+            traker.finalize_features()
+            traker.start_scoring_checkpoint("judged", given.weights, model_id=0, num_targets=len(given.queries[0]))
+            traker.score(list(given.queries), num_samples=len(given.queries[0]))
+            found = torch.tensor(traker.finalize_scores(exp_name="judged"))
+            given.add("trak", found.T, regularisation)
+
+
+judge(scored)

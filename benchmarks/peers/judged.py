@@ -1,0 +1,87 @@
+"""What a peer is given to score (weights, data, dampings) and how it hands its scores back; for `judge_*.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fidelity import networks
+from prepared import CannotDoError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class Given:
+    """The judged checkpoint of a task, its training examples and its queries.
+
+    `dampings` are those that our own methods try: absolute, for a curvature that is a mean over examples.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        said = json.loads((folder / "given.json").read_text())
+        self.task: str = said["task"]
+        self.dampings: list[float] = said["dampings"]
+        tensors = load_file(folder / "given.safetensors")
+        self.train = (tensors["train_inputs"], tensors["train_targets"])
+        self.queries = (tensors["query_inputs"], tensors["query_targets"])
+        prefix = "model."
+        self.weights = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        self._toy: bool = said["toy"]
+        self._folder = folder
+        self._scores: dict[str, Tensor] = {}
+        self._described: list[dict[str, Any]] = []
+        self.unavailable: dict[str, str] = {}
+
+    def model(self) -> nn.Module:
+        """A new copy."""
+        model = networks.build(self.task, toy=self._toy)
+        model.load_state_dict(self.weights)
+        return model
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """As the network was trained: (batch,)."""
+        return networks.losses(self.task, outputs, targets)
+
+    def add(self, method: str, scores: Tensor, damping: float | None = None, **parameters: Any) -> None:
+        """Scores (queries, examples), where more means that the example lowers the query's loss more.
+
+        What is not finite is recorded as unavailable.
+        """
+        if not torch.isfinite(scores).all():
+            self.unavailable[f"{method} {damping}"] = "its scores are not finite"
+            return
+        wanted = (len(self.queries[0]), len(self.train[0]))
+        if tuple(scores.shape) != wanted:
+            raise ValueError(f"{method}: scores of shape {tuple(scores.shape)}, not {wanted}")
+        self._scores[str(len(self._described))] = scores.detach().float().contiguous()
+        self._described.append({"method": method, "damping": damping, "parameters": parameters})
+
+    @contextmanager
+    def attempt(self, method: str) -> Iterator[None]:
+        """Whatever the peer raises becomes the reason why the method has no row."""
+        try:
+            yield
+        except Exception as fault:
+            lines = str(fault).strip().splitlines() or [""]
+            named = "" if isinstance(fault, CannotDoError) else f"{type(fault).__name__}: "
+            self.unavailable[method] = f"{named}{lines[0][:200]}"
+
+    def write(self) -> None:
+        """Everything, for the other environment."""
+        save_file(self._scores, self._folder / "scores.safetensors")
+        said: Mapping[str, Any] = {"scores": self._described, "unavailable": self.unavailable}
+        (self._folder / "scores.json").write_text(json.dumps(said))
+
+
+def judge(scored: Callable[[Given, Path], None]) -> None:
+    """Run one peer on the folder named on the command line."""
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(int(sys.argv[2]))
+    given = Given(folder)
+    scored(given, folder)
+    given.write()

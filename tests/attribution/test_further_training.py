@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from torch import nn
 
 from gradtrail.attribution.adapters import ClassificationAdapter, RegressionAdapter
 from gradtrail.attribution.effects import Effects
+from gradtrail.attribution.evaluation import fidelity
 from gradtrail.attribution.further_training import (
     FurtherTraining,
     Recipe,
@@ -12,6 +15,7 @@ from gradtrail.attribution.further_training import (
     random_halves,
     single_examples,
 )
+from gradtrail.attribution.stationarity import Stationarity, measure_stationarity
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example
 
@@ -164,7 +168,9 @@ def test_a_killed_measurement_resumes_and_bad_kept_runs_are_refused():
 
 def test_a_diverging_optimiser_is_named():
     training = _regression(steps=(500,), optimiser=lambda parameters: _sgd(parameters, 1e3))
-    with pytest.raises(ModelError, match=r"diverged: at step \d+ with seed 0 the training loss is not finite") as caught:
+    with pytest.raises(
+        ModelError, match=r"diverged: at step \d+ with seed 0 the training loss is not finite"
+    ) as caught:
         training.run(0)
     assert "smaller learning rate" in caught.value.remedy
 
@@ -228,3 +234,79 @@ def test_the_cost_of_a_run_is_timed_and_grows_with_its_steps():
     assert cost.step > 0
     assert cost.measurement > 0
     assert cost.of(training.recipe) == pytest.approx(cost.start + 40 * cost.step + 3 * cost.measurement)
+
+
+def test_several_workers_find_what_one_finds_and_keep_it_on_the_callers_thread():
+    training = _regression(steps=(2, 9), batch_size=4)
+    left_out = random_halves([example.example_id for example in training.training], 5)
+    alone = measure_effects(training, left_out, [0, 1, 2], kind="subset")
+    kept = {}
+
+    def keep(key, losses):
+        assert threading.current_thread() is threading.main_thread()
+        kept[key] = losses
+
+    together = measure_effects(training, left_out, [0, 1, 2], kind="subset", workers=3, keep=keep)
+    assert np.array_equal(together.by_seed, alone.by_seed)
+    assert list(kept) == [(seed, number) for seed in (0, 1, 2) for number in (None, 0, 1, 2, 3, 4)]
+    with pytest.raises(UsageError, match="0 workers"):
+        measure_effects(training, left_out, [0, 1], kind="subset", workers=0)
+    wild = _regression(steps=(600,), optimiser=lambda parameters: _sgd(parameters, 1e3))
+    threads = torch.get_num_threads()
+    with pytest.raises(ModelError, match="diverged"):
+        measure_effects(wild, left_out, [0, 1], kind="subset", workers=2)
+    assert torch.get_num_threads() == threads
+
+
+def test_single_examples_left_out_at_random_are_foretold_by_their_gradients_at_the_start():
+    training = _regression(steps=(1,), optimiser=lambda parameters: _sgd(parameters, 1e-5))
+    ids = [example.example_id for example in training.training]
+    left_out = single_examples(ids, 7, seed=1)
+    effects = measure_effects(training, left_out, [0, 1], kind="loo")
+    weights = training.model.weight.detach().numpy()[0]
+    inputs, targets = _stacked(training.training)
+    asked, wanted = _stacked(training.queries)
+    gradients = (inputs @ weights - targets)[:, None] * inputs
+    towards = (asked @ weights - wanted)[:, None] * asked
+    places = [ids.index(*without) for without in left_out]
+    predicted = gradients[places] @ towards.T
+    found = fidelity(predicted, effects, 1)
+    assert found.metric == "fidelity_loo"
+    assert (found.spearman, found.cosine) == pytest.approx((1, 1), abs=1e-3)
+
+
+def test_at_a_minimum_nothing_is_warned_and_the_mean_gradient_is_nothing():
+    training = _regression()
+    inputs, targets = _stacked(training.training)
+    optimum = np.linalg.lstsq(inputs, targets, rcond=None)[0]
+    with torch.no_grad():
+        training.model.weight[0] = torch.from_numpy(optimum)
+    found = measure_stationarity(training)
+    assert found.gradient_ratio < 1e-12
+    assert found.loss_before == pytest.approx(0.5 * ((inputs @ optimum - targets) ** 2).mean())
+    assert found.loss_change == pytest.approx(0, abs=1e-9)
+    assert found.warnings == ()
+
+
+def test_a_model_that_still_learns_is_warned_about_in_words():
+    training = _regression()
+    with torch.no_grad():
+        training.model.weight.fill_(5.0)
+    found = measure_stationarity(training)
+    weights = np.full(3, 5.0)
+    inputs, targets = _stacked(training.training)
+    gradients = (inputs @ weights - targets)[:, None] * inputs
+    typical = np.sqrt((np.linalg.norm(gradients, axis=1) ** 2).mean())
+    assert found.gradient_ratio == pytest.approx(np.linalg.norm(gradients.mean(0)) / typical)
+    assert found.loss_change < -0.5
+    [warning] = found.warnings
+    assert "not at a minimum: 40 steps of further training on all data lower its mean training loss by" in warning
+
+
+def test_a_learning_rate_that_raises_the_training_loss_is_warned_about():
+    training = _regression(steps=(4,), optimiser=lambda parameters: _sgd(parameters, 20.0))
+    [warning] = measure_stationarity(training).warnings
+    assert "its learning rate is too large" in warning
+    assert Stationarity(0.0, 0.0, 0.0, 5).warnings == ()
+    assert "too large" in Stationarity(0.0, 1.0, float("nan"), 5).warnings[0]
+    assert "too large" in Stationarity(0.0, 1.0, float("inf"), 5).warnings[0]

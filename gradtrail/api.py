@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtrail.lineage import queries
+from gradtrail.lineage.graphs import LineageEdge, edges_among
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.records import Explanation, LineageNode
 from gradtrail.lineage.sql import run_sql
@@ -73,6 +74,11 @@ class Connection:
         """Everything that came from an example, source, dataset version, …"""
         with self._read() as connection:
             return queries.downstream(connection, node_id)
+
+    def edges_among(self, nodes: Sequence[LineageNode]) -> list[LineageEdge]:
+        """Every edge between nodes of a closure, for a picture of it."""
+        with self._read() as connection:
+            return edges_among(connection, nodes)
 
     @contextmanager
     def _read(self) -> Iterator[Any]:

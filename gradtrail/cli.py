@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gradtrail import __version__, printing
-from gradtrail.commands import audits, installation, ledger, models
+from gradtrail.commands import audits, exporting, installation, ledger, models, trust
 from gradtrail.errors import GradtrailError
 from gradtrail.session import quiet_libraries
 
@@ -19,7 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for room, panel in ((installation, "Begin"), (models, "Models"), (audits, "Audits"), (ledger, "Ledger")):
+for room, panel in (
+    (installation, "Begin"),
+    (models, "Models"),
+    (audits, "Audits"),
+    (ledger, "Ledger"),
+    (trust, "Ledger"),
+    (exporting, "Ledger"),
+):
     for command in (*room.app.registered_commands, *room.app.registered_groups):
         command.rich_help_panel = panel
     app.add_typer(room.app)

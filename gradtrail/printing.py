@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from gradtrail.doctor import Examination
     from gradtrail.errors import GradtrailError
     from gradtrail.flows.audit import AuditOutcome
-    from gradtrail.flows.calibrate import CalibrateOutcome
     from gradtrail.flows.ingest import IngestOutcome
     from gradtrail.lineage.records import Explanation, LineageNode
     from gradtrail.storage.registry import RegisteredVersion
     from gradtrail.tasks.indexing import IndexOutcome
     from gradtrail.tasks.reporting import FoundReport
     from gradtrail.tasks.self_influences import SelfInfluenceTable
-    from gradtrail.tasks.verifying import Verification
 
 _UNWATCHED_WIDTH = 240
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[red]fault[/]"}
@@ -41,6 +39,21 @@ def console() -> Console:
     """A console on standard output as it is now; wide where nobody watches, so that digests stay whole."""
     on_terminal = sys.stdout.isatty()
     return Console(highlight=False, width=None if on_terminal else _UNWATCHED_WIDTH)
+
+
+def say_or_json(value: Any, text: str, *, as_json: bool) -> None:
+    """One result: a sentence for people, or JSON for scripts."""
+    _json(value) if as_json else _say(text)
+
+
+def say(*lines: str) -> None:
+    """Lines of text as they are, wrapped by the terminal alone."""
+    _say(*lines)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document."""
+    _json(value)
 
 
 def show_error(error: GradtrailError) -> None:
@@ -88,33 +101,6 @@ def show_index(outcomes: Sequence[IndexOutcome], *, as_json: bool) -> None:
         for warning in outcome.warnings:
             _say(f"Warning: {warning}")
     return None
-
-
-def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
-    """Fidelity of every method by amount of further training."""
-    if as_json:
-        return _json(outcome)
-    for record_id, cause in outcome.refused:
-        _say(f"Refused output {record_id}: {cause}")
-    steps = [str(figure.steps) for figure in outcome.methods[0].by_steps]
-    table = Table("", "method", *(f"{count} steps" for count in steps), box=None, pad_edge=False)
-    for method in sorted(outcome.methods, key=lambda each: -each.by_steps[-1].spearman):
-        tuned = ", ".join(
-            f"{name.replace('_', ' ')} {value}"
-            for name, value in method.parameters.items()
-            if value not in (0.0, "") and not isinstance(value, list)
-        )
-        figures = (f"{figure.spearman:.3f} ± {figure.spearman_error:.3f}" for figure in method.by_steps)
-        table.add_row("[bold]→[/]" if method.chosen else "", escape(f"{method.method} {tuned}".strip()), *figures)
-    ceilings = (f"{figure.spearman_ceiling:.3f}" for figure in outcome.methods[0].by_steps)
-    table.add_row("", "[dim]ceiling: what noise leaves within reach[/]", *ceilings)
-    queries = outcome.methods[0].by_steps[0].queries
-    _say(
-        f"Fidelity on {outcome.model_version_id}: rank correlation of predicted and measured effects of leaving out "
-        f"random halves, over {queries} {outcome.plan.query_source} that nothing was chosen on."
-    )
-    console().print(table)
-    return _say("Method auto now takes the one marked →.")
 
 
 def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
@@ -218,22 +204,6 @@ def show_table(table: pyarrow.Table, *, as_json: bool) -> None:
         shown.add_row(*(escape(_plain(value)) for value in row.values()))
     out.print(shown)
     out.print(f"[dim]{len(rows):,} rows[/]")
-    return None
-
-
-def show_verification(verification: Verification, *, as_json: bool) -> None:
-    """What was checked, and the first bad thing before all others."""
-    if as_json:
-        return _json(verification)
-    checked = ", ".join(f"{count:,} {what}" for what, count in verification.checked.items() if count)
-    if not verification.problems:
-        return _say(f"Verified: {checked}.", "Nothing was changed, dropped or added.")
-    out = Console(stderr=True, highlight=False)
-    out.print(f"[bold red]{len(verification.problems)} problems[/] (checked {checked})")
-    for problem in verification.problems:
-        out.print(
-            f"[red]{escape(problem.kind)}[/] {escape(problem.subject)}: {escape(problem.message)}", soft_wrap=True
-        )
     return None
 
 

@@ -28,11 +28,12 @@ def render_html(report: AuditReport) -> str:
     Raises:
         DataError: a preview that is not a readable PNG.
     """
-    return _environment().get_template("report.html").render(view=view_of(report), report=report)
+    return environment().get_template("report.html").render(view=view_of(report), report=report)
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates with their filters; every text that they print is escaped."""
     environment = Environment(
         autoescape=True,
         loader=FileSystemLoader(_TEMPLATES),

@@ -11,6 +11,7 @@ from itertools import groupby
 from gradtrail.nouns import SEVERITIES, Finding, Preview, Severity
 from gradtrail.reports.charts import ShareFigure, reading_order, share_figures
 from gradtrail.reports.group_charts import GroupChart, GroupFigure, group_figure, weight_chart
+from gradtrail.reports.lineage_graph import Drawing, drawing_of_output
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
 from gradtrail.reports.previews import Picture, apply_mode, picture, shown_prediction
 
@@ -83,6 +84,7 @@ class ShownOutput:
     figures: tuple[ShareFigure, ...]
     groups: GroupFigure | None
     stations: tuple[Station, ...]
+    drawing: Drawing | None
     worst: Severity | None
     is_open: bool
 
@@ -103,6 +105,7 @@ class ReportView:
     outputs: tuple[ShownOutput, ...]
     named_examples: tuple[ExampleCard, ...]
     explain_command: str
+    prove_command: str
     wrong: int
     known_labels: int
     indicative: bool
@@ -134,6 +137,7 @@ def view_of(report: AuditReport) -> ReportView:
         outputs=outputs,
         named_examples=tuple(named[example_id] for example_id in sorted(named)),
         explain_command=f"gradtrail explain {shlex.quote(first.output_id)}" if first else "gradtrail explain OUTPUT",
+        prove_command=f"gradtrail verify --output {shlex.quote(first.output_id) if first else 'OUTPUT'} --json",
         wrong=sum(section.wrong for section in report.outputs),
         known_labels=sum(section.true_label is not None for section in report.outputs),
         indicative=any(finding.evidence.get("kind") == "fidelity_below" for finding in report.findings),
@@ -174,6 +178,7 @@ def _shown_output(report: AuditReport, number: int, section: OutputSection) -> S
         figures=share_figures(section.shares, _MOST_ROWS_OF_OUTPUT),
         groups=group_figure(section.groups, _MOST_GROUPS_OF_OUTPUT),
         stations=tuple(Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations),
+        drawing=drawing_of_output(section),
         worst=SEVERITIES[min(severities)] if severities else None,
         is_open=number <= _OPEN_OUTPUTS,
     )

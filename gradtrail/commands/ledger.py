@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gradtrail import printing
 from gradtrail.commands.options import AsJson, Home
-from gradtrail.errors import UsageError, VerificationError
-from gradtrail.session import flow_session
+from gradtrail.errors import UsageError
 from gradtrail.settings import load_settings
 
 app = typer.Typer()
@@ -20,6 +20,9 @@ def lineage(
     identifier: Annotated[str, typer.Argument(help="Output, example, audit, checkpoint, dataset version … id.")],
     up: Annotated[bool, typer.Option("--up", help="What it came from (default).")] = False,
     down: Annotated[bool, typer.Option("--down", help="What came from it.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write it as a page with a graph.", show_default=False)
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +33,15 @@ def lineage(
         raise UsageError("Both --up and --down were given.", "Choose one.")
     connection = connect(load_settings(home=home).home)
     nodes = connection.downstream(identifier) if down else connection.upstream(identifier)
-    printing.show_lineage(nodes, as_json=as_json)
+    if html is not None:
+        from gradtrail.reports.lineage_page import lineage_page
+        from gradtrail.storage.atomic import write_atomically
+
+        page = lineage_page(identifier, nodes, connection.edges_among(nodes), downstream=down)
+        write_atomically(html, page.encode())
+        printing.say_or_json({"html": str(html)}, f"Written to {html}.", as_json=as_json)
+    else:
+        printing.show_lineage(nodes, as_json=as_json)
 
 
 @app.command()
@@ -50,16 +61,3 @@ def sql(
         printing.show_table(run_sql(snapshot, statement), as_json=as_json)
     else:
         raise UsageError("No statement was given.", 'Try: gradtrail sql "SELECT * FROM audit", or --schema.')
-
-
-@app.command()
-def verify(home: Home = None, as_json: AsJson = False) -> None:
-    """Check that nothing was changed, dropped or added: ledger, checkpoints, manifests, indexes, payloads, reports."""
-    settings = load_settings(home=home)
-    with flow_session(settings.home):
-        from gradtrail.tasks.verifying import verify_workspace
-
-        verification = verify_workspace(settings.workspace())
-    printing.show_verification(verification, as_json=as_json)
-    if verification.problems:
-        raise typer.Exit(VerificationError.exit_code)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.auditing import AuditOptions, measure_outputs, recorded_warnings, score_outputs
-from gradtrail.tasks.calibrated import resolve_method
+from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.linking import link_report
-from gradtrail.tasks.opened import ready_indexes
 from gradtrail.tasks.reporting import unfinished_audit_ids, write_audit_report
 from gradtrail.tasks.workspace import Workspace
 
@@ -57,8 +58,8 @@ def audit(
     """
     version = resolve_version(workspace, reference)
     model_version_id = version.model_version_id
-    options = resolve_method(workspace, model_version_id, options)
-    index_ids = ready_indexes(workspace, model_version_id, options.method, options.every_checkpoint)
+    resolved = resolve_audit(workspace, model_version_id, options)
+    options, index_ids = resolved.options, resolved.index_ids
     collected = collect_outputs(workspace)
 
     finished = unfinished_audit_ids(workspace, model_version_id)
@@ -73,9 +74,12 @@ def audit(
         audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
         report = write_audit_report(workspace, audit_id)
         link_report(workspace, audit_id)
+    if workspace.payload_retention_days:
+        retain_payloads(workspace, workspace.payload_retention_days)
     warnings = recorded_warnings(workspace, audit_id) if audit_id else ()
     if finished or pending or collected.new_output_ids or collected.refused:
         publish_snapshot(workspace)
+        announce(workspace)
     return AuditOutcome(
         model_version_id,
         audit_id,

@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     adapter_path: Path = Field(Path(), description="Folder to import adapters from.")
     policy: Path | None = Field(None, description="Policy file; default: the built-in policy.")
     preview: PreviewMode = Field("full", description="What reports show of examples: full, redacted or none.")
+    signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs audits.")
+    personal_attributes: tuple[str, ...] = Field((), description="Attributes that are personal: kept erasable.")
+    payload_retention_days: int = Field(0, ge=0, description="Days that payloads are kept; 0 keeps them.")
+    openlineage: str = Field("", description="OpenLineage consumer (http…) or file that every flow reports to.")
 
     @classmethod
     def settings_customise_sources(
@@ -61,6 +65,10 @@ class Settings(BaseSettings):
             adapter_path=str(self.adapter_path.resolve()),
             policy=str(self.policy.resolve()) if self.policy else "",
             preview=self.preview,
+            signing_key=str(self.signing_key.resolve()) if self.signing_key else "",
+            personal_attributes=self.personal_attributes,
+            payload_retention_days=self.payload_retention_days,
+            openlineage=self.openlineage,
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import PurePath
 
 import duckdb
 
@@ -10,6 +12,7 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.catalogue import model_version
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.records import AuditDetails, RecordedReport
+from gradtrail.lineage.revisions import current_digests
 from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
 
 Connection = duckdb.DuckDBPyConnection
@@ -119,9 +122,17 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
 
 
 def report_of(connection: Connection, audit_id: str) -> RecordedReport | None:
-    """The report of an audit."""
+    """The report of an audit, with the digests its files have since they were last written."""
     query = """
         SELECT audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id, recorded_at
         FROM report JOIN event ON event.sequence = report.event_sequence WHERE audit_id = ?"""
     row = first_row(connection, query, [audit_id])
-    return RecordedReport(*row) if row else None
+    if row is None:
+        return None
+    report = RecordedReport(*row)
+    revised = current_digests(connection, "report", audit_id)
+    if revised is None:
+        return report
+    html_name = PurePath(report.html_uri).name
+    beside = {name: digest for name, digest in revised.items() if name != html_name}
+    return replace(report, html_sha256=revised[html_name], file_sha256=beside)

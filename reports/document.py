@@ -52,6 +52,12 @@ def report_json(report: AuditReport) -> dict[str, Any]:
         },
         "outputs": [_section(section, mode) for section in report.outputs],
         "ledger_head": report.ledger_head,
+        "evidence": {
+            "audit_id": report.audit.audit_id,
+            "audit_root": report.audit_root,
+            "event_hash": report.ledger_head,
+            "signature": None if report.signature is None else _plain(report.signature),
+        },
     }
 
 

@@ -120,11 +120,22 @@ class Trust:
 
 
 @dataclass(frozen=True)
+class SignedRoot:
+    """An Ed25519 signature of `statement`; key and signature are hexadecimal, the fingerprint is sha256 of the key."""
+
+    public_key_sha256: str
+    public_key: str
+    statement: str
+    signature: str
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """One audit, complete. `preview_mode` is applied when the report is rendered, so previews may arrive as they are.
 
     `findings` holds all of them, those of single outputs too. `attribute_counts` is the number of training examples by
     attribute and value. `model_links` maps a label to a web address: model version, run, audit run, experiment.
+    `audit_root` is the Merkle root over the rows of the ledger's event of this audit, `ledger_head` that event's hash.
     """
 
     audit: Audit
@@ -143,6 +154,8 @@ class AuditReport:
     ledger_head: str
     preview_mode: PreviewMode
     gradtrail_version: str
+    audit_root: str = ""
+    signature: SignedRoot | None = None
 
     def cards(self) -> Iterator[ExampleCard]:
         """Every example card of the report, overall first, then output by output."""

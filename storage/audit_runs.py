@@ -78,11 +78,16 @@ def publish_audit(
     for key, number in metrics.items():
         client.log_metric(run.run_id, key, number, step=0)
     registry.log_dataset(run.run_id, dataset)
-    for file in files:
-        client.log_artifact(run.run_id, str(file))
+    upload_files(registry, run.run_id, files)
     for key, value in {**tags, NOTE_TAG: note}.items():
         client.set_tag(run.run_id, key, value)
     client.set_terminated(run.run_id)
+
+
+def upload_files(registry: Registry, run_id: str, files: Sequence[Path]) -> None:
+    """Put report files into the audit's run; those of the same name are replaced."""
+    for file in files:
+        registry.client.log_artifact(run_id, str(file))
 
 
 def describe(registry: Registry, version: RegisteredVersion, section: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gradtrail.digests import canonical_json, sha256_file, short
 from gradtrail.errors import DataError
 from gradtrail.nouns import ManifestRow
+from gradtrail.storage.atomic import replacing
 
 
 def write_manifest(rows: Iterable[ManifestRow], folder: Path) -> Path:
@@ -65,6 +66,22 @@ def read_manifest(path: Path, *, expected_sha256: str = "") -> Iterator[Manifest
                     f"Line {number} of the manifest {path} is not a manifest line: {error}.",
                     "Register the model again with gradtrail.register.",
                 ) from error
+
+
+def rewrite_attributes(path: Path, attributes: Mapping[str, Mapping[str, str]]) -> str:
+    """Write a manifest again with other attributes for the examples named; returns the sha256 of what it holds then.
+
+    The file keeps its name, the digest it was registered under. Doing it again changes nothing.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        for row in read_manifest(path):
+            line = {
+                "example_id": row.example_id,
+                "content_sha256": row.content_sha256,
+                "attributes": dict(attributes.get(row.example_id, row.attributes)),
+            }
+            stream.write(canonical_json(line) + b"\n")
+    return sha256_file(path)
 
 
 def _refuse_repeated(row: ManifestRow, seen: dict[str, str]) -> None:

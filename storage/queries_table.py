@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from lancedb.expr import Expr, col, lit
 from numpy.typing import NDArray
 
-from gradtrail.storage.lance_tables import insert_missing, key_field, open_existing, open_or_create, scan
+from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faults, open_existing, open_or_create, scan
 from gradtrail.storage.measured import (
     Measured,
     first_few,
@@ -81,6 +82,22 @@ class QueriesTable:
         order = sorted(range(len(ids)), key=lambda row: (rank[ids[row]], targets[row]))
         batch = rows.take(pa.array(order, type=pa.int64())).combine_chunks().to_batches()
         return _from_batch(batch[0] if batch else pa.RecordBatch.from_pylist([], schema=self._schema))
+
+    def forget(self, output_ids: Sequence[str]) -> int:
+        """Remove what was measured of these outputs, bytes and earlier versions too; return how many rows that were.
+
+        Raises:
+            StoreError: the table cannot be written; the next call goes on.
+        """
+        table = open_existing(self._connection, self._name)
+        if table is None:
+            return 0
+        with lance_faults(f"Erasing from the LanceDB table {self._name}", "Run the same command again: it resumes."):
+            before = table.count_rows()
+            for matching in _matching(output_ids, None):
+                table.delete(matching)
+            table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+            return int(before - table.count_rows())
 
     def problems(self) -> list[str]:
         """What is wrong with the stored outputs; empty when nothing is."""

@@ -29,6 +29,7 @@ from gradtrail.storage.registry import (
     RegisteredVersion,
 )
 from gradtrail.tasks.datasets import manifest_rows
+from gradtrail.tasks.recorded import manifest_sha256
 from gradtrail.tasks.workspace import Workspace
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".bin")
@@ -152,7 +153,8 @@ def store_manifest(
             search_path=Path(workspace.adapter_path),
         )
         rows = manifest_rows(loaded.adapter.training_data())
-    manifest = write_manifest(rows, workspace.manifests)
+    manifest = write_manifest(rows, Path(files).parent / "manifest")
+    manifest = _keep_manifest(workspace, manifest)
     with manifest.open("rb") as stream:
         count = sum(1 for _ in stream)
     return DatasetVersion(manifest.stem, f"{version.name} training data", count, str(manifest))
@@ -168,7 +170,8 @@ def record_model_version(
 ) -> str:
     """Write dataset version, checkpoints, run and model version to the ledger; returns the model version's id."""
     ledger = workspace.ledger()
-    ledger.record_dataset_version(dataset, read_manifest(Path(dataset.manifest_uri)))
+    manifest = read_manifest(Path(dataset.manifest_uri))
+    ledger.record_dataset_version(dataset, manifest, workspace.personal_attributes)
     model_version = ModelVersion(
         name=version.name,
         version=version.version,
@@ -201,6 +204,18 @@ def tag_version(
         },
     )
     shutil.rmtree(_scratch(workspace, version), ignore_errors=True)
+
+
+def _keep_manifest(workspace: Workspace, manifest: Path) -> Path:
+    """Keep a manifest that was just written, unless something of it was erased here before: then that one stays."""
+    kept = workspace.manifests / manifest.name
+    if kept.is_file() and workspace.ledger().paths.database.is_file():
+        with workspace.ledger().read() as connection:
+            if manifest_sha256(connection, manifest.stem) != manifest.stem:
+                manifest.unlink()
+                return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return manifest.replace(kept)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
             "gradtrail.checkpoint": recorded.pinned.serving.checkpoint_id,
             "gradtrail.dataset_version": recorded.index.dataset_version_id,
             "gradtrail.index": recorded.index.index_id,
+            "gradtrail.audit_root": recorded.evidence.audit_root,
+            "gradtrail.event_hash": recorded.evidence.event_hash,
+            **_signature_tags(recorded),
         },
         parameters={"method": audit.method, **{name: str(value) for name, value in audit.parameters.items()}},
         metrics=_metrics(recorded),
@@ -56,6 +59,13 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
         mlflow_experiment_id=run.experiment_id,
     )
     return run.run_id
+
+
+def _signature_tags(recorded: RecordedAudit) -> dict[str, str]:
+    signature = recorded.signature
+    if signature is None:
+        return {}
+    return {"gradtrail.signature": signature.signature, "gradtrail.public_key_sha256": signature.public_key_sha256}
 
 
 def _metrics(recorded: RecordedAudit) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gradtrail.lineage.withdrawals import Withdrawn
 from gradtrail.nouns import Attribution, Coverage, ExampleInfluence, Fidelity, OutputResult, Share
 from gradtrail.reports.policies import PolicyFacts, RankedExample
 
@@ -16,8 +17,12 @@ def policy_facts(
     attributes: Mapping[str, Mapping[str, str]],
     coverage: Coverage,
     fidelity: Fidelity | None = None,
+    withdrawn: Withdrawn | None = None,
 ) -> PolicyFacts:
-    """Facts of one audit; `attributes` are by example id, for every example that is named."""
+    """Facts of one audit; `attributes` are by example id, for every example that is named.
+
+    `withdrawn` is what the ledger says was withdrawn; the policy file may name more.
+    """
     mass = {result.output_id: result.proponent_mass for result in results}
     proponents: dict[str, list[RankedExample]] = {result.output_id: [] for result in results}
     for found in sorted(attributions, key=lambda a: (a.output_id, a.rank)):
@@ -33,5 +38,7 @@ def policy_facts(
         proponents={output_id: tuple(ranked) for output_id, ranked in proponents.items()},
         coverage=coverage,
         fidelity=fidelity,
+        withdrawn_values=withdrawn.values if withdrawn else {},
+        withdrawn_example_ids=withdrawn.example_ids if withdrawn else frozenset(),
         suspects=tuple(influence for influence in influences if influence.side == "opponent"),
     )

@@ -8,6 +8,7 @@ import duckdb
 
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage import queries
+from gradtrail.lineage.revisions import current_digests
 from gradtrail.nouns import DatasetVersion, Index, ModelVersion, Run, Weighting
 
 _Noun = TypeVar("_Noun")
@@ -31,6 +32,12 @@ def recorded_model_version(connection: duckdb.DuckDBPyConnection, model_version_
 def recorded_dataset(connection: duckdb.DuckDBPyConnection, dataset_version_id: str) -> DatasetVersion:
     """The dataset version that another row names."""
     return _named(queries.dataset_version(connection, dataset_version_id), "dataset version", dataset_version_id)
+
+
+def manifest_sha256(connection: duckdb.DuckDBPyConnection, dataset_version_id: str) -> str:
+    """The digest that the kept manifest has: the dataset version's id, until something of it was erased."""
+    revised = current_digests(connection, "manifest", dataset_version_id)
+    return next(iter(revised.values())) if revised else dataset_version_id
 
 
 def recorded_index(connection: duckdb.DuckDBPyConnection, index_id: str) -> Index:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,16 +13,20 @@ from gradtrail import __version__
 from gradtrail.attribution.methods import find_method
 from gradtrail.digests import sha256_file, short
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage import listings, queries
+from gradtrail.lineage import queries
+from gradtrail.lineage.erasures import erased_subjects
+from gradtrail.lineage.proofs import AuditEvidence, audit_evidence
 from gradtrail.lineage.records import AuditDetails, RecordedExample
+from gradtrail.lineage.revisions import record_revision
+from gradtrail.lineage.signatures import AuditSignature, sign_audit, signature_of
 from gradtrail.nouns import Fidelity, Index, Output, Preview, Run, Side, Weighting
-from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, Trust
+from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
 from gradtrail.reports.write import HTML_NAME, write_report
-from gradtrail.storage.audit_runs import AuditRun, Links, open_audit_run
+from gradtrail.storage.audit_runs import AuditRun, Links, open_audit_run, upload_files
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.datasets import ExampleFinder
-from gradtrail.tasks.measured_fidelity import audited_fidelity, fidelity_notes
+from gradtrail.tasks.measured_fidelity import audited_fidelity, fidelity_notes, question_of
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.recorded import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.workspace import Workspace
@@ -52,7 +57,9 @@ class RecordedAudit:
     attribute_counts: Mapping[str, Mapping[str, int]]
     weighting: Weighting
     refused: Mapping[str, str]
-    event_hash: str
+    evidence: AuditEvidence
+    signature: AuditSignature | None
+    erased: Mapping[str, int]
     fidelity: Fidelity | None
     pinned: PinnedModel
     audit_run: AuditRun
@@ -76,7 +83,9 @@ def unfinished_audit_ids(workspace: Workspace, model_version_id: str) -> list[st
 
 @task(cache_policy=NO_CACHE)
 def write_audit_report(workspace: Workspace, audit_id: str) -> str:
-    """Write HTML, JSON and Parquet of an audit; returns the path of the HTML file."""
+    """Sign the audit where a key is set, then write HTML, JSON and Parquet; returns the path of the HTML file."""
+    if workspace.signing_key:
+        sign_audit(workspace.ledger(), audit_id, Path(workspace.signing_key))
     return str(write_report(build_report(workspace, audit_id), workspace.reports).html)
 
 
@@ -99,12 +108,24 @@ def ensure_report(workspace: Workspace, audit_id: str) -> FoundReport:
     path = workspace.reports / audit_id / HTML_NAME
     rewritten = not path.is_file() or (report is not None and sha256_file(path) != report.html_sha256)
     if rewritten:
-        path = write_report(build_report(workspace, audit_id), workspace.reports).html
+        path = rewrite_report(workspace, audit_id, "its file was gone or changed")
     url = ""
     if report is not None and report.mlflow_run_id and report.mlflow_experiment_id:
         links = Links(workspace.mlflow_url)
         url = links.artifact(report.mlflow_experiment_id, report.mlflow_run_id, HTML_NAME)
     return FoundReport(audit_id, str(path), url, rewritten)
+
+
+def rewrite_report(workspace: Workspace, audit_id: str, reason: str) -> Path:
+    """Write a report again from what the ledger holds now; where that gives other bytes, in MLflow too and recorded."""
+    files = write_report(build_report(workspace, audit_id), workspace.reports)
+    with workspace.ledger().read() as connection:
+        report = queries.report_of(connection, audit_id)
+    if report is not None and {HTML_NAME: report.html_sha256, **report.file_sha256} != files.sha256:
+        if report.mlflow_run_id:
+            upload_files(workspace.registry(), report.mlflow_run_id, [files.html, files.json, files.parquet])
+        record_revision(workspace.ledger(), "report", audit_id, files.sha256, reason)
+    return files.html
 
 
 def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
@@ -118,7 +139,9 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         outputs = queries.outputs(connection, [output_id for output_id, _ in details.audit.outputs])
         weighting = recorded_weighting(connection, details.audit.weighting_id)
         refused = queries.quarantined(connection, before=details.event_sequence)
-        event = listings.audit_event(connection, audit_id)
+        evidence = audit_evidence(connection, audit_id)
+        signature = signature_of(connection, audit_id)
+        erased = erased_subjects(connection, ["example", "output"])
         fidelity = audited_fidelity(
             connection,
             details.model_version.checkpoint_ids[-1],
@@ -141,7 +164,9 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         attribute_counts=counts,
         weighting=weighting,
         refused={f"{r.source}: {r.record_id}" if r.record_id else r.source: r.cause for r in refused},
-        event_hash=event.event_hash,
+        evidence=evidence,
+        signature=signature,
+        erased=erased,
         fidelity=fidelity,
         pinned=pinned_model(workspace, details.audit.model_version_id),
         audit_run=open_audit_run(workspace.registry(), audit_id, f"{_title(details)} ({short(audit_id)})"),
@@ -152,7 +177,7 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
     """Gather an audit's report from the ledger, the payloads and the adapter's previews."""
     recorded = recorded_audit(workspace, audit_id)
     pinned, run, links = recorded.pinned, recorded.run, Links(workspace.mlflow_url)
-    cards = _Cards(pinned, recorded.examples)
+    cards = _Cards(pinned, recorded.examples, recorded.erased)
     return AuditReport(
         audit=recorded.details.audit,
         created_at=recorded.details.recorded_at,
@@ -171,7 +196,9 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
         findings=recorded.details.findings,
         overall=_overall(recorded.details, cards),
         outputs=tuple(_section(workspace, recorded, output, cards, links) for output in recorded.outputs),
-        ledger_head=recorded.event_hash,
+        ledger_head=recorded.evidence.event_hash,
+        audit_root=recorded.evidence.audit_root,
+        signature=_signed(recorded.signature),
         preview_mode=workspace.preview,
         gradtrail_version=__version__,
     )
@@ -180,12 +207,12 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
 class _Cards:
     """Example cards, each example fetched and drawn once."""
 
-    def __init__(self, pinned: PinnedModel, examples: Mapping[str, RecordedExample]) -> None:
+    def __init__(self, pinned: PinnedModel, examples: Mapping[str, RecordedExample], erased: Mapping[str, int]) -> None:
         self._adapter = pinned.adapter
         self._examples = examples
         places = {key: (example.position, example.content_sha256) for key, example in examples.items()}
         self._find = ExampleFinder(pinned.adapter.training_data(), places)
-        self._previews: dict[str, Preview | None] = {}
+        self._previews: dict[str, Preview | None] = {name: _tombstone(event) for name, event in erased.items()}
 
     def card(self, example_id: str, side: Side, rank: int, score: float | None, share: float | None) -> ExampleCard:
         if example_id not in self._previews:
@@ -210,7 +237,9 @@ def _section(
     result = next(result for result in details.results if result.output_id == output.output_id)
     target = next(target for output_id, target in details.audit.outputs if output_id == output.output_id)
     label, preview = None, None
-    if output.payload_sha256 in workspace.payloads():
+    if output.output_id in recorded.erased:
+        preview = _tombstone(recorded.erased[output.output_id])
+    elif output.payload_sha256 in workspace.payloads():
         record = payload_record(workspace.payloads().get(output.payload_sha256))
         preview = adapter.preview(output_example(recorded.pinned, output, record, target))
         if record.get("label") is not None:
@@ -291,7 +320,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
         fidelity=recorded.fidelity,
         coverage=coverage,
         method=method.name,
-        method_description=method.description,
+        method_description=" ".join(filter(None, [method.description, question_of(details.audit, recorded.weighting)])),
         method_source=method.source,
         curvature_kind=parameters.get("curvature"),
         damping=damping,
@@ -302,6 +331,16 @@ def _trust(recorded: RecordedAudit) -> Trust:
         not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
         fidelity_notes=tuple(fidelity_notes(recorded.fidelity)),
     )
+
+
+def _tombstone(event: int) -> Preview:
+    return Preview("text", text=f"erased by event {event}")
+
+
+def _signed(signature: AuditSignature | None) -> SignedRoot | None:
+    if signature is None:
+        return None
+    return SignedRoot(signature.public_key_sha256, signature.public_key, signature.statement, signature.signature)
 
 
 def _title(details: AuditDetails) -> str:

@@ -29,6 +29,10 @@ class Workspace:
         adapter_path: folder to import adapters from.
         policy: path of the policy file; empty means the built-in policy.
         preview: how much of the examples and outputs a report shows.
+        signing_key: PEM file of the Ed25519 key that signs audits; empty signs none.
+        personal_attributes: attributes that go into the ledger's erasable table, and into no index and no report.
+        payload_retention_days: days after which an audit run deletes payloads; 0 keeps them.
+        openlineage: address of an OpenLineage consumer, or a file, that flows report to; empty reports nowhere.
     """
 
     home: str
@@ -40,6 +44,10 @@ class Workspace:
     adapter_path: str = "."
     policy: str = ""
     preview: PreviewMode = "full"
+    signing_key: str = ""
+    personal_attributes: tuple[str, ...] = ()
+    payload_retention_days: int = 0
+    openlineage: str = ""
 
     @property
     def root(self) -> Path:

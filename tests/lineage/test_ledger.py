@@ -15,7 +15,7 @@ import pytest
 from gradtrail.errors import DataError, LedgerError, NotFoundError
 from gradtrail.lineage import queries
 from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.migrations import newest_version, schema_files
+from gradtrail.lineage.migrations import schema_files
 from gradtrail.lineage.statements import statement
 from gradtrail.lineage.tables import TABLES
 from gradtrail.lineage.verify import verify_ledger

@@ -1,0 +1,204 @@
+"""Erasing: the ledger's tombstones first, then every other trace, in an order that a kill can interrupt anywhere.
+
+What is left to do follows from the tombstones alone, so that the next call finishes what a kill cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from gradtrail.digests import short
+from gradtrail.lineage import erasures, listings, queries
+from gradtrail.lineage.erasures import Erasure, ErasureRequest
+from gradtrail.lineage.revisions import record_revision
+from gradtrail.lineage.rewriting import rewrite_database
+from gradtrail.storage.inbox_erasure import remove_records
+from gradtrail.storage.manifests import rewrite_attributes
+from gradtrail.tasks.reporting import rewrite_report
+from gradtrail.tasks.workspace import Workspace
+
+RETENTION = "payload retention"
+
+
+@dataclass(frozen=True)
+class ErasureOutcome:
+    """What an erasure did, earlier unfinished ones included.
+
+    Attributes:
+        erased: what was erased, each as kind and id.
+        events: the ledger's events that say so.
+        rows: rows deleted from the ledger, by table.
+        payloads: payload files deleted.
+        inbox_records: records taken out of the inbox.
+        reports: reports that showed something of it and were written again.
+        elsewhere: places beyond gradtrail's reach that may still hold it, as sentences.
+    """
+
+    erased: tuple[tuple[str, str], ...] = ()
+    events: tuple[int, ...] = ()
+    rows: tuple[tuple[str, int], ...] = ()
+    payloads: int = 0
+    inbox_records: int = 0
+    reports: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ErasurePreview:
+    """What an erasure would do, and which reports show something of it now."""
+
+    erased: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, int], ...]
+    reports: tuple[str, ...]
+
+
+def preview_erasure(workspace: Workspace, request: ErasureRequest) -> ErasurePreview:
+    """What a request would erase; changes nothing.
+
+    Raises:
+        NotFoundError: an example or output that was never recorded, or nobody of that name.
+    """
+    with workspace.ledger().read() as connection:
+        planned = erasures.plan_erasure(connection, request)
+    if planned is None:
+        return ErasurePreview((), (), ())
+    shown = tuple(str(workspace.reports / audit_id) for audit_id in _audits_that_show(workspace, [planned]))
+    return ErasurePreview(planned.subjects, planned.rows, shown)
+
+
+def erase_data(workspace: Workspace, request: ErasureRequest | None, reason: str | None = None) -> ErasureOutcome:
+    """Erase what is asked for, and finish what an earlier call left; without a request only the latter.
+
+    Raises:
+        NotFoundError: an example or output that was never recorded, or nobody of that name.
+        GradtrailError: something could not be erased now; the ledger says so until a later call finishes it.
+    """
+    if request is not None:
+        erasures.erase(workspace.ledger(), request, reason)
+    return finish_erasures(workspace)
+
+
+@task(cache_policy=NO_CACHE)
+def retain_payloads(workspace: Workspace, days: int) -> ErasureOutcome:
+    """Erase the payloads of outputs that were recorded more than `days` days ago; measured gradients stay."""
+    before = datetime.now(UTC) - timedelta(days=days)
+    with workspace.ledger().read() as connection:
+        gone = erasures.erased_subjects(connection, ["output", "payload"])
+        old = [each for each in listings.outputs_recorded_before(connection, before) if each not in gone]
+    request = ErasureRequest(payload_output_ids=tuple(old))
+    return erase_data(workspace, request if old else None, f"{RETENTION}: {days} days")
+
+
+def finish_erasures(workspace: Workspace) -> ErasureOutcome:
+    """Remove every trace of what the ledger says was erased, and record that it is done."""
+    ledger = workspace.ledger()
+    with ledger.read() as connection:
+        pending = erasures.unfinished(connection)
+    if not pending:
+        return ErasureOutcome()
+    if any(erasure.rows for erasure in pending):
+        rewrite_database(ledger)
+    payloads = _delete_payloads(workspace, _ids(pending, "output", "payload"))
+    inbox_records = remove_records(workspace.inbox, _ids(pending, "output", "payload"))
+    _forget_queries(workspace, _ids(pending, "output"))
+    _rewrite_manifests(workspace, _ids(pending, "example", "attribute"))
+    audits = _audits_that_show(workspace, pending)
+    events = ", ".join(str(erasure.event_sequence) for erasure in pending)
+    for audit_id in audits:
+        rewrite_report(workspace, audit_id, f"erasure by event {events}")
+    ledger.publish_snapshot()
+    for erasure in pending:
+        erasures.finish(ledger, erasure.erasure_id)
+    ledger.publish_snapshot()
+    rows: dict[str, int] = {}
+    for name, count in (row for erasure in pending for row in erasure.rows):
+        rows[name] = rows.get(name, 0) + count
+    return ErasureOutcome(
+        erased=tuple(subject for erasure in pending for subject in erasure.subjects),
+        events=tuple(erasure.event_sequence for erasure in pending),
+        rows=tuple(sorted(rows.items())),
+        payloads=payloads,
+        inbox_records=inbox_records,
+        reports=tuple(str(workspace.reports / audit_id) for audit_id in audits),
+        elsewhere=tuple(_elsewhere(workspace, pending)),
+    )
+
+
+def _ids(pending: Sequence[Erasure], *kinds: str) -> set[str]:
+    return {subject_id for erasure in pending for kind, subject_id in erasure.subjects if kind in kinds}
+
+
+def _delete_payloads(workspace: Workspace, output_ids: set[str]) -> int:
+    with workspace.ledger().read() as connection:
+        digests = listings.payloads_by_output(connection)
+        gone = erasures.erased_subjects(connection, ["output", "payload"])
+    kept = {digest for output_id, digest in digests.items() if output_id not in gone}
+    payloads = workspace.payloads()
+    return sum(payloads.delete(digests[each]) for each in sorted(output_ids) if digests[each] not in kept)
+
+
+def _forget_queries(workspace: Workspace, output_ids: set[str]) -> None:
+    if not output_ids:
+        return
+    with workspace.ledger().read() as connection:
+        indexes = listings.indexes(connection)
+    for index in indexes:
+        table = workspace.gradients().existing(index.index_id)
+        if table is not None:
+            table.forget_queries(sorted(output_ids))
+
+
+def _rewrite_manifests(workspace: Workspace, example_ids: set[str]) -> None:
+    with workspace.ledger().read() as connection:
+        datasets = listings.dataset_versions(connection)
+        attributes = {
+            dataset.dataset_version_id: listings.all_attributes(connection, dataset.dataset_version_id, example_ids)
+            for dataset in datasets
+        }
+    for dataset in datasets:
+        path, left = Path(dataset.manifest_uri), attributes[dataset.dataset_version_id]
+        if left and path.is_file():
+            sha256 = rewrite_attributes(path, left)
+            if sha256 != dataset.dataset_version_id:
+                files = {path.name: sha256}
+                record_revision(workspace.ledger(), "manifest", dataset.dataset_version_id, files, "erasure")
+
+
+def _audits_that_show(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
+    """Reported audits that may show something of it: previews, and attributes from before they were personal."""
+    whole = any(name == "example" for erasure in pending for name, _ in erasure.rows)
+    with workspace.ledger().read() as connection:
+        if whole:
+            return [report.audit_id for report in listings.reports(connection)]
+        return listings.reported_audits_naming(connection, _ids(pending, "example"), _ids(pending, "output"))
+
+
+def _elsewhere(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
+    said = []
+    examples = _ids(pending, "example", "attribute")
+    with workspace.ledger().read() as connection:
+        for version in queries.model_versions(connection):
+            if examples and listings.all_attributes(connection, version.dataset_version_id, examples):
+                said.append(
+                    f"MLflow run {version.run_id} of {version.model_version_id}: the registered manifest and whatever "
+                    "else was logged with the model."
+                )
+        for index in listings.indexes(connection) if examples else ():
+            table = workspace.gradients().existing(index.index_id)
+            named = sorted(set(table.attribute_names) & set(workspace.personal_attributes)) if table else []
+            if named:
+                said.append(
+                    f"Gradient index {short(index.index_id)}: column {', '.join(named)}, from before it was declared "
+                    "personal; delete its table and run gradtrail index again."
+                )
+    if _ids(pending, "output"):
+        said.append("The feed that delivered the outputs, and MLflow traces of them.")
+    if examples:
+        said.append("The training data itself, and models that were trained on it.")
+    return [*said, "Backups, and copies that readers made of snapshot or reports."]

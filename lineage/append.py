@@ -20,6 +20,7 @@ from gradtrail.lineage.integrity import (
     merkle_root,
     new_salts,
     row_digests,
+    row_key_texts,
     row_keys,
 )
 from gradtrail.lineage.rows import Rows
@@ -139,7 +140,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, rows: Rows, sequence: int) ->
         sequences,
         pa.array([table.name] * count, pa.string()),
         pa.array(range(count), pa.int64()),
-        pa.array([key_text(key) for key in row_keys(table, rows.data)], pa.string()),
+        pa.array(row_key_texts(table, rows.data), pa.string()),
         pa.array(digests, pa.binary()),
     ]
     _bulk(connection, "row_commitment", pa.table(commitments, schema=COMMITMENT_SCHEMA))

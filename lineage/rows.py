@@ -75,14 +75,18 @@ def _column(table: Table, field: pa.Field, values: Sequence[Any]) -> pa.Array:
 
 
 def _refuse_duplicates(table: Table, data: pa.Table) -> None:
-    previous: tuple[Any, ...] | None = None
-    for key in row_keys(table, data):
-        if key == previous:
-            raise DataError(
-                f"{key_text(key)} occurs twice among the rows for {table.name} ({', '.join(table.key)}).",
-                "Give every one its own id, or remove the duplicate.",
-            )
-        previous = key
+    # In key order equal keys are neighbours.
+    same: pa.ChunkedArray | pa.BooleanArray | None = None
+    for name in table.key:
+        column = data.column(name)
+        equal = pc.equal(column[1:], column[:-1])
+        same = equal if same is None else pc.and_(same, equal)
+    if same is not None and (place := pc.index(same, True).as_py()) >= 0:
+        key = row_keys(table, data.slice(place, 1))[0]
+        raise DataError(
+            f"{key_text(key)} occurs twice among the rows for {table.name} ({', '.join(table.key)}).",
+            "Give every one its own id, or remove the duplicate.",
+        )
 
 
 def _refuse_non_finite(table: Table, data: pa.Table) -> None:
@@ -92,7 +96,10 @@ def _refuse_non_finite(table: Table, data: pa.Table) -> None:
                 all(math.isfinite(number) for _, number in pairs) for pairs in data.column(field.name).to_pylist()
             ]
         elif pa.types.is_floating(field.type):
-            finite = pc.fill_null(pc.is_finite(data.column(field.name)), True).to_pylist()
+            finite = pc.fill_null(pc.is_finite(data.column(field.name)), True)
+            if pc.all(finite, min_count=0).as_py():
+                continue
+            finite = finite.to_pylist()
         else:
             continue
         if not all(finite):

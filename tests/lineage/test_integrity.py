@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from datetime import UTC, datetime, timedelta, timezone
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradtrail.lineage.integrity import event_hash, merkle_root, new_salts, row_digests
+from gradtrail.lineage.integrity import event_hash, key_text, merkle_root, new_salts, row_digests, row_key_texts
 from gradtrail.lineage.tables import TABLES, Table
 
 
@@ -113,3 +114,32 @@ def test_an_event_hash_does_not_depend_on_the_time_zone_it_is_read_in() -> None:
     elsewhere = moment.astimezone(timezone(timedelta(hours=5)))
     assert event_hash(recorded_at=moment, **rest) == event_hash(recorded_at=elsewhere, **rest)
     assert event_hash(recorded_at=moment + timedelta(microseconds=1), **rest) != event_hash(recorded_at=moment, **rest)
+
+
+_TEXT = st.text(max_size=6)
+_WHOLE = st.integers(-(2**63), 2**63 - 1)
+_REAL = st.floats(allow_nan=False, allow_infinity=False)
+_ROW = st.tuples(_TEXT, _WHOLE, _REAL, st.one_of(st.none(), _TEXT), st.one_of(st.none(), _REAL))
+
+
+@given(rows=st.lists(_ROW, max_size=30), cut=st.integers(0, 30))
+def test_whole_columns_are_digested_to_the_bytes_of_single_rows(rows: list[tuple], cut: int) -> None:
+    kinds = [pa.string(), pa.int64(), pa.float64(), pa.string(), pa.float64()]
+    schema = pa.schema([(name, kind) for name, kind in zip("abcde", kinds, strict=True)])
+    table = Table("t", schema, ("a", "b"))
+    pieces = [pa.Table.from_pylist([dict(zip("abcde", row, strict=True)) for row in part], schema)
+              for part in (rows[:cut], rows[cut:])]  # fmt: skip
+    salts = new_salts(len(rows))
+    expected = [
+        _sha(
+            salt
+            + b"a:s:%d:%b" % (len(a.encode()), a.encode())
+            + b"b:i:8:" + struct.pack(">q", b)
+            + b"c:r:8:" + struct.pack(">d", c)
+            + (b"" if d is None else b"d:s:%d:%b" % (len(d.encode()), d.encode()))
+            + (b"" if e is None else b"e:r:8:" + struct.pack(">d", e))
+        )
+        for salt, (a, b, c, d, e) in zip(salts, rows, strict=True)
+    ]  # fmt: skip
+    assert row_digests(table, pa.concat_tables(pieces), salts) == expected
+    assert row_key_texts(table, pa.concat_tables(pieces)) == [key_text(row[:2]) for row in rows]

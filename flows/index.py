@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.indexing import IndexOptions, IndexOutcome, build_index, list_checkpoints, publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace
@@ -31,4 +32,5 @@ def index(
     ]
     if any(outcome.new for outcome in outcomes):
         publish_snapshot(workspace)
+        announce(workspace)
     return outcomes

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefect import flow
 
 from gradtrail.tasks import ingesting
+from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.workspace import Workspace
 
@@ -44,6 +45,7 @@ def ingest(
     model_version_id = ingesting.record_model_version(workspace, version, checkpoints, dataset, chosen)
     ingesting.tag_version(workspace, version, checkpoints, dataset, chosen)
     publish_snapshot(workspace)
+    announce(workspace)
     return IngestOutcome(
         model_version_id,
         new=True,

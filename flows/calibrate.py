@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from gradtrail.tasks.calibrating import MethodFidelity, measure_fidelity, plan_calibration, train_further
+from gradtrail.tasks.announcing import announce
+from gradtrail.tasks.calibrating import measure_fidelity, plan_calibration, train_further
+from gradtrail.tasks.calibration_figures import MethodFidelity
 from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.calibration_queries import query_roles
 from gradtrail.tasks.collecting import collect_outputs
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
@@ -22,8 +25,9 @@ class CalibrateOutcome:
         model_version_id: the pinned version.
         plan: what was trained, towards which queries.
         trained: runs of further training that this call made; an earlier one may have made the others.
-        methods: every method with its figures, on queries that nothing was chosen on.
+        methods: every method and weighting with its figures, on queries that nothing was fitted or chosen on.
         refused: record ids that this run refused when it looked into the inbox, with the cause.
+        not_fitted_because: why no weights were fitted; empty when they were.
     """
 
     model_version_id: str
@@ -31,6 +35,7 @@ class CalibrateOutcome:
     trained: int
     methods: tuple[MethodFidelity, ...]
     refused: tuple[tuple[str, str], ...] = ()
+    not_fitted_because: str = ""
 
 
 @flow(name="gradtrail-calibrate")
@@ -39,7 +44,7 @@ def calibrate(
     reference: str,
     options: CalibrateOptions = CalibrateOptions(),  # noqa: B008 - frozen
 ) -> CalibrateOutcome:
-    """Train the model further with and without random halves, compare the methods with that, choose one for `auto`.
+    """Train the model further with and without random halves, compare methods and weightings, choose one for `auto`.
 
     Outputs in the inbox are collected first: they are what fidelity should speak about.
     A killed calibration resumes; one that is complete is compared again without any training.
@@ -47,7 +52,7 @@ def calibrate(
     Args:
         workspace: where everything lives.
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
-        options: budget, methods and how the model is trained further.
+        options: budget or counts, methods, weightings and how the model is trained further.
     """
     version = resolve_version(workspace, reference)
     collected = collect_outputs(workspace)
@@ -55,4 +60,8 @@ def calibrate(
     trained = train_further(workspace, plan, options)
     methods = measure_fidelity(workspace, plan, options)
     publish_snapshot(workspace)
-    return CalibrateOutcome(version.model_version_id, plan, trained, tuple(methods), collected.refused)
+    announce(workspace)
+    roles = query_roles(len(plan.query_ids), options.weightings, options.seed)
+    return CalibrateOutcome(
+        version.model_version_id, plan, trained, tuple(methods), collected.refused, roles.not_fitted_because
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -18,6 +18,7 @@ from gradtrail.attribution.grouping import MeasuredPart, measured_parts
 from gradtrail.attribution.layer_rules import GradientShape, Projections
 from gradtrail.attribution.projection import PROJECTION_VERSION, ProjectionSide, projection_matrix
 from gradtrail.errors import ModelError, StoreError, UsageError
+from gradtrail.nouns import Weighting
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float32, "int8": torch.float32, "float64": torch.float64}
 """What features are computed in, by what they are stored as."""
@@ -35,6 +36,7 @@ class FeatureSettings:
     Parameters without a layer rule are measured by autograd itself (`gradtrail.attribution.fallback`); `fallback`
     False leaves them uncovered instead, and `fallback_for` names modules to measure so although they have a rule.
     `autocast` runs the model in lower precision where torch does; losses, projections and sums stay as they are.
+    `stored_weighting` is the weighting under which a store keeps vectors (`gradtrail.attribution.weights`).
     """
 
     group_dimension: int = 256
@@ -45,6 +47,7 @@ class FeatureSettings:
     fallback_for: tuple[str, ...] = ()
     total_dimension: int | None = None
     autocast: Literal["none", "bfloat16"] = "none"
+    stored_weighting: Weighting | None = None
 
     def optional(self) -> dict[str, Any]:
         """What differs from the defaults, for `FeaturePlan.config`: the ids of other indexes stay as they are."""
@@ -55,6 +58,9 @@ class FeatureSettings:
             found["total_dimension"] = self.total_dimension
         if self.autocast != "none":
             found["autocast"] = self.autocast
+        if self.stored_weighting is not None:
+            weights = dict(self.stored_weighting.group_weights)
+            found["stored_weighting"] = {"objective": self.stored_weighting.objective, "group_weights": weights}
         return found
 
     @classmethod
@@ -69,6 +75,7 @@ class FeatureSettings:
             fallback_for=tuple(config.get("fallback_for", ())),
             total_dimension=config.get("total_dimension"),
             autocast=config.get("autocast", "none"),
+            stored_weighting=Weighting(**config["stored_weighting"]) if "stored_weighting" in config else None,
         )
 
 
@@ -121,6 +128,11 @@ class FeaturePlan:
         return tuple(slice(end - group.dimension, end) for end, group in zip(ends, self.groups, strict=True))
 
     @property
+    def stored_weighting(self) -> Weighting | None:
+        """The weighting under which rows are stored; None for the uniform one."""
+        return self.settings.stored_weighting
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type feature vectors are computed in: that of `settings.dtype`, but at least float32."""
         return _DTYPES[self.settings.dtype]
@@ -170,14 +182,14 @@ class FeatureRows:
     """Features of one batch, unweighted as computed, or weighted as stored (see `gradtrail.attribution.weights`).
 
     `vectors` (batch, dimension) in the plan's type, `losses` (batch,) float64, `squared_norms` (batch, groups) float64
-    of the unweighted vectors, and `attributes` as one list of text per name, with "" where an example has none.
+    of the unweighted vectors, and `attributes` as one sequence of text per name, with "" where an example has none.
     """
 
-    example_ids: list[str]
+    example_ids: Sequence[str]
     vectors: Tensor
     losses: Tensor
     squared_norms: Tensor
-    attributes: Mapping[str, list[str]] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:

@@ -1,8 +1,10 @@
-"""Amounts as people type them: a time such as 5m, a list of whole numbers such as 10,50,200."""
+"""Amounts as people type them: a time such as 5m, a list of whole numbers such as 10,50,200, a horizon such as now."""
 
 from __future__ import annotations
 
 import re
+from math import isfinite
+from typing import Literal
 
 from gradtrail.errors import UsageError
 
@@ -31,3 +33,25 @@ def whole_numbers_of(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise UsageError(f"{text!r} is not a list of whole numbers.", "Give one such as 10,50,200.")
     return tuple(int(part) for part in text.split(","))
+
+
+def horizon_of(text: str) -> tuple[float, Literal["", "now", "training"]]:
+    """A horizon as a number (0 for none) and as a name (empty for none): one of both at most.
+
+    Raises:
+        UsageError: for anything else, and for a number that is negative or not finite.
+    """
+    name = text.strip()
+    if name == "now":
+        return 0.0, "now"
+    if name == "training":
+        return 0.0, "training"
+    try:
+        number = float(name or 0)
+    except ValueError:
+        number = -1.0
+    if number < 0 or not isfinite(number):
+        raise UsageError(
+            f"{text!r} is not a horizon.", "Give now, training, or a number: learning rate × steps, such as 0.5."
+        )
+    return number, ""

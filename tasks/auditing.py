@@ -15,7 +15,7 @@ from torch import nn
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.scoring import Ranked, overall_of_pass, score_pass, shares
 from gradtrail.errors import DataError, NotFoundError, StoreError
-from gradtrail.lineage import queries
+from gradtrail.lineage import queries, withdrawals
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -25,17 +25,18 @@ from gradtrail.nouns import (
     OutputResult,
     Side,
     Target,
-    Weighting,
 )
 from gradtrail.reports.policies import evaluate, load_policy
 from gradtrail.storage.outputs import payload_record
+from gradtrail.tasks.group_contributions import audited_groups
 from gradtrail.tasks.indexing import MEASURE_BATCH
-from gradtrail.tasks.measured_fidelity import audited_fidelity
+from gradtrail.tasks.measured_fidelity import HorizonName, audited_fidelity
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.policy_facts import policy_facts
 from gradtrail.tasks.preparing import MethodOptions, PreparedAudit, method_parameters, prepare_audit
 from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.weightings import found_weighting
 from gradtrail.tasks.workspace import Workspace
 
 OVERALL_TOP = 50
@@ -59,6 +60,11 @@ class AuditOptions:
         absolute_damping: absolute part, for example the objective's ridge.
         horizon: learning rate × steps of further training that method `horizon` speaks about; 0 is 1 / damping.
         every_checkpoint: make an ensemble over all checkpoints, for methods that can (trak).
+        named_horizon: `now` or `training`, as a calibration fitted them to short and long further training; empty asks
+            for neither.
+        weighting: `auto` is what the calibration chose with the method, else uniform; `uniform`, the beginning of a
+            weighting's id, or `aspect:ATTRIBUTE`.
+        index: beginning of the id of the index to score; empty takes the calibrated one, else the newest.
         device: where the outputs are measured.
     """
 
@@ -71,6 +77,9 @@ class AuditOptions:
     device: str = "cpu"
     horizon: float = 0.0
     every_checkpoint: bool = False
+    named_horizon: HorizonName = ""
+    weighting: str = AUTO
+    index: str = ""
 
     @property
     def method_options(self) -> MethodOptions:
@@ -153,7 +162,7 @@ def score_outputs(
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
     index = opened[-1].index
     policy = load_policy(Path(workspace.policy) if workspace.policy else None)
-    weighting = Weighting()
+    weighting = found_weighting(workspace, model_version_id, options.weighting)
     method = options.method_options
     parameters = {
         "top_k": options.top_k,
@@ -161,6 +170,13 @@ def score_outputs(
         "permutations": PERMUTATIONS,
         **method_parameters(pinned, method, [each.checkpoint for each in opened]),
     }
+    if options.named_horizon:
+        parameters["named_horizon"] = options.named_horizon
+    with workspace.ledger().read() as connection:
+        withdrawn = withdrawals.withdrawn(connection)
+    if withdrawn.values or withdrawn.example_ids:
+        # What is withdrawn decides what is found: without it, an audit made again after a withdrawal had the old id.
+        parameters["withdrawn_sha256"] = withdrawn.sha256
     audit = Audit(
         outputs=tuple((m.output_id, options.target) for m in measured),
         model_version_id=model_version_id,
@@ -218,7 +234,9 @@ def score_outputs(
             options.target,
         )
     attributes = {example_id: dict(found.attributes) for example_id, found in examples.items()}
-    facts = policy_facts(results, attributions, measured_shares, influences, attributes, index.coverage, fidelity)
+    facts = policy_facts(
+        results, attributions, measured_shares, influences, attributes, index.coverage, fidelity, withdrawn
+    )
     ledger.record_weighting(weighting)
     ledger.record_audit(
         audit,
@@ -232,6 +250,7 @@ def score_outputs(
         shares=measured_shares,
         influences=influences,
         findings=evaluate(policy, facts),
+        group_contributions=audited_groups(opened, prepared.members, attributions, audit.method),
     )
     return audit.audit_id
 

@@ -1,52 +1,165 @@
-"""The method that `auto` stands for: what the latest calibration found best."""
+"""What an audit takes from calibrations: method, parameters, weighting and index."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.errors import UsageError
+from gradtrail.attribution.method_registry import find_method
+from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Fidelity
+from gradtrail.nouns import Fidelity, Weighting
 from gradtrail.tasks.auditing import AUTO, DEFAULT_METHOD, AuditOptions
 from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.recorded import recorded_model_version
+from gradtrail.tasks.weightings import NOT_LEARNED, found_weighting
 from gradtrail.tasks.workspace import Workspace
 
+UNIFORM = "uniform"
 _CHOSEN_BY_CALIBRATION = ("curvature", "relative_damping", "absolute_damping", "horizon")
 
 
+@dataclass(frozen=True)
+class ResolvedAudit:
+    """What an audit does, with nothing left to `auto`, and the indexes it scores, the serving checkpoint's last."""
+
+    options: AuditOptions
+    index_ids: tuple[str, ...]
+
+
 @task(cache_policy=NO_CACHE)
-def resolve_method(workspace: Workspace, model_version_id: str, options: AuditOptions) -> AuditOptions:
-    """Method `auto` as the best of the latest calibration of the index at hand, else as the default method.
+def resolve_audit(workspace: Workspace, model_version_id: str, options: AuditOptions) -> ResolvedAudit:
+    """Take from the latest calibration what the options leave to it.
+
+    Method `auto` is the best after the longest training, or for the horizon that is named; with a weighting that was
+    learned for a method, that method; with a number for a horizon, method `horizon`; without any calibration the
+    default method. A method that is named keeps its own parameters, unless a horizon is named. The index is the one
+    that was calibrated last for the method, so that building another one moves no audit.
 
     Raises:
-        UsageError: when options tune a method that the calibration chooses.
+        UsageError: when options tune what the calibration chooses.
+        NotFoundError: without an index, for a horizon that was never calibrated, or an unknown weighting or index.
     """
-    if options.method != AUTO:
-        return options
-    chosen = None
-    with workspace.ledger().read() as connection:
-        serving = recorded_model_version(connection, model_version_id).checkpoint_ids[-1]
-        for found in queries.fidelities(connection, serving):
-            if found.evidence.get("chosen") and found.evidence["target"] == options.target:
-                chosen = found
-                break
-    if chosen is None or not _same_indexes(workspace, model_version_id, chosen):
-        return replace(options, method=DEFAULT_METHOD)
-    defaults = {each.name: each.default for each in fields(AuditOptions)}
-    given = [name for name in (*_CHOSEN_BY_CALIBRATION, "every_checkpoint") if getattr(options, name) != defaults[name]]
-    if given:
-        raise UsageError(
-            f"Method auto takes {chosen.method} from the calibration of {model_version_id}, with its own parameters; "
-            f"{', '.join(given)} cannot be given beside it.",
-            f"Leave that out, or name the method: --method {chosen.method}.",
+    request = _Request(workspace, model_version_id, options)
+    if options.method == AUTO and options.horizon and not options.named_horizon:
+        return request.with_own_parameters("horizon")
+    if options.method != AUTO and not options.named_horizon:
+        return request.with_own_parameters(options.method)
+    if options.method == AUTO and not options.named_horizon and options.weighting not in NOT_LEARNED:
+        learned = found_weighting(workspace, model_version_id, options.weighting)
+        if "method" in learned.evidence:
+            said = learned.evidence
+            return request.tuned(said["method"], said["parameters"], learned.weighting_id, said["index_ids"])
+    chosen = request.best()
+    if chosen is not None:
+        return request.tuned(chosen.method, chosen.parameters, chosen.weighting_id, chosen.evidence["index_ids"])
+    if options.named_horizon:
+        raise request.never_calibrated()
+    return request.with_own_parameters(DEFAULT_METHOD)
+
+
+class _Request:
+    """An audit as it was asked for, and what calibrations of its serving checkpoint measured, the latest first."""
+
+    def __init__(self, workspace: Workspace, model_version_id: str, options: AuditOptions) -> None:
+        self._workspace = workspace
+        self._model_version_id = model_version_id
+        self._options = options
+        with workspace.ledger().read() as connection:
+            serving = recorded_model_version(connection, model_version_id).checkpoint_ids[-1]
+            self._measured = [
+                found
+                for found in queries.fidelities(connection, serving)
+                if found.metric == "fidelity_subset" and found.evidence["target"] == options.target
+            ]
+
+    def best(self) -> Fidelity | None:
+        """The latest best that answers the request, on indexes that are still the ones its method would score."""
+        return next(self._answers(), None)
+
+    def with_own_parameters(self, method: str) -> ResolvedAudit:
+        """A method with the parameters it was asked for, on the index that was calibrated for it."""
+        asked = self._options
+        weighting = found_weighting(self._workspace, self._model_version_id, asked.weighting)
+        options = replace(asked, method=method, weighting=_named(weighting))
+        return ResolvedAudit(options, tuple(self._indexes(method, self._calibrated_index(method))))
+
+    def tuned(
+        self, method: str, parameters: Mapping[str, Any], weighting_id: str, index_ids: list[str]
+    ) -> ResolvedAudit:
+        """A method with calibrated parameters and weighting."""
+        asked = self._options
+        self._refuse_tuning(method)
+        if asked.weighting == UNIFORM:
+            weighting_id = UNIFORM
+        elif asked.weighting not in NOT_LEARNED:
+            weighting_id = found_weighting(self._workspace, self._model_version_id, asked.weighting).weighting_id
+        elif weighting_id == Weighting().weighting_id:
+            weighting_id = UNIFORM
+        own = {name: parameters[name] for name in _CHOSEN_BY_CALIBRATION if name in parameters}
+        options = replace(asked, method=method, weighting=weighting_id, **own)
+        return ResolvedAudit(options, tuple(self._indexes(method, index_ids[-1])))
+
+    def never_calibrated(self) -> NotFoundError:
+        """The refusal of a named horizon."""
+        asked, name = self._options, self._model_version_id
+        whose = "" if asked.method == AUTO else f" for method {asked.method}"
+        options = "" if asked.method == AUTO else f" --method {asked.method}"
+        options += "" if asked.target == "emitted" else f" --target {asked.target}"
+        options += f" --index {asked.index}" if asked.index else ""
+        return NotFoundError(
+            f"The horizon {asked.named_horizon} of {name} was never calibrated{whose}: that takes at least two amounts "
+            "of further training.",
+            f"Measure them: gradtrail calibrate {name}{options} --steps 10,50,200.",
         )
-    tuned = {name: chosen.parameters[name] for name in _CHOSEN_BY_CALIBRATION if name in chosen.parameters}
-    return replace(options, method=chosen.method, **tuned)
+
+    def _answers(self) -> Iterator[Fidelity]:
+        asked = self._options
+        scope = "uniform" if asked.weighting == UNIFORM else "all"
+        if asked.method != AUTO:
+            scope = "uniform method" if asked.weighting == UNIFORM else "method"
+        for found in self._measured:
+            said = found.evidence
+            if asked.method not in (AUTO, found.method):
+                continue
+            if asked.named_horizon:
+                fits = said.get("horizon") == asked.named_horizon and scope in said["best_of"]
+            else:
+                best_of = said.get("best_of", ())
+                fits = said.get("chosen", False) if scope == "all" else said["longest"] and scope in best_of
+            if fits and self._indexes(found.method, said["index_ids"][-1]) == list(said["index_ids"]):
+                yield found
+
+    def _indexes(self, method: str, preferred: str) -> list[str]:
+        asked = self._options
+        return method_indexes(
+            self._workspace, self._model_version_id, method, asked.every_checkpoint, asked.index, preferred
+        )
+
+    def _calibrated_index(self, method: str) -> str:
+        """The index that was calibrated last for this method, else for the one that was chosen."""
+        own = [found for found in self._measured if found.method == method]
+        if not own and "diagonal" not in find_method(method).needs:
+            own = [found for found in self._measured if found.evidence.get("chosen")]
+        return str(own[0].evidence["index_ids"][-1]) if own else ""
+
+    def _refuse_tuning(self, method: str) -> None:
+        asked = self._options
+        defaults = {each.name: each.default for each in fields(AuditOptions)}
+        own = (*_CHOSEN_BY_CALIBRATION, "every_checkpoint")
+        given = [name for name in own if getattr(asked, name) != defaults[name]]
+        if given:
+            whose = "Method auto" if asked.method == AUTO else f"The horizon {asked.named_horizon}"
+            raise UsageError(
+                f"{whose} takes {method} from the calibration of {self._model_version_id}, with its own parameters; "
+                f"{', '.join(given)} cannot be given beside it.",
+                f"Leave that out, or name the method alone: --method {method}.",
+            )
 
 
-def _same_indexes(workspace: Workspace, model_version_id: str, chosen: Fidelity) -> bool:
-    return method_indexes(workspace, model_version_id, chosen.method) == list(chosen.evidence["index_ids"])
+def _named(weighting: Weighting) -> str:
+    return weighting.weighting_id if weighting.group_weights else UNIFORM

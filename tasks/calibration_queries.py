@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradtrail.attribution.adapters import ClassificationAdapter, TrainingData
+from gradtrail.attribution.evaluation import FEWEST_QUERIES, split_queries
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Example, Output, Target
@@ -31,6 +32,33 @@ class QuerySet:
     examples: tuple[Example, ...]
 
 
+@dataclass(frozen=True)
+class QueryRoles:
+    """Disjoint positions of queries: weights are fitted on some, methods chosen on others, figures are of the rest.
+
+    Without weights to fit there are two sets, and `not_fitted_because` says why.
+    """
+
+    fitting: tuple[int, ...]
+    choosing: tuple[int, ...]
+    reporting: tuple[int, ...]
+    not_fitted_because: str = ""
+
+
+def query_roles(count: int, weightings: Sequence[str], seed: int) -> QueryRoles:
+    """Three sets of queries, or two where no weights are wanted or queries are too few to fit any.
+
+    Raises:
+        UsageError: for fewer queries than two sets need.
+    """
+    if weightings and count >= 3 * FEWEST_QUERIES:
+        fitting, choosing, reporting = split_queries(count, 3, seed)
+        return QueryRoles(tuple(fitting), tuple(choosing), tuple(reporting))
+    choosing, reporting = split_queries(count, 2, seed)
+    cause = f"{count} queries make two sets of {FEWEST_QUERIES}, not three" if weightings else "none was asked for"
+    return QueryRoles((), tuple(choosing), tuple(reporting), f"No weights were fitted: {cause}.")
+
+
 def draw_queries(
     workspace: Workspace, pinned: PinnedModel, training: TrainingData, target: Target, most: int, seed: int
 ) -> QuerySet:
@@ -47,7 +75,12 @@ def draw_queries(
         return QuerySet("outputs", tuple(sorted(found, key=lambda example: example.example_id)))
     places = sorted(generator.permutation(len(training))[:most].tolist())
     chosen = [training[place] for place in places]
-    return QuerySet("training examples", tuple(_emitted(pinned, chosen) if target == "emitted" else chosen))
+    return QuerySet("training examples", tuple(as_queries(pinned, chosen, target)))
+
+
+def as_queries(pinned: PinnedModel, examples: Sequence[Example], target: Target) -> list[Example]:
+    """Training examples as queries for a target: what the model says of them, or as they are."""
+    return _emitted(pinned, examples) if target == "emitted" else list(examples)
 
 
 def _usable(workspace: Workspace, pinned: PinnedModel, output: Output, target: Target) -> list[Example]:

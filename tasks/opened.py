@@ -18,7 +18,7 @@ from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_c
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target
+from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
 from gradtrail.storage.gradients import IndexTable
 from gradtrail.tasks.eigenbases import stored_basis
 from gradtrail.tasks.models import PinnedModel
@@ -85,23 +85,34 @@ class _Some:
 
 @task(cache_policy=NO_CACHE)
 def ready_indexes(
-    workspace: Workspace, model_version_id: str, method: str, every_checkpoint: bool = False
+    workspace: Workspace,
+    model_version_id: str,
+    method: str,
+    every_checkpoint: bool = False,
+    only: str = "",
+    preferred: str = "",
 ) -> list[str]:
     """`method_indexes` as a task."""
-    return method_indexes(workspace, model_version_id, method, every_checkpoint)
+    return method_indexes(workspace, model_version_id, method, every_checkpoint, only, preferred)
 
 
 def method_indexes(
-    workspace: Workspace, model_version_id: str, method: str, every_checkpoint: bool = False
+    workspace: Workspace,
+    model_version_id: str,
+    method: str,
+    every_checkpoint: bool = False,
+    only: str = "",
+    preferred: str = "",
 ) -> list[str]:
     """The indexes that a method scores, in order of steps, the serving checkpoint's last.
 
-    A method of one index takes the newest of the serving checkpoint; one that sums over checkpoints takes, for each of
-    them, the newest with the same features; `every_checkpoint` asks the same of a method that can make an ensemble.
+    A method of one index takes, of those of the serving checkpoint, the one whose id begins with `only`, else the
+    `preferred` one if it serves the method, else the newest; one that sums over checkpoints takes, for each of them,
+    the newest with the same features; `every_checkpoint` asks the same of a method that can make an ensemble.
 
     Raises:
         NotFoundError: if one was not built; it says how.
-        UsageError: if the method cannot use several checkpoints.
+        UsageError: if the method cannot use several checkpoints, or `only` begins several ids.
     """
     chosen = find_method(method)
     if every_checkpoint and chosen.combination == "one":
@@ -118,17 +129,22 @@ def method_indexes(
             ]
             for checkpoint_id in model_version.checkpoint_ids
         }
-    serving = _newest(by_checkpoint[model_version.checkpoint_ids[-1]], model_version, "diagonal" in chosen.needs)
+    built = by_checkpoint[model_version.checkpoint_ids[-1]]
+    if only:
+        built = [_named(built, model_version, only)]
+    last = _newest(
+        sorted(built, key=lambda index: index.index_id == preferred), model_version, "diagonal" in chosen.needs
+    )
     if chosen.combination == "one" or (chosen.combination == "mean_margin" and not every_checkpoint):
-        return [serving.index_id]
-    wanted = _features(serving)
+        return [last.index_id]
+    wanted = _features(last)
     same = [[index for index in found if _features(index) == wanted] for found in by_checkpoint.values()]
     missing = [step for step, found in enumerate(same, start=1) if not found]
     if missing:
         raise NotFoundError(
             f"Method {method} needs an index of every checkpoint of {model_version_id}; {len(missing)} of {len(same)} "
-            f"have none with the features of index {serving.index_id[:12]}.",
-            f"Build them: gradtrail index {model_version_id} --every-checkpoint{_options(serving)}.",
+            f"have none with the features of index {last.index_id[:12]}.",
+            f"Build them: gradtrail index {model_version_id} --every-checkpoint{_options(last)}.",
         )
     return [found[-1].index_id for found in same]
 
@@ -151,6 +167,22 @@ def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> Open
     basis = stored_basis(workspace, index.feature_config)
     plan = plan_from_config(pinned.load(checkpoint), index.feature_config, basis)
     return OpenIndex(index, checkpoint, plan, table)
+
+
+def _named(built: Sequence[Index], model_version: ModelVersion, prefix: str) -> Index:
+    fitting = [index for index in built if index.index_id.startswith(prefix)]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"The id of {len(fitting)} indexes begins with {prefix}.",
+            "Give more of it: gradtrail sql 'SELECT index_id FROM gradient_index'.",
+        )
+    if not fitting:
+        known = ", ".join(index.index_id[:12] for index in built) or "none"
+        raise NotFoundError(
+            f"The serving checkpoint of {model_version.model_version_id} has no index whose id begins with {prefix}.",
+            f"Choose one of its indexes ({known}), or leave --index out.",
+        )
+    return fitting[0]
 
 
 def _newest(found: Sequence[Index], model_version: ModelVersion, eigen: bool) -> Index:
@@ -185,6 +217,8 @@ def _options(index: Index) -> str:
     options += "" if config.get("fallback", True) else " --no-fallback"
     if config.get("autocast"):
         options += f" --autocast {config['autocast']}"
+    if "stored_weighting" in config:
+        options += f" --weighting {Weighting(**config['stored_weighting']).weighting_id}"
     if config["dtype"] != "float32":
         options += f" --dtype {config['dtype']}"
     return options + (" --projection eigen" if config["projection"]["kind"] == "eigen" else "")

@@ -51,9 +51,11 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class PreparedAudit:
-    """Ready to score: the pass, the outputs as the serving checkpoint measured them, and what the report must say."""
+    """Ready to score: the pass over its members (one an index), the outputs as the serving checkpoint measured them,
+    and what the report must say."""
 
     scoring: ScoringPass
+    members: tuple[Member, ...]
     queries: FeatureRows
     curvature_examples: int
     warnings: tuple[str, ...]
@@ -139,6 +141,7 @@ def prepare_audit(
             rows,
             each.plan,
             weighting,
+            stored_weighting=each.plan.stored_weighting,
             horizon=options.horizon or None,
             relative_damping=options.relative_damping,
             absolute_damping=options.absolute_damping,
@@ -147,7 +150,7 @@ def prepare_audit(
         members.append(Member(prepared, each.rows))
     missing: set[str] = set()
     scoring = joint_pass(members, find_method(options.method).combination, missing.add)
-    return PreparedAudit(scoring, output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
+    return PreparedAudit(scoring, tuple(members), output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
 
 
 def method_needs(
@@ -158,7 +161,7 @@ def method_needs(
 
     def pieces() -> CurvaturePieces:
         if kind == "empirical":
-            return observed_vectors(opened.rows(), opened.plan)
+            return observed_vectors(opened.rows(), opened.plan, opened.plan.stored_weighting)
         return model_vectors(
             pinned.adapter,
             pinned.load(opened.checkpoint).to(options.device),
@@ -180,7 +183,7 @@ def method_needs(
             found[need] = _fitted(workspace, name, kind, DiagonalCurvature, pieces)
         elif need == "kernel":
             name = f"{opened.index.index_id}-margins"
-            margins = partial(margin_vectors, opened.rows, opened.plan)
+            margins = partial(margin_vectors, opened.rows, opened.plan, opened.plan.stored_weighting)
             found[need] = _fitted(workspace, name, "empirical", Spectrum, margins)
         elif need == "training_rows":
             found[need] = opened.rows

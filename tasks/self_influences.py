@@ -70,6 +70,7 @@ def write_self_influence(workspace: Workspace, reference: str, options: MethodOp
                         options.method,
                         each.rows,
                         each.plan,
+                        stored_weighting=each.plan.stored_weighting,
                         relative_damping=options.relative_damping,
                         absolute_damping=options.absolute_damping,
                         horizon=options.horizon or None,

@@ -93,7 +93,7 @@ def demo(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Demo
         home=home, mlflow_tracking_uri=embedded_tracking_uri(home), policy=home / "policy.toml", preview="full"
     )
     with redirect_stdout(StringIO()) as printed:
-        run_demo(settings, calibration_seconds=12)
+        run_demo(settings, calibration_seeds=2)
     return DemoRun(settings, settings.workspace(), printed.getvalue())
 
 

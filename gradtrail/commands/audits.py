@@ -45,8 +45,22 @@ def audit(
     relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
     absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
     horizon: Annotated[
-        float, typer.Option(help="Learning rate × steps, for method horizon; 0: one over the damping.", min=0)
-    ] = 0.0,
+        str,
+        typer.Option(
+            help="now (how sensitive is the model?) or training (what shaped it?) as calibrated; or a number, learning "
+            "rate × steps, for method horizon.",
+            show_default=False,
+        ),
+    ] = "",
+    weighting: Annotated[
+        str, typer.Option(help="auto, uniform, aspect:ATTRIBUTE, or the beginning of a weighting's id.")
+    ] = "auto",
+    index: Annotated[
+        str,
+        typer.Option(
+            help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False
+        ),
+    ] = "",
     every_checkpoint: Annotated[
         bool, typer.Option("--every-checkpoint", help="An ensemble over all checkpoints, for method trak.")
     ] = False,
@@ -55,6 +69,9 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Audit every output that no audit has covered yet, and write the report."""
+    from gradtrail.amounts import horizon_of
+
+    tau, named_horizon = horizon_of(horizon)
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.flows.audit import audit as audit_flow
@@ -67,8 +84,11 @@ def audit(
             curvature,
             relative_damping,
             absolute_damping,
-            horizon=horizon,
+            horizon=tau,
             every_checkpoint=every_checkpoint,
+            named_horizon=named_horizon,
+            weighting=weighting,
+            index=index,
         )
         outcome = audit_flow(settings.workspace(), reference, options)
     printing.show_audit(outcome, as_json=as_json)

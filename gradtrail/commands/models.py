@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from gradtrail import printing
+from gradtrail.commands.calibration import calibrate, weightings
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
@@ -86,6 +87,10 @@ def index(
     memory_budget: Annotated[
         int, typer.Option(help="Megabytes of the pass beside the model; batches are made to fit.", min=1)
     ] = 2000,
+    weighting: Annotated[
+        str,
+        typer.Option(help="Store vectors under a learned weighting: the beginning of its id.", show_default=False),
+    ] = "",
     shard: Annotated[
         str, typer.Option(help="k/n: only every n-th example, for one of n workers; then run once without it.")
     ] = "1/1",
@@ -112,50 +117,14 @@ def index(
             fallback_for=tuple(fallback_for or ()),
             memory_budget=memory_budget * 10**6,
             shard=shard,
+            weighting=weighting,
         )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     printing.show_index(outcomes, as_json=as_json)
 
 
-@app.command()
-def calibrate(
-    reference: Reference,
-    budget: Annotated[str, typer.Option(help="Time it may take: 90s, 5m, 2h.")] = "5m",
-    method: Annotated[
-        list[str] | None, typer.Option(help="Method to measure, repeatable; default: those at no extra index cost.")
-    ] = None,
-    target: Annotated[Literal["emitted", "label"], typer.Option(help="As in an audit.")] = "emitted",
-    steps: Annotated[str, typer.Option(help="Amounts of further training; the longest decides.")] = "10,50,200",
-    optimiser: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Of the further training.")] = "sgd",
-    learning_rate: Annotated[float, typer.Option(help="Of the further training.")] = 0.02,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, mps.")] = "cpu",
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure how far each method can be trusted on this very checkpoint; method auto then takes the best."""
-    from gradtrail.amounts import seconds_of, whole_numbers_of
-
-    seconds, amounts = seconds_of(budget), whole_numbers_of(steps)
-    settings = load_settings(home=home)
-    with flow_session(settings.home):
-        from gradtrail.flows.calibrate import calibrate as calibrate_flow
-        from gradtrail.tasks.calibration_plans import CalibrateOptions
-
-        options = CalibrateOptions(
-            seconds,
-            tuple(method or ()),
-            target,
-            amounts,
-            optimiser,
-            learning_rate,
-            batch_size,
-            seed=seed,
-            device=device,
-        )
-        outcome = calibrate_flow(settings.workspace(), reference, options)
-    printing.show_calibration(outcome, as_json=as_json)
+app.command()(calibrate)
+app.command()(weightings)
 
 
 @app.command()

@@ -1,0 +1,198 @@
+"""Candidates of a calibration: methods with their dampings, and the effects that each foretells, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.contributions import group_effects, left_out_sums
+from gradtrail.attribution.effects import Effects
+from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.joint_scoring import Member
+from gradtrail.attribution.method_registry import METHODS, find_method
+from gradtrail.attribution.weights import group_weights
+from gradtrail.nouns import Example, Weighting
+from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.calibration_queries import QuerySet
+from gradtrail.tasks.indexing import MEASURE_BATCH
+from gradtrail.tasks.models import PinnedModel
+from gradtrail.tasks.opened import OpenIndex, method_indexes, open_index
+from gradtrail.tasks.preparing import MethodOptions, method_parameters, prepare_audit
+from gradtrail.tasks.workspace import Workspace
+
+BLOCK_DAMPINGS = (0.1, 1.0, 10.0, 100.0)
+JOINT_DAMPINGS = (1.0, 10.0, 100.0, 1000.0)
+"""Relative to the mean eigenvalue, which many directions without any curvature make small where groups are joined."""
+LARGEST_JOINT_DIMENSION = 4096
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method with its parameters, and the indexes that it scores."""
+
+    options: MethodOptions
+    index_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a candidate foretells.
+
+    `by_group` is (halves, queries, groups) float64 under the uniform weighting, `singles_by_group` the same for single
+    examples, where those were left out. `members` are the queries prepared for each index, with its rows; `examples` is
+    the number of those.
+    """
+
+    candidate: Candidate
+    parameters: dict[str, Any]
+    plan: FeaturePlan
+    examples: int
+    members: tuple[Member, ...]
+    by_group: NDArray[Any]
+    singles_by_group: NDArray[Any] | None
+
+    def effects(self, weighting: Weighting) -> NDArray[Any]:
+        """Under a weighting: (halves, queries)."""
+        found: NDArray[Any] = self.by_group @ group_weights(weighting, self.plan).numpy()
+        return found
+
+    def single_effects(self, weighting: Weighting) -> NDArray[Any] | None:
+        """The same for single examples; None where none were left out."""
+        if self.singles_by_group is None:
+            return None
+        found: NDArray[Any] = self.singles_by_group @ group_weights(weighting, self.plan).numpy()
+        return found
+
+
+class Predictor:
+    """Foretells effects; what candidates share is measured once: features of the queries, sums of left-out rows."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        pinned: PinnedModel,
+        query_set: QuerySet,
+        halves: Effects,
+        singles: Effects | None,
+    ) -> None:
+        self._workspace = workspace
+        self._pinned = pinned
+        self._queries = query_set
+        self._left_out = [*halves.left_out, *(singles.left_out if singles else ())]
+        self._halves = len(halves.left_out)
+        self._opened: dict[str, OpenIndex] = {}
+        self._features: dict[str, FeatureRows] = {}
+        self._sums: dict[tuple[str, str], torch.Tensor] = {}
+
+    def predict(self, candidate: Candidate) -> Prediction:
+        """Parameters of the candidate, and the effects that it foretells.
+
+        Raises:
+            DataError: when a left-out example is missing from one of its indexes.
+        """
+        opened = [self._open(index_id) for index_id in candidate.index_ids]
+        parameters = method_parameters(self._pinned, candidate.options, [each.checkpoint for each in opened])
+        rows = [self._measured(each, candidate.options) for each in opened]
+        prepared = prepare_audit(
+            self._workspace,
+            self._pinned,
+            opened,
+            rows,
+            candidate.options,
+            parameters,
+            Weighting(),
+            self._examples,
+        )
+        found = sum(
+            group_effects(member.queries, self._left_out_sums(each, member), each.plan)
+            for each, member in zip(opened, prepared.members, strict=True)
+        )
+        return Prediction(
+            candidate,
+            parameters,
+            opened[-1].plan,
+            opened[-1].index.coverage.indexed_examples,
+            prepared.members,
+            found[: self._halves],
+            found[self._halves :] if len(found) > self._halves else None,
+        )
+
+    def _open(self, index_id: str) -> OpenIndex:
+        if index_id not in self._opened:
+            self._opened[index_id] = open_index(self._workspace, self._pinned, index_id)
+        return self._opened[index_id]
+
+    def _measured(self, opened: OpenIndex, options: MethodOptions) -> FeatureRows:
+        index_id = opened.index.index_id
+        if index_id not in self._features:
+            self._features[index_id] = query_features(self._pinned, opened, self._queries.examples, options)
+        return self._features[index_id]
+
+    def _left_out_sums(self, opened: OpenIndex, member: Member) -> torch.Tensor:
+        key = (opened.index.index_id, member.queries.train_scale)
+        if key not in self._sums:
+            self._sums[key] = left_out_sums(member.rows, self._left_out, opened.plan, member.queries)
+        return self._sums[key]
+
+    def _examples(self, query_ids: Sequence[str]) -> list[Example]:
+        by_id = {example.example_id: example for example in self._queries.examples}
+        return [by_id[query_id] for query_id in query_ids]
+
+
+def candidates(
+    workspace: Workspace, pinned: PinnedModel, plan: CalibrationPlan, options: CalibrateOptions
+) -> list[Candidate]:
+    """The methods asked for, or those that the index serves without another one, each at several dampings."""
+    names = options.methods or _free_methods(open_index(workspace, pinned, plan.index_id))
+    found = []
+    for name in names:
+        index_ids = tuple(method_indexes(workspace, plan.model_version_id, name, preferred=plan.index_id))
+        plain = MethodOptions(name, "", 1.0, 0.0, 0.0, options.device, options.target)
+        found += [Candidate(replace(plain, relative_damping=damping), index_ids) for damping in _dampings(name)]
+    return found
+
+
+def query_features(
+    pinned: PinnedModel, opened: OpenIndex, queries: Sequence[Example], options: MethodOptions
+) -> FeatureRows:
+    """Unweighted features of queries as the index's checkpoint measures them."""
+    model = pinned.load(opened.checkpoint).to(options.device)
+    pieces = [
+        compute_features(
+            pinned.adapter,
+            model,
+            queries[start : start + MEASURE_BATCH],
+            opened.plan,
+            target=options.target,
+            device=options.device,
+        )
+        for start in range(0, len(queries), MEASURE_BATCH)
+    ]
+    return FeatureRows(
+        example_ids=[example_id for piece in pieces for example_id in piece.example_ids],
+        vectors=torch.cat([piece.vectors for piece in pieces]),
+        losses=torch.cat([piece.losses for piece in pieces]),
+        squared_norms=torch.cat([piece.squared_norms for piece in pieces]),
+    )
+
+
+def _dampings(method: str) -> Sequence[float]:
+    needs = set(find_method(method).needs)
+    if needs & {"curvature", "diagonal", "training_rows"}:
+        return BLOCK_DAMPINGS
+    return JOINT_DAMPINGS if needs & {"spectrum", "kernel"} else (1.0,)
+
+
+def _free_methods(opened: OpenIndex) -> tuple[str, ...]:
+    """Methods that the index at hand serves without another one, and without solving for single outputs."""
+    names = ["grad_dot", "grad_cos", "influence"]
+    if opened.plan.dimension <= LARGEST_JOINT_DIMENSION:
+        names += ["influence_global", "horizon"]
+    if opened.plan.projection_kind == "eigen":
+        names.append("ekfac")
+    return tuple(name for name in names if name in METHODS)

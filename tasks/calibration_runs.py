@@ -1,0 +1,173 @@
+"""Runs of further training of a calibration: trained once, kept as small files, read back as effects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradtrail.attribution.effects import EffectKind, Effects
+from gradtrail.attribution.further_training import (
+    FurtherTraining,
+    RunCost,
+    RunKey,
+    measure_effects,
+    random_halves,
+    single_examples,
+)
+from gradtrail.errors import UsageError
+from gradtrail.storage.atomic import replacing
+from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.calibration_queries import QuerySet, draw_queries
+from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.opened import OpenIndex, open_index
+from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.workspace import Workspace
+
+_BAR: dict[EffectKind, str] = {"subset": "training without halves", "loo": "training without single examples"}
+
+
+class KeptRuns:
+    """Finished runs of further training of one calibration, a small file each; those on all data serve both kinds."""
+
+    def __init__(self, workspace: Workspace, calibration_id: str, kind: EffectKind) -> None:
+        self._folder = workspace.root / "calibrations" / calibration_id
+        self._without = "without" if kind == "subset" else "without-single"
+
+    def get(self, key: RunKey) -> NDArray[np.float64] | None:
+        """The losses of a run, or None where it was not finished."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        found: NDArray[np.float64] = np.load(path, allow_pickle=False)
+        return found
+
+    def put(self, key: RunKey, losses: NDArray[np.float64]) -> None:
+        """Keep the losses of a finished run."""
+        with replacing(self._path(key)) as temporary, temporary.open("wb") as stream:
+            np.save(stream, losses, allow_pickle=False)
+
+    def _path(self, key: RunKey) -> Path:
+        seed, number = key
+        return self._folder / f"seed-{seed}-{'all' if number is None else f'{self._without}-{number:03d}'}.npy"
+
+
+def drawn_queries(workspace: Workspace, pinned: PinnedModel, opened: OpenIndex, options: CalibrateOptions) -> QuerySet:
+    """The queries of a calibration with these options, as the ledger stands."""
+    return draw_queries(workspace, pinned, opened.examples(pinned), options.target, options.most_queries, options.seed)
+
+
+def training_towards(
+    pinned: PinnedModel, opened: OpenIndex, query_set: QuerySet, options: CalibrateOptions, steps: tuple[int, ...]
+) -> FurtherTraining:
+    """Further training of the index's checkpoint on the examples that the index holds."""
+    return FurtherTraining(
+        pinned.adapter,
+        pinned.load(opened.checkpoint).to(options.device),
+        opened.examples(pinned),
+        query_set.examples,
+        options.recipe(steps),
+        options.target,
+        options.device,
+    )
+
+
+def fastest(training: FurtherTraining, threads: Sequence[int]) -> tuple[int, RunCost]:
+    """The number of threads that trains fastest, and its cost: small models run faster on one."""
+    timed = {}
+    for count in sorted(set(threads)):
+        with using_threads(count):
+            timed[count] = training.cost()
+    return min(timed.items(), key=lambda each: each[1].of(training.recipe))
+
+
+def finished_runs(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> int:
+    """How many runs of the plan are kept already."""
+    first, halves, singles = options.seed, plan.sets, plan.single_examples
+    keys = [("subset", (first + seed, None)) for seed in range(max(plan.seeds, plan.single_seeds))]
+    keys += [("subset", (first + seed, number)) for seed in range(plan.seeds) for number in range(halves)]
+    keys += [("loo", (first + seed, number)) for seed in range(plan.single_seeds) for number in range(singles)]
+    kept: dict[str, KeptRuns] = {
+        "subset": KeptRuns(workspace, plan.calibration_id, "subset"),
+        "loo": KeptRuns(workspace, plan.calibration_id, "loo"),
+    }
+    return sum(kept[kind].get(key) is not None for kind, key in keys)
+
+
+def subset_effects(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> Effects:
+    """Effects of leaving random halves out, trained where no kept run tells them.
+
+    Raises:
+        ModelError: when training diverges.
+        UsageError: when the queries are no longer those of the plan.
+    """
+    training = _training(workspace, plan, options)
+    halves = random_halves(_example_ids(training), plan.sets, options.seed)
+    return _effects(workspace, plan, options, training, "subset", halves, plan.seeds)
+
+
+def single_effects(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> Effects | None:
+    """Effects of leaving single examples out; None where the plan has none.
+
+    Raises:
+        ModelError: when training diverges.
+        UsageError: when the queries are no longer those of the plan.
+    """
+    if not plan.single_examples:
+        return None
+    training = _training(workspace, plan, options)
+    singles = single_examples(_example_ids(training), plan.single_examples, options.seed)
+    return _effects(workspace, plan, options, training, "loo", singles, plan.single_seeds)
+
+
+def _effects(
+    workspace: Workspace,
+    plan: CalibrationPlan,
+    options: CalibrateOptions,
+    training: FurtherTraining,
+    kind: EffectKind,
+    left_out: list[frozenset[str]],
+    seeds: int,
+) -> Effects:
+    kept = KeptRuns(workspace, plan.calibration_id, kind)
+    with using_threads(plan.threads), progress_bar(_BAR[kind], seeds * (len(left_out) + 1)) as bar:
+
+        def known(key: RunKey) -> NDArray[np.float64] | None:
+            found = kept.get(key)
+            bar.advance(int(found is not None))
+            return found
+
+        def keep(key: RunKey, losses: NDArray[np.float64]) -> None:
+            kept.put(key, losses)
+            bar.advance(1)
+
+        chosen = [options.seed + number for number in range(seeds)]
+        return measure_effects(training, left_out, chosen, kind=kind, known=known, keep=keep)
+
+
+def _training(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> FurtherTraining:
+    pinned = pinned_model(workspace, plan.model_version_id)
+    opened = open_index(workspace, pinned, plan.index_id)
+    query_set = drawn_queries(workspace, pinned, opened, options)
+    if tuple(query.example_id for query in query_set.examples) != plan.query_ids:
+        raise UsageError("Outputs were recorded or erased while the calibration ran.", "Run gradtrail calibrate again.")
+    return training_towards(pinned, opened, query_set, options, plan.steps)
+
+
+def _example_ids(training: FurtherTraining) -> list[str]:
+    return [training.training[place].example_id for place in range(len(training.training))]
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Run torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,10 @@ from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSett
 from gradtrail.attribution.health import gradient_health
 from gradtrail.attribution.memory import MEMORY_BUDGET, MOST_EXAMPLES
 from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.weights import group_weights, stored_vectors
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Coverage, Example, Index, ManifestRow, index_id
+from gradtrail.nouns import Coverage, Example, Index, ManifestRow, Weighting, index_id
 from gradtrail.storage.gradients import IndexTable, VectorType
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.storage.write_behind import write_behind
@@ -31,6 +32,7 @@ from gradtrail.tasks.estimates import estimate_pass
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.progress import progress_bar, say
 from gradtrail.tasks.recorded import recorded_model_version
+from gradtrail.tasks.weightings import found_weighting
 from gradtrail.tasks.workspace import Workspace
 
 MEASURE_BATCH = 64
@@ -56,6 +58,7 @@ class IndexOptions:
         fallback: whether parameters without a layer rule are measured by autograd.
         fallback_for: patterns on names of modules to measure by autograd although they have a rule.
         memory_budget: bytes of the pass beside the model; batches are made to fit.
+        weighting: beginning of the id of a learned weighting, or its aspect, to store vectors under; empty is uniform.
         shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
     """
 
@@ -72,9 +75,14 @@ class IndexOptions:
     fallback_for: tuple[str, ...] = ()
     memory_budget: int = MEMORY_BUDGET
     shard: str = "1/1"
+    weighting: str = ""
 
-    def plan(self, pinned: PinnedModel) -> FeaturePlan:
-        """The groups of this model and how each is stored."""
+    def plan(self, pinned: PinnedModel, stored: Weighting | None = None) -> FeaturePlan:
+        """The groups of this model and how each is stored, under the weighting `stored`.
+
+        Raises:
+            UsageError: when the weighting is of other groups.
+        """
         settings = FeatureSettings(
             group_dimension=self.group_dimension,
             seed=self.seed,
@@ -84,8 +92,11 @@ class IndexOptions:
             exclude=tuple(self.exclude),
             fallback=self.fallback,
             fallback_for=tuple(self.fallback_for),
+            stored_weighting=stored if stored is not None and stored.group_weights else None,
         )
-        return plan_features(pinned.load(pinned.serving), settings)
+        plan = plan_features(pinned.load(pinned.serving), settings)
+        group_weights(plan.stored_weighting or Weighting(), plan)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
     shard = Shard.of_text(options.shard)
     pinned = pinned_model(workspace, model_version_id)
     checkpoint = next(c for c in pinned.checkpoints if c.checkpoint_id == checkpoint_id)
-    plan = options.plan(pinned)
+    plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting))
     if options.projection == "eigen":
         plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
     planned_id = index_id(checkpoint_id, pinned.dataset.dataset_version_id, plan.config())
@@ -187,6 +198,7 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             device=options.device,
             on_non_finite=quarantined.__setitem__,
         )
+        rows = _as_stored(rows, plan)
         batches = _merged(rows, max(1, WRITE_BATCH // estimate.batch_size))
         for batch, count in write_behind(batches, lambda batch: _append(table, batch, manifest, attribute_names)):
             written += count
@@ -250,6 +262,11 @@ def _merged(batches: Iterator[FeatureRows], per_write: int) -> Iterator[FeatureR
             losses=torch.cat([batch.losses for batch in group]),
             squared_norms=torch.cat([batch.squared_norms for batch in group]),
         )
+
+
+def _as_stored(rows: Iterator[FeatureRows], plan: FeaturePlan) -> Iterator[FeatureRows]:
+    for batch in rows:
+        yield replace(batch, vectors=stored_vectors(batch.vectors, plan, plan.stored_weighting))
 
 
 def _append(

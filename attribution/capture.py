@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import ModelAdapter, TrainingData
 from gradtrail.attribution.checks import check_determinism
-from gradtrail.attribution.fallback import AttributionWarning
 from gradtrail.attribution.features import FeaturePlan, FeatureRows
 from gradtrail.attribution.recording import Instrument, build_instrument, recording
 from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.working_mode import is_out_of_memory
-from gradtrail.errors import DataError, ModelError, UsageError
+from gradtrail.errors import AttributionWarning, DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
 __all__ = ["FeatureRows", "check_determinism", "compute_features", "iterate_features"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtrail.attribution.projection import ProjectionSide, projection_matrix
 from gradtrail.errors import StoreError
 
-EIGEN_VERSION = 1
+EIGEN_VERSION = 2
 """Part of every index id with eigen projection. Raise it whenever the way from factors to matrices changes."""
 SKETCH_SHARE = 8
 """One column in this many, at least one, sketches the complement of the eigenvectors."""

@@ -16,14 +16,12 @@ from gradtrail.attribution.adapters import Batch
 from gradtrail.attribution.layer_rules import Projections
 from gradtrail.attribution.weight_gradients import Run, batch_rows, one_at_a_time, together
 from gradtrail.attribution.working_mode import is_out_of_memory
-from gradtrail.errors import ModelError
+from gradtrail.errors import AttributionWarning, ModelError
+
+__all__ = ["GRADIENT_BYTES", "AttributionWarning", "Fallback"]
 
 GRADIENT_BYTES = 1 << 28
 """How much whole per-example gradients may take at a time, where one alone is not larger."""
-
-
-class AttributionWarning(UserWarning):
-    """Something a measurement is slower or says less by; the numbers are right."""
 
 
 class Fallback:

@@ -1,8 +1,9 @@
 """Kronecker factors A = E[a aᵀ] and S = E[s sᵀ] of every linear or convolutional layer, in one pass over the data.
 
-a is a layer's input (with the 1 of its bias), s the gradient at its output, both summed over positions. Their leading
-eigenvectors are the projection of kind `eigen` (arXiv 2308.03296 for full rank, 2405.13954 for truncation). Layers of
-other kinds, and sides wider than `LARGEST_FACTOR`, are projected as without a basis.
+a is a layer's input (with the 1 of its bias), s the gradient at its output; their products are summed over positions
+that are not padding. The packed projection of attention counts as one layer, of which each input sees its own rows. The
+leading eigenvectors are the projection of kind `eigen` (arXiv 2308.03296 for full rank, 2405.13954 for truncation).
+Layers of other kinds, and sides wider than `LARGEST_FACTOR`, are projected as without a basis.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.attention import InProjection, taken_apart
 from gradtrail.attribution.curvature_vectors import curvature_kind, output_factors, refuse_non_finite
 from gradtrail.attribution.eigen_basis import EigenBasis, leading_basis, side_key, whole_basis
 from gradtrail.attribution.features import FeaturePlan, Group
@@ -27,6 +30,7 @@ from gradtrail.nouns import Example
 
 LARGEST_FACTOR = 4096
 """Widest side that gets an eigenbasis: its factor is a matrix of this size squared, in float64."""
+_EVERY_ROW = slice(None)
 
 
 def fit_eigen_basis(
@@ -100,12 +104,30 @@ class _Factors:
         self._outputs = _zeros(group.blocks, group.d_out)
         self._inputs = _zeros(group.blocks, group.d_in)
         self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._padding: Tensor | None = None
+        self._starts: list[Tensor] = []
 
-    def attach(self, model: nn.Module, stack: ExitStack, starts: list[Tensor]) -> None:
-        """Hook every use of the group's parameters; the hooks come off when `stack` closes."""
+    def attach(self, model: nn.Module, stack: ExitStack, starts: list[Tensor], padding: Tensor | None) -> None:
+        """Hook every use of the group's parameters; the hooks come off when `stack` closes.
+
+        `padding` (batch, positions) is true where nothing counts; attention is hooked by `project`.
+        """
+        self._padding, self._starts = padding, starts
         for name in self.group.modules:
-            handle = model.get_submodule(name).register_forward_hook(self._hook(starts), prepend=True, with_kwargs=True)
-            stack.callback(handle.remove)
+            layer = model.get_submodule(name)
+            if not isinstance(layer, nn.MultiheadAttention):
+                handle = layer.register_forward_hook(self._remember, prepend=True, with_kwargs=True)
+                stack.callback(handle.remove)
+
+    def see(self, layer: nn.Module, inputs: Tensor, output: Tensor, rows: slice = _EVERY_ROW) -> Tensor:
+        """Take in one use of the layer, of those `rows` of its weight; its output, as part of the graph."""
+        self._add_inputs(layer, inputs.detach())
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+            self._starts.append(output)
+        output = output.clone()
+        output.register_hook(lambda gradient: self._add_outputs(layer, gradient.detach(), rows))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return output
 
     def is_finite(self) -> bool:
         """Whether all that waits is finite."""
@@ -139,18 +161,8 @@ class _Factors:
             )
         return found
 
-    def _hook(self, starts: list[Tensor]) -> Callable[..., Tensor]:
-        def remember(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-            inputs = args[0] if args else kwargs["input"]
-            self._add_inputs(layer, inputs.detach())
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-                starts.append(output)
-            output = output.clone()
-            output.register_hook(lambda gradient: self._add_outputs(layer, gradient.detach()))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            return output
-
-        return remember
+    def _remember(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+        return self.see(layer, args[0] if args else kwargs["input"], output)
 
     def _add_inputs(self, layer: nn.Module, inputs: Tensor) -> None:
         if self._inputs is None:
@@ -160,12 +172,43 @@ class _Factors:
         identity = torch.eye(self.group.d_in, dtype=dtype, device=values.device)
         whole = identity.expand(self.group.blocks, -1, -1)
         kept = self._rule.keep(layer, values, Projections(outputs=whole[:, :0], inputs=whole, exact=True))
+        kept = self._without_padding(kept, inputs.shape[:-1] if inputs.is_floating_point() else inputs.shape)
         self._waiting.append((self._inputs, torch.einsum("nbit,nbjt->bij", kept, kept)))
 
-    def _add_outputs(self, layer: nn.Module, gradients: Tensor) -> None:
+    def _add_outputs(self, layer: nn.Module, gradients: Tensor, rows: slice) -> None:
         if self._outputs is not None:
             blocks = self._rule.output_blocks(layer, _at_least_float32(gradients))
-            self._waiting.append((self._outputs, torch.einsum("nbot,nbpt->bop", blocks, blocks)))
+            blocks = self._without_padding(blocks, gradients.shape[:-1])
+            self._waiting.append((self._outputs[:, rows, rows], torch.einsum("nbot,nbpt->bop", blocks, blocks)))
+
+    def _without_padding(self, values: Tensor, places: torch.Size) -> Tensor:
+        """Values (batch, blocks, width, positions) with 0 at padding; `places` (batch, …) are the positions unrolled.
+
+        The 1 of a bias is 0 there too.
+        """
+        padding = self._padding
+        if padding is None or not self._rule.sequential or places[: padding.ndim] != padding.shape:
+            return values
+        hidden = padding.reshape(*padding.shape, *[1] * (len(places) - padding.ndim)).expand(places)
+        return values.masked_fill(hidden.reshape(len(values), 1, 1, -1), 0)
+
+
+def _take_attention_apart(model: nn.Module, factors: Mapping[str, _Factors], stack: ExitStack) -> None:
+    """Show each packed projection to its group, and call each projection out as a layer, until `stack` closes."""
+    seen_by = {name: each for each in factors.values() for name in each.group.modules}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(seen_by):
+            layer.forward = taken_apart(layer, _in_projection(layer, seen_by.get(name)))  # type: ignore[method-assign]  # undone by the stack
+            stack.callback(vars(layer).pop, "forward")
+
+
+def _in_projection(layer: nn.MultiheadAttention, factors: _Factors | None) -> InProjection:
+    def project(inputs: Tensor, rows: slice) -> Tensor:
+        bias = layer.in_proj_bias
+        output = functional.linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
+        return output if factors is None else factors.see(layer, inputs, output, rows)
+
+    return project
 
 
 def _accumulate(
@@ -180,9 +223,11 @@ def _accumulate(
     batch = adapter.collate(examples).to(device)
     starts: list[Tensor] = []
     with frozen_in_eval(model), ExitStack() as stack:
+        mask = adapter.position_mask(batch)
         for each in factors.values():
             stack.callback(each.forget)
-            each.attach(model, stack, starts)
+            each.attach(model, stack, starts, None if mask is None else ~mask.bool())
+        _take_attention_apart(model, factors, stack)
         outputs = adapter.outputs(model, batch)
         refuse_non_finite("model's output", outputs.detach(), examples)
         quantities = _measured(adapter, outputs, batch, kind, generator)

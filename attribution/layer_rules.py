@@ -170,12 +170,11 @@ def features_first(values: Tensor) -> Tensor:
 def factored_rule(model: nn.Module, modules: Sequence[str]) -> OuterProductRule | None:
     """The rule of a group's layers when a hook sees every a and s of G = Σ_t s_t a_tᵀ: it has Kronecker factors.
 
-    None for parameters without a rule, for norms, for attention, whose packed projection is not called, and for layers
-    that share a weight the other way round.
+    None for parameters without a rule, for norms, and for layers that share a weight the other way round.
     """
     layers = [model.get_submodule(name) for name in modules]
     rules = [find_rule(layer) for layer in layers]
-    if not rules or any(isinstance(layer, nn.MultiheadAttention) for layer in layers):
+    if not rules:
         return None
     if len({rule.transposes for rule in rules if rule is not None}) > 1:
         return None

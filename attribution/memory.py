@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter
-from gradtrail.attribution.fallback import GRADIENT_BYTES, AttributionWarning
+from gradtrail.attribution.fallback import GRADIENT_BYTES
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.instrument import Instrument, build_instrument
 from gradtrail.attribution.recording import recording
 from gradtrail.attribution.working_mode import frozen_in_eval
-from gradtrail.errors import DataError, UsageError
+from gradtrail.errors import AttributionWarning, DataError, UsageError
 from gradtrail.nouns import Example
 
 MEMORY_BUDGET = 2 * 10**9

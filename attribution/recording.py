@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -167,7 +167,8 @@ class Recording:
         self._owed[name] -= 1 if self._owed[name] else 0
         seen = self._without_padding(use.rule, _as_working_type(inputs.detach(), use.projections))
         # The model may run in lower precision; what is kept of it does not.
-        with torch.autocast(self._device_type, enabled=False):
+        lowered = torch.is_autocast_enabled(self._device_type)
+        with torch.autocast(self._device_type, enabled=False) if lowered else nullcontext():
             kept = use.rule.keep(use.layer, seen, use.projections)
         self.kept_bytes += kept.untyped_storage().nbytes()
         output = self._in_graph(output)

@@ -135,8 +135,9 @@ class TrainingLoop:
             ModelError: naming `when` and the query, for a loss that is not finite.
         """
         measure = self.adapter.emitted_losses if self.target == "emitted" else self.adapter.losses
+        # To the CPU first: not every device has doubles.
         losses = torch.cat(
-            [measure(outputs, batch).double().cpu() for outputs, batch in self._outputs(model, self.queries)]
+            [measure(outputs, batch).cpu().double() for outputs, batch in self._outputs(model, self.queries)]
         )
         if not torch.isfinite(losses).all():
             raise _diverged(f"{when} the loss of query {self.queries[_first_fault(losses)].example_id} is not finite")

@@ -16,9 +16,12 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
     """Freeze every parameter and switch to eval mode; restore each flag and each module's mode afterwards, always."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = any(in_training for _, in_training in modes)
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
+        # Once a batch for every module of a model is worth sparing where it is in eval mode already.
+        if training:
+            model.eval()
         # With frozen weights the fused encoder would run past its own layers, and past their hooks.
         torch.backends.mha.set_fastpath_enabled(False)
         for parameter, _ in flags:
@@ -27,8 +30,9 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
-        for module, training in modes:
-            module.training = training
+        for module, in_training in modes:
+            if module.training != in_training:
+                module.training = in_training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
 

@@ -44,6 +44,7 @@ def _root(
 def main() -> None:
     """Entry point: expected errors become two calm lines and an exit code."""
     quiet_libraries()
+    printing.calm_warnings()
     try:
         app(standalone_mode=True)
     except GradtrailError as error:

@@ -57,3 +57,7 @@ class VerificationError(GradtrailError):
     """`gradtrail verify` found something changed, missing or unexplained."""
 
     exit_code = 3
+
+
+class AttributionWarning(UserWarning):
+    """Something a measurement is slower or says less by; the numbers are right."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from gradtrail.digests import short
+from gradtrail.errors import AttributionWarning
 
 if TYPE_CHECKING:
     import pyarrow
@@ -62,6 +64,26 @@ def show_error(error: GradtrailError) -> None:
     target.print(f"[bold red]Error:[/] {escape(error.what)}", soft_wrap=True)
     if error.remedy:
         target.print(f"[bold]Remedy:[/] {escape(error.remedy)}", soft_wrap=True)
+
+
+def calm_warnings() -> None:
+    """From now on an AttributionWarning is one line on standard error; other warnings look as Python prints them."""
+    plain = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, AttributionWarning):
+            return plain(message, category, filename, lineno, file, line)
+        note = f"[bold yellow]Note:[/] {escape(str(message))}"
+        return Console(stderr=True, highlight=False).print(note, soft_wrap=True)
+
+    warnings.showwarning = show
 
 
 def show_registered(version: RegisteredVersion, alias: str, *, as_json: bool) -> None:

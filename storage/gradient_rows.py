@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from gradtrail.digests import canonical_json
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.storage.lance_tables import key_field
-from gradtrail.storage.measured import Measured, matrix, measured_columns, measured_fields, text_column
+from gradtrail.storage.measured import (
+    Measured,
+    matrix,
+    measured_columns,
+    measured_fields,
+    require_unique,
+    text_column,
+)
 from gradtrail.storage.vector_codes import VectorCode
 
 Column = Literal["content_sha256", "vector", "loss", "squared_norms", "attributes"]
@@ -36,6 +44,11 @@ class IndexDescription:
 
     def schema(self) -> pa.Schema:
         """The explicit Arrow schema of the index table."""
+        return self._schema
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        # Every batch asks for it, and canonical JSON of a large model's groups takes milliseconds.
         fields = [key_field("example_id"), pa.field("content_sha256", pa.string(), nullable=False)]
         fields += measured_fields(self.dimension, self.group_count, self.code)
         if self.attribute_names:
@@ -100,18 +113,28 @@ class StoredRows:
     content_sha256: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class IndexRows:
+    """A checked batch as it will be stored: the content digest of each example by its id, and all columns."""
+
+    contents: Mapping[str, str]
+    table: pa.Table
+
+
 def index_rows(
     description: IndexDescription,
     example_ids: Sequence[str],
     content_sha256: Sequence[str],
     measured: Measured,
     attributes: Mapping[str, Sequence[str | None]],
-) -> pa.Table:
+) -> IndexRows:
     """A checked batch of B rows under the schema of the index.
 
     Raises:
-        DataError: a wrong shape or type, a value that is not finite, an attribute the index does not have.
+        DataError: a wrong shape or type, a value that is not finite, an id twice or empty, an attribute the index does
+            not have.
     """
+    require_unique("example", [(example_id,) for example_id in example_ids])
     schema, names = description.schema(), description.attribute_names
     unknown = sorted(set(attributes) - set(names))
     if unknown:
@@ -129,7 +152,8 @@ def index_rows(
     if values:
         texts = [text_column(f"attribute {name}", column) for name, column in values.items()]
         columns.append(pa.StructArray.from_arrays(texts, fields=list(description.attributes_type())))
-    return pa.Table.from_arrays(columns, schema=schema)
+    contents = dict(zip(example_ids, content_sha256, strict=True))
+    return IndexRows(contents, pa.Table.from_arrays(columns, schema=schema))
 
 
 def column_names(description: IndexDescription, columns: Collection[Column]) -> list[str]:

@@ -17,11 +17,21 @@ from gradtrail.storage.gradient_rows import (
     MEASURED,
     Column,
     IndexDescription,
+    IndexRows,
     StoredRows,
     index_rows,
 )
 from gradtrail.storage.index_scan import BATCH_ROWS, IndexScan
-from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faults, open_existing, open_or_create, scan
+from gradtrail.storage.lance_tables import (
+    append_rows,
+    insert_missing,
+    key_field,
+    lance_faults,
+    open_existing,
+    open_or_create,
+    scan,
+    writing_alone,
+)
 from gradtrail.storage.measured import Measured, first_few, require_unique
 from gradtrail.storage.queries_table import QueriesTable, StoredQueries
 
@@ -64,7 +74,9 @@ class IndexTable:
         self._description = description
         self._table = table
         self._scan = IndexScan(connection, table.name, index_id, description)
+        # What is stored, as far as this process has read and written it, and the version at which that was all.
         self._known: dict[str, str] | None = None
+        self._known_at = 0
         self._queries = QueriesTable(
             connection, f"queries_{index_id}", dimension=self.dimension, group_count=self.group_count
         )
@@ -76,7 +88,7 @@ class IndexTable:
 
     def present(self) -> dict[str, str]:
         """Content digest by id of every example stored so far; reads those two columns only."""
-        return self._contents_by_id(self._latest())
+        return dict(self._read_known())
 
     def append(
         self,
@@ -90,41 +102,76 @@ class IndexTable:
     ) -> int:
         """Store a batch, in one commit; rows that are there already with the same content are left as they are.
 
-        Each call makes one file, so large batches (thousands of rows) read faster later.
+        Args and errors are those of `prepare` and `store`, which to call apart pays where batches are small.
+
+        Returns:
+            The number of rows newly written.
+        """
+        rows = self.prepare(
+            example_ids=example_ids,
+            content_sha256=content_sha256,
+            vectors=vectors,
+            losses=losses,
+            squared_norms=squared_norms,
+            attributes=attributes,
+        )
+        return self.store([rows])
+
+    def prepare(
+        self,
+        *,
+        example_ids: Sequence[str],
+        content_sha256: Sequence[str],
+        vectors: NDArray[np.float32],
+        losses: NDArray[np.float64],
+        squared_norms: NDArray[np.float64],
+        attributes: Mapping[str, Sequence[str | None]],
+    ) -> IndexRows:
+        """Check a batch and bring it into the form that `store` takes; `vectors` are not copied where they are float32.
 
         Args:
             example_ids, content_sha256: B ids and digests. vectors: (B, D) float32. losses: (B,).
             squared_norms: (B, G), unweighted. attributes: B values per attribute name of the index.
 
+        Raises:
+            DataError: a value that is not finite or too large for the type of the index, a wrong shape, or an id twice.
+        """
+        measured = Measured(vectors, losses, squared_norms)
+        return index_rows(self._description, example_ids, content_sha256, measured, attributes)
+
+    def store(self, batches: Sequence[IndexRows]) -> int:
+        """Store prepared batches, in one commit; rows that are there already with the same content stay as they are.
+
+        Each call makes one file, so thousands of rows together are written and read faster. Rows are appended while
+        this is the table's only writer since it was last read, which a lock makes sure of; otherwise, and in object
+        stores, they are merged by id.
+
         Returns:
             The number of rows newly written.
 
         Raises:
-            DataError: a value that is not finite or too large for the type of the index, a wrong shape, an id twice, or
-                an id stored with other content.
-            StoreError: the index is sealed and a row is new, or LanceDB cannot write. Nothing of the batch is stored.
+            DataError: an id twice, or stored with other content.
+            StoreError: the index is sealed and a row is new, or LanceDB cannot write. Nothing is stored.
         """
-        contents = dict(zip(example_ids, content_sha256, strict=True))
-        require_unique("example", [(example_id,) for example_id in example_ids])
-        rows = index_rows(
-            self._description, example_ids, content_sha256, Measured(vectors, losses, squared_norms), attributes
-        )
-        known = self._known = self.present() if self._known is None else self._known
-        _require_same_content(contents, known)
-        missing = [position for position, example_id in enumerate(example_ids) if example_id not in known]
-        if not missing:
-            return 0
-        if self.sealed_version() is not None:
-            raise StoreError(
-                f"Index {self.index_id} is sealed and does not hold {first_few(example_ids[row] for row in missing)}.",
-                "A sealed index is complete for its dataset version: register a new version and index that.",
-            )
-        written = insert_missing(self._table, ["example_id"], rows if len(missing) == len(rows) else rows.take(missing))
-        if written < len(missing):
-            self._known = self.present()
-            _require_same_content(contents, self._known)
-        else:
+        require_unique("example", [(example_id,) for batch in batches for example_id in batch.contents])
+        contents = {example_id: content for batch in batches for example_id, content in batch.contents.items()}
+        with writing_alone(self._connection, self._table) as alone:
+            known = self._read_known() if self._known is None else self._known
+            _require_same_content(contents, known)
+            missing = [position for position, example_id in enumerate(contents) if example_id not in known]
+            if not missing:
+                return 0
+            self._refuse_if_sealed([example_id for example_id in contents if example_id not in known])
+            rows = pa.concat_tables([batch.table for batch in batches])
+            rows = rows if len(missing) == len(rows) else rows.take(missing)
+            if alone and self._latest() == self._known_at:
+                self._known_at = append_rows(self._table, rows)
+                known.update(contents)
+                return len(missing)
+            written = insert_missing(self._table, ["example_id"], rows)
             known.update(contents)
+        if written < len(missing):
+            _require_same_content(contents, self._read_known())
         return written
 
     def seal(self, expected: Mapping[str, str]) -> int:
@@ -243,6 +290,18 @@ class IndexTable:
         if contents.rows_sha256() != seal.rows_sha256:
             problems.append(f"Its rows have the digest {contents.rows_sha256()}; {seal.rows_sha256} was sealed.")
         return [f"Index {self.index_id} at version {seal.version}: {problem}" for problem in problems]
+
+    def _read_known(self) -> dict[str, str]:
+        version = self._latest()
+        self._known, self._known_at = self._contents_by_id(version), version
+        return self._known
+
+    def _refuse_if_sealed(self, missing: Sequence[str]) -> None:
+        if self.sealed_version() is not None:
+            raise StoreError(
+                f"Index {self.index_id} is sealed and does not hold {first_few(missing)}.",
+                "A sealed index is complete for its dataset version: register a new version and index that.",
+            )
 
     def _latest(self) -> int:
         with lance_faults(f"Reading the versions of index {self.index_id}", "Check that the store can be read."):

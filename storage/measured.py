@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -96,16 +96,25 @@ def row_digests(
     squared_norms: NDArray[np.float64],
 ) -> list[bytes]:
     """The sha256 of each row: its keys as JSON, then vector, scales, loss and norms as little-endian bytes, as kept."""
-    vectors, scales = stored.row_bytes()
     scalars = np.ascontiguousarray(np.column_stack([losses, squared_norms]), dtype="<f8")
+    (vectors, vector_bytes), (scales, scale_bytes), (norms, norm_bytes) = map(
+        _bytes_of_rows, (*stored.row_bytes(), scalars)
+    )
     digests = []
-    for position, key in enumerate(keys):
-        digest = hashlib.sha256(json.dumps(key).encode())
-        digest.update(vectors[position].data)
-        digest.update(scales[position].data)
-        digest.update(scalars[position].data)
+    for row, key in enumerate(keys):
+        # What json.dumps(key) gives, at a fraction of its price.
+        digest = hashlib.sha256(f"[{', '.join(map(encode_basestring_ascii, key))}]".encode())
+        digest.update(vectors[row * vector_bytes : (row + 1) * vector_bytes])
+        digest.update(scales[row * scale_bytes : (row + 1) * scale_bytes])
+        digest.update(norms[row * norm_bytes : (row + 1) * norm_bytes])
         digests.append(digest.digest())
     return digests
+
+
+def _bytes_of_rows(values: NDArray[Any]) -> tuple[memoryview, int]:
+    """All bytes of a contiguous (B, …) array, and how many of them a row takes."""
+    row_bytes = values.shape[1] * values.itemsize
+    return values.reshape(-1).view(np.uint8).data, row_bytes
 
 
 def require_unique(kind: str, keys: Sequence[tuple[str, ...]]) -> None:
@@ -114,8 +123,8 @@ def require_unique(kind: str, keys: Sequence[tuple[str, ...]]) -> None:
     Raises:
         DataError: naming the first few.
     """
-    repeated = [key for key, count in Counter(keys).items() if count > 1]
-    if repeated:
+    if len(set(keys)) < len(keys):
+        repeated = [key for key, count in Counter(keys).items() if count > 1]
         raise DataError(
             f"The same {kind} comes more than once in one batch: {first_few(' '.join(key) for key in repeated)}.",
             f"Give every {kind} an id of its own, or remove the duplicates.",
@@ -158,8 +167,9 @@ def _require_shape(kind: str, name: str, values: NDArray[Any], expected: tuple[i
 
 
 def _require_finite(kind: str, name: str, keys: Sequence[tuple[str, ...]], values: NDArray[Any]) -> None:
-    finite = np.isfinite(values.reshape(len(keys), -1)).all(axis=1) if len(keys) else np.ones(0, dtype=bool)
+    finite = np.isfinite(values)
     if not finite.all():
+        finite = finite.reshape(len(keys), -1).all(axis=1)
         damaged = [key[0] for key, is_finite in zip(keys, finite, strict=True) if not is_finite]
         raise DataError(
             f"The {name} of {kind} {first_few(damaged)} is not finite (NaN or infinity).",

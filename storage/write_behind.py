@@ -1,26 +1,47 @@
-"""Writing one batch while the next is made: measuring need not wait for digests, disk and commits."""
+"""Writing what was made while more is being made: measuring need not wait for digests, disk and commits."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 Batch = TypeVar("Batch")
 Written = TypeVar("Written")
 
 
-def write_behind(batches: Iterable[Batch], write: Callable[[Batch], Written]) -> Iterator[tuple[Batch, Written]]:
+def write_behind(
+    batches: Iterable[Batch], write: Callable[[Batch], Written], *, ahead: int = 1
+) -> Iterator[tuple[Batch, Written]]:
     """Each batch, once `write` has stored it, with what `write` returned; in order, and one at a time.
 
-    `write` runs in a thread of its own while the next batch is made, so two batches are held at once. What `write`
-    raises is raised here, before another batch is written; when making a batch fails, the one before is still stored.
+    `write` runs in a thread of its own while the next batches are made: `ahead` of them may wait or be written, so
+    `ahead` + 1 are held at once. What `write` raises is raised here, and no batch is written after it; when making a
+    batch fails, those before it are still stored.
     """
+    stopped = Event()
+
+    def write_in_turn(batch: Batch) -> Written:
+        if stopped.is_set():
+            raise CancelledError
+        try:
+            return write(batch)
+        except BaseException:
+            stopped.set()
+            raise
+
+    waiting: deque[tuple[Batch, Future[Written]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as writer:
-        waiting = None
         for batch in batches:
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = batch, writer.submit(write, batch)
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            while waiting and (len(waiting) >= ahead or waiting[0][1].done()):
+                yield _oldest(waiting)
+            waiting.append((batch, writer.submit(write_in_turn, batch)))
+        while waiting:
+            yield _oldest(waiting)
+
+
+def _oldest(waiting: deque[tuple[Batch, Future[Written]]]) -> tuple[Batch, Written]:
+    batch, writing = waiting.popleft()
+    return batch, writing.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,8 @@ from gradtrail.attribution.weights import group_weights, stored_vectors
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Coverage, Example, Index, ManifestRow, Weighting, index_id
-from gradtrail.storage.gradients import IndexTable, VectorType
+from gradtrail.storage.appending import COMMIT_BYTES, Appending
+from gradtrail.storage.gradients import VectorType
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.storage.write_behind import write_behind
 from gradtrail.tasks.datasets import checked_example, refuse_drift
@@ -37,7 +38,6 @@ from gradtrail.tasks.workspace import Workspace
 
 MEASURE_BATCH = 64
 LARGEST_BATCH = MOST_EXAMPLES
-WRITE_BATCH = 2048
 DETERMINISM_BATCH = 8
 
 
@@ -185,7 +185,6 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         say(estimate.sentence(missing))
 
     quarantined: dict[str, str] = {}
-    written = 0
     with progress_bar("measuring gradients", len(manifest)) as bar:
         bar.advance(len(present))
         examples = _missing_examples(training_data, manifest, present, shard)
@@ -199,10 +198,12 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             on_non_finite=quarantined.__setitem__,
         )
         rows = _as_stored(rows, plan)
-        batches = _merged(rows, max(1, WRITE_BATCH // estimate.batch_size))
-        for batch, count in write_behind(batches, lambda batch: _append(table, batch, manifest, attribute_names)):
-            written += count
-            bar.advance(len(batch.example_ids))
+        ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * estimate.batch_size))
+        with Appending(table, commit_bytes=COMMIT_BYTES) as appending:
+            add = partial(_append, appending, manifest, attribute_names)
+            for batch, _ in write_behind(rows, add, ahead=ahead):
+                bar.advance(len(batch.example_ids))
+    written = appending.written
     if shard.count > 1:
         return IndexOutcome(planned_id, True, written, len(present), len(quarantined), complete=False)
     expected = {key: row.content_sha256 for key, row in manifest.items() if key not in quarantined}
@@ -254,26 +255,16 @@ def _missing_examples(
             yield refuse_drift(example, example_id, row.content_sha256)
 
 
-def _merged(batches: Iterator[FeatureRows], per_write: int) -> Iterator[FeatureRows]:
-    while group := list(islice(batches, per_write)):
-        yield FeatureRows(
-            example_ids=[example_id for batch in group for example_id in batch.example_ids],
-            vectors=torch.cat([batch.vectors for batch in group]),
-            losses=torch.cat([batch.losses for batch in group]),
-            squared_norms=torch.cat([batch.squared_norms for batch in group]),
-        )
-
-
 def _as_stored(rows: Iterator[FeatureRows], plan: FeaturePlan) -> Iterator[FeatureRows]:
     for batch in rows:
         yield replace(batch, vectors=stored_vectors(batch.vectors, plan, plan.stored_weighting))
 
 
 def _append(
-    table: IndexTable, rows: FeatureRows, manifest: dict[str, ManifestRow], attribute_names: Sequence[str]
+    appending: Appending, manifest: dict[str, ManifestRow], attribute_names: Sequence[str], rows: FeatureRows
 ) -> int:
     recorded = [manifest[example_id] for example_id in rows.example_ids]
-    return table.append(
+    return appending.add(
         example_ids=rows.example_ids,
         content_sha256=[row.content_sha256 for row in recorded],
         vectors=rows.vectors.cpu().numpy(),

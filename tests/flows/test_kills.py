@@ -26,7 +26,7 @@ from pathlib import Path
 import gradtrail.tasks.indexing as indexing
 from gradtrail.settings import Settings
 
-indexing.WRITE_BATCH = indexing.LARGEST_BATCH = 4
+indexing.LARGEST_BATCH, indexing.COMMIT_BYTES = 4, 1
 home, folder, reference = sys.argv[1:]
 settings = Settings(home=home, mlflow_tracking_uri=f"sqlite:///{home}/mlflow.db",
                     allowed_adapters=(reference,), adapter_path=folder)

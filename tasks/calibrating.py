@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from gradtrail.tasks.calibration_runs import (
     fastest,
     finished_runs,
     single_effects,
+    stationarity,
     subset_effects,
     training_towards,
 )
@@ -100,6 +103,8 @@ def train_further(workspace: Workspace, plan: CalibrationPlan, options: Calibrat
     before = finished_runs(workspace, plan, options)
     subset_effects(workspace, plan, options)
     single_effects(workspace, plan, options)
+    for warning in stationarity(workspace, plan, options).warnings:
+        say(warning)
     return plan.runs - before
 
 
@@ -125,7 +130,9 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
     competing = [*uniform, *learned.tried]
     aspects = aspect_candidates(workspace, pinned, best(competing, plan.steps[-1]).prediction, halves, roles, options)
     found = with_evidence(reported([*competing, *aspects], halves, singles, plan, roles), pinned, plan, options)
-    said: dict[str, Any] = {}
+    settled = stationarity(workspace, plan, options)
+    losses = {name: value if isfinite(value) else None for name, value in asdict(settled).items()}
+    said: dict[str, Any] = {"stationarity": losses, "warnings": list(settled.warnings)}
     if roles.not_fitted_because:
         said["no_weights_because"] = roles.not_fitted_because
     if learned.fell_back:

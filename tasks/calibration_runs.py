@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,9 @@ from gradtrail.attribution.further_training import (
     random_halves,
     single_examples,
 )
+from gradtrail.attribution.stationarity import Stationarity, measure_stationarity
 from gradtrail.errors import UsageError
-from gradtrail.storage.atomic import replacing
+from gradtrail.storage.atomic import replacing, write_atomically
 from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
 from gradtrail.tasks.calibration_queries import QuerySet, draw_queries
 from gradtrail.tasks.models import PinnedModel, pinned_model
@@ -122,6 +125,23 @@ def single_effects(workspace: Workspace, plan: CalibrationPlan, options: Calibra
     training = _training(workspace, plan, options)
     singles = single_examples(_example_ids(training), plan.single_examples, options.seed)
     return _effects(workspace, plan, options, training, "loo", singles, plan.single_seeds)
+
+
+def stationarity(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> Stationarity:
+    """How far the model is from a minimum of its training loss; measured once a calibration, then read from a file.
+
+    Raises:
+        ModelError: when training diverges.
+        UsageError: when the queries are no longer those of the plan.
+    """
+    path = workspace.root / "calibrations" / plan.calibration_id / "stationarity.json"
+    if path.is_file():
+        return Stationarity(**json.loads(path.read_bytes()))
+    training = _training(workspace, plan, options)
+    with using_threads(plan.threads):
+        found = measure_stationarity(training, seed=options.seed)
+    write_atomically(path, json.dumps(asdict(found)).encode())
+    return found
 
 
 def _effects(

@@ -70,7 +70,7 @@ def fidelity_notes(fidelity: Fidelity | None, alone: Fidelity | None = None) -> 
             f"Against leaving out single examples, a figure of its own, it is {alone.value:.2f} ± "
             f"{alone.standard_error:.2f} of at most {alone.ceiling:.2f} ({alone.evidence['sets']} examples)."
         )
-    return notes
+    return notes + list(said.get("warnings", ()))
 
 
 def question_of(audit: Audit, weighting: Weighting) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prefect import task
@@ -61,6 +62,7 @@ class RecordedAudit:
     signature: AuditSignature | None
     erased: Mapping[str, int]
     fidelity: Fidelity | None
+    fidelity_alone: Fidelity | None
     pinned: PinnedModel
     audit_run: AuditRun
 
@@ -142,7 +144,8 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         evidence = audit_evidence(connection, audit_id)
         signature = signature_of(connection, audit_id)
         erased = erased_subjects(connection, ["example", "output"])
-        fidelity = audited_fidelity(
+        measured = partial(
+            audited_fidelity,
             connection,
             details.model_version.checkpoint_ids[-1],
             details.audit.method,
@@ -152,6 +155,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
             details.audit.outputs[0][1],
             before=details.event_sequence,
         )
+        fidelity, alone = measured(), measured(metric="fidelity_loo")
         counts: dict[str, dict[str, int]] = {}
         for found in queries.attribute_counts(connection, index.dataset_version_id):
             counts.setdefault(found.attribute, {})[found.value] = found.examples
@@ -168,6 +172,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         signature=signature,
         erased=erased,
         fidelity=fidelity,
+        fidelity_alone=alone,
         pinned=pinned_model(workspace, details.audit.model_version_id),
         audit_run=open_audit_run(workspace.registry(), audit_id, f"{_title(details)} ({short(audit_id)})"),
     )
@@ -329,7 +334,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
         left_out=tuple(left_out),
         quarantined_outputs=recorded.refused,
         not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
-        fidelity_notes=tuple(fidelity_notes(recorded.fidelity)),
+        fidelity_notes=tuple(fidelity_notes(recorded.fidelity, recorded.fidelity_alone)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,51 +16,58 @@ from gradtrail.nouns import Side
 SIDES: tuple[Side, Side] = ("proponent", "opponent")
 
 
+@runtime_checkable
+class CodedText(Protocol):
+    """Text of a batch as `codes` (batch,) into its `distinct` values; a store may hand attributes over so."""
+
+    codes: NDArray[np.int32]
+    distinct: list[str]
+
+
 class AttributeSums:
     """Mass per side, attribute and value, and how many examples have the value."""
 
     def __init__(self, queries: int) -> None:
         self._queries = queries
         self._values: dict[str, _Values] = {}
-        self._masses: dict[Side, dict[str, _Rows]] = {side: {} for side in SIDES}
+        self._masses: dict[str, _Rows] = {}
         self._seen = 0
-        self._totals = {side: np.zeros(queries) for side in SIDES}
+        self._totals = torch.zeros(len(SIDES) * queries, dtype=torch.float64)
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Number of examples by attribute and value, "" where it is missing."""
         return {name: known.counts() for name, known in self._values.items()}
 
-    def add(self, batch: FeatureRows, parts: Mapping[Side, NDArray[np.float64]]) -> None:
+    def add(self, batch: FeatureRows, sided: Tensor) -> None:
+        """Add `sided` (batch, 2 × queries) float64: absolute scores, first of proponents, then of opponents."""
         for name in [*self._values, *(name for name in batch.attributes if name not in self._values)]:
             if name not in self._values:
                 self._begin(name)
             known = self._values[name]
-            present, positions = _present(known.codes(_values(batch, name)), len(known))
-            for side, part in parts.items():
-                rows = self._masses[side][name].at_least(len(known))
-                # Each value occurs once in `present`, so that adding by index adds every sum.
-                rows[present] += _sum_by_code(part, positions, len(present))
+            codes = known.codes(_values(batch, name))
+            self._masses[name].at_least(len(known)).index_add_(0, torch.from_numpy(codes), sided)
         self._seen += len(batch.example_ids)
-        for side, part in parts.items():
-            self._totals[side] += part.sum(1)
+        self._totals += sided.sum(0)
+
+    def totals(self) -> dict[Side, Tensor]:
+        """Mass per side over all examples, (queries,)."""
+        return dict(zip(SIDES, self._totals.split(self._queries), strict=True))
 
     def masses(self) -> dict[Side, dict[str, dict[str, Tensor]]]:
-        return {
-            side: {
-                name: dict(zip(known.names(), torch.from_numpy(by_name[name].at_least(len(known))), strict=False))
-                for name, known in self._values.items()
-            }
-            for side, by_name in self._masses.items()
-        }
+        found: dict[Side, dict[str, dict[str, Tensor]]] = {side: {} for side in SIDES}
+        for name, known in self._values.items():
+            by_side = self._masses[name].at_least(len(known)).split(self._queries, dim=1)
+            for side, rows in zip(SIDES, by_side, strict=True):
+                found[side][name] = dict(zip(known.names(), rows, strict=False))
+        return found
 
     def _begin(self, name: str) -> None:
         """An attribute that first appears now was missing in every earlier example."""
         self._values[name] = _Values(missing=self._seen)
-        for side in SIDES:
-            self._masses[side][name] = _Rows(self._queries)
-            if self._seen:
-                self._masses[side][name].at_least(1)[0] = self._totals[side]
+        self._masses[name] = _Rows(len(SIDES) * self._queries)
+        if self._seen:
+            self._masses[name].at_least(1)[0] = self._totals
 
 
 class AttributeCodes:
@@ -98,13 +106,19 @@ class _Values:
     def codes(self, values: Sequence[str]) -> NDArray[np.int32]:
         """The number of each value; counts it."""
         numbers = self._numbers
+        if isinstance(values, CodedText):
+            by_code = [numbers.setdefault(value, len(numbers)) for value in values.distinct]
+            return self._counted(np.array(by_code, dtype=np.int32)[values.codes])
         try:
             codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
         except KeyError:
             for value in dict.fromkeys(values):
                 numbers.setdefault(value, len(numbers))
             codes = np.fromiter(map(numbers.__getitem__, values), np.int32, len(values))
-        found = np.bincount(codes, minlength=len(numbers))
+        return self._counted(codes)
+
+    def _counted(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+        found = np.bincount(codes, minlength=len(self._numbers))
         found[: len(self._counts)] += self._counts
         self._counts = found
         return codes
@@ -120,31 +134,18 @@ class _Values:
 
 
 class _Rows:
-    """A matrix (values, queries) of zeros that grows."""
+    """A matrix (values, columns) of zeros that grows."""
 
-    def __init__(self, queries: int) -> None:
-        self._rows = np.zeros((0, queries))
+    def __init__(self, columns: int) -> None:
+        self._rows = torch.zeros((0, columns), dtype=torch.float64)
 
-    def at_least(self, count: int) -> NDArray[np.float64]:
+    def at_least(self, count: int) -> Tensor:
         """The matrix, with room for `count` values or more."""
         if count > len(self._rows):
-            grown = np.zeros((max(count, 2 * len(self._rows)), self._rows.shape[1]))
+            grown = torch.zeros((max(count, 2 * len(self._rows)), self._rows.shape[1]), dtype=torch.float64)
             grown[: len(self._rows)] = self._rows
             self._rows = grown
         return self._rows
-
-
-def _present(codes: NDArray[np.int32], known: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Some codes with all that occur, each once, and the place of each of `codes` among them."""
-    if known <= len(codes):
-        return np.arange(known), codes.astype(np.intp)
-    present, positions = np.unique(codes, return_inverse=True)
-    return present.astype(np.intp), positions
-
-
-def _sum_by_code(part: NDArray[np.float64], codes: NDArray[np.intp], size: int) -> NDArray[np.float64]:
-    """Sums of the columns of `part` (queries, batch) by code: (size, queries)."""
-    return np.stack([np.bincount(codes, row, size) for row in part], axis=1)
 
 
 def _values(batch: FeatureRows, name: str) -> Sequence[str]:

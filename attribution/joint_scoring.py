@@ -72,7 +72,7 @@ class _Piece:
         chosen = slice(start, end)
         return _Piece(
             FeatureRows(
-                example_ids=self.rows.example_ids[chosen],
+                example_ids=list(self.rows.example_ids[chosen]),
                 vectors=self.rows.vectors[chosen, :0],
                 losses=self.rows.losses[chosen],
                 squared_norms=self.rows.squared_norms[chosen],

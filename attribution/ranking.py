@@ -1,4 +1,4 @@
-"""The k largest positive scores seen so far, per query, with a total order: score first, then example id."""
+"""The k largest positive scores seen so far, per column, with a total order: score first, then example id."""
 
 from __future__ import annotations
 
@@ -11,28 +11,39 @@ from numpy.typing import NDArray
 class RunningTop:
     """Feed batches in any order and any size: the result depends only on the scores and ids."""
 
-    def __init__(self, queries: int, size: int) -> None:
+    def __init__(self, columns: int, size: int) -> None:
         self._size = size
-        self._kept: list[list[tuple[float, str]]] = [[] for _ in range(queries)]
-        self._floors = np.full(queries, np.finfo(np.float64).tiny)
+        self._kept: list[list[tuple[float, str]]] = [[] for _ in range(columns)]
+        self._floors = np.full(columns, np.finfo(np.float64).tiny)
 
     def add(self, scores: NDArray[np.float64], example_ids: Sequence[str]) -> None:
-        """Scores (queries, batch) of `example_ids`; only positive ones count."""
+        """Scores (batch, columns) of `example_ids`; only positive ones count.
+
+        Most batches only compare: an id is read where a score reaches the last place of its column, or ties with it.
+        """
         if self._size == 0:
             return
-        candidates = scores >= self._floors[:, None]
-        for query in np.flatnonzero(candidates.any(1)):
-            rows = np.flatnonzero(candidates[query])
-            values = scores[query, rows]
-            if len(rows) > self._size:
-                # Rows that tie with the last place stay in: the id decides.
-                rows = rows[values >= np.partition(values, -self._size)[-self._size]]
-            found = [(-float(scores[query, row]), example_ids[row]) for row in rows.tolist()]
-            kept = sorted(self._kept[query] + found)[: self._size]
-            self._kept[query] = kept
-            if len(kept) == self._size:
-                self._floors[query] = -kept[-1][0]
+        places = np.flatnonzero(scores >= self._floors)
+        if len(places) > 4 * self._size * len(self._floors) and len(scores) > self._size:
+            # So many hold only before the floors are known: the batch's own last places raise them first.
+            lasts = np.partition(scores, -self._size, axis=0)[-self._size]
+            np.maximum(self._floors, lasts, out=self._floors)
+            places = np.flatnonzero(scores >= self._floors)
+        rows, columns = np.divmod(places, len(self._floors))
+        values = scores[rows, columns].tolist()
+        for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
+            kept = self._kept[column]
+            kept.append((-value, example_ids[row]))
+            if len(kept) > 2 * self._size:
+                self._cut(column)
 
     def best(self) -> list[list[tuple[str, float]]]:
-        """Per query (example_id, score), largest first, ties by id."""
+        """Per column (example_id, score), largest first, ties by id."""
+        for column in range(len(self._kept)):
+            self._cut(column)
         return [[(example_id, -negated) for negated, example_id in kept] for kept in self._kept]
+
+    def _cut(self, column: int) -> None:
+        kept = self._kept[column] = sorted(self._kept[column])[: self._size]
+        if len(kept) == self._size and self._size:
+            self._floors[column] = max(self._floors[column], -kept[-1][0])

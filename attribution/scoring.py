@@ -30,7 +30,7 @@ MOST_INTERVALS = 1000
 
 Ranked = list[tuple[str, float]]
 ByValue = Mapping[str, Mapping[str, Tensor]]
-ScoredBatch = tuple[FeatureRows, NDArray[np.float64]]
+ScoredBatch = tuple[FeatureRows, NDArray[np.floating]]
 Value = TypeVar("Value")
 
 
@@ -78,7 +78,10 @@ class OverallInfluence:
 
 @dataclass(frozen=True)
 class ScoringPass:
-    """Every training row with its scores, as often as asked: batches of rows and (queries, batch) float64."""
+    """Every training row with its scores, as often as asked: batches of rows and (queries, batch) floats.
+
+    Scores are in the type of the queries, float32 or float64; sums over them are taken in float64.
+    """
 
     query_count: int
     batches: Callable[[], Iterator[ScoredBatch]]
@@ -96,15 +99,17 @@ def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iter
         StoreError: when rows have another dimension than the queries.
         DataError: naming an example or output with a score that is not finite.
     """
+    transposed = queries.vectors.T.contiguous()
     for batch in rows:
         if batch.vectors.shape[1] != queries.vectors.shape[1]:
             raise StoreError(
                 f"Index rows have {batch.vectors.shape[1]} columns, but the queries {queries.vectors.shape[1]}.",
                 "Prepare the queries with the plan of this index.",
             )
-        scores = (queries.vectors @ batch.vectors.to(queries.vectors.dtype).T).double()
+        by_row = batch.vectors.to(queries.vectors.dtype) @ transposed
         if queries.train_scale == "inverse_norm":
-            scores = scores * inverse_norms(batch.squared_norms)
+            by_row = by_row * inverse_norms(batch.squared_norms)[:, None]
+        scores = by_row.T
         # One sum tells whether anything is not finite; only then is it worth a look at each score.
         if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
             query, row = torch.nonzero(~torch.isfinite(scores))[0].tolist()
@@ -129,25 +134,23 @@ def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *
 def score_pass(scoring: ScoringPass, *, top_k: int) -> ScoreResult:
     """`score` for any scoring pass, over one index or several."""
     count = scoring.query_count
-    tops = {side: RunningTop(count, top_k) for side in SIDES}
-    masses = {side: np.zeros(count) for side in SIDES}
+    top = RunningTop(len(SIDES) * count, top_k)
     sums = AttributeSums(count)
     examples = zero_norms = 0
     for batch, scores in scoring.batches():
-        parts = {side: _part(scores, side) for side in SIDES}
-        sums.add(batch, parts)
-        for side, part in parts.items():
-            tops[side].add(part, batch.example_ids)
-            masses[side] += part.sum(1)
+        sided = _sided(scores)
+        sums.add(batch, sided)
+        top.add(sided.numpy(), batch.example_ids)
         examples += len(batch.example_ids)
         zero_norms += int((batch.squared_norms.sum(1) == 0).sum())
     if examples == 0:
         raise DataError("The index has no rows to score.", "Index a training set with at least one example.")
+    best, totals = top.best(), sums.totals()
     return ScoreResult(
-        proponents=tops["proponent"].best(),
-        opponents=[[(example_id, -value) for example_id, value in top] for top in tops["opponent"].best()],
-        positive_mass=torch.from_numpy(masses["proponent"]),
-        negative_mass=torch.from_numpy(masses["opponent"]),
+        proponents=best[:count],
+        opponents=[[(example_id, -value) for example_id, value in ranked] for ranked in best[count:]],
+        positive_mass=totals["proponent"],
+        negative_mass=totals["opponent"],
         attribute_mass=sums.masses(),
         attribute_counts=sums.counts,
         example_count=examples,
@@ -187,7 +190,7 @@ def overall_of_pass(
         codes.add(batch)
         for side in SIDES:
             mean = scales[side] @ _part(scores, side)
-            tops[side].add(mean[None, :], batch.example_ids)
+            tops[side].add(mean[:, None], batch.example_ids)
             means[side].append(mean)
     vectors = {side: np.concatenate(means[side]) if means[side] else np.zeros(0) for side in SIDES}
     if len(vectors["proponent"]) != result.example_count or codes.counts() != result.attribute_counts:
@@ -259,9 +262,20 @@ def _interval_shares(
     return intervals
 
 
-def _part(scores: NDArray[np.float64], side: Side) -> NDArray[np.float64]:
+def _sided(scores: NDArray[np.floating]) -> Tensor:
+    """Absolute scores of both sides, zero elsewhere: (batch, 2 × queries) float64, proponents first."""
+    by_row = torch.from_numpy(scores).T
+    count = by_row.shape[1]
+    sided = torch.empty((len(by_row), len(SIDES) * count), dtype=torch.float64)
+    sided[:, :count] = by_row
+    torch.neg(sided[:, :count], out=sided[:, count:])
+    return sided.clamp_(min=0)
+
+
+def _part(scores: NDArray[np.floating], side: Side) -> NDArray[np.float64]:
     """Absolute scores of one side, zero elsewhere."""
-    return np.maximum(scores if side == "proponent" else -scores, 0.0)
+    signed = scores if side == "proponent" else -scores
+    return np.maximum(signed, 0.0, dtype=np.float64)
 
 
 def _inverse_masses(masses: Tensor) -> NDArray[np.float64]:

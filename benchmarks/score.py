@@ -28,6 +28,7 @@ from gradtrail.attribution.features import FeatureRows
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.scoring import ScoreResult, score
 from gradtrail.storage.gradients import GradientStore, IndexTable
+from gradtrail.storage.index_scan import batch_rows
 
 SIZES = ((200_000, 1024), (50_000, 4096))
 DTYPES = ("float32", "float16", "int8")
@@ -87,16 +88,16 @@ def _rows(table: IndexTable) -> Iterator[FeatureRows]:
 
 
 def bare_scan(table: IndexTable) -> None:
-    """Read the column, and do nothing with it."""
+    """Read the column in batches as large as ours, and do nothing with it."""
     opened = table._connection.open_table(table._table.name)
-    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=BATCH):
+    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=batch_rows(table.dimension)):
         pass
 
 
 def held_batches(table: IndexTable) -> list[torch.Tensor]:
     """The whole column in memory, in the type it is stored in."""
     opened = table._connection.open_table(table._table.name)
-    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=BATCH)
+    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=batch_rows(table.dimension))
     columns = (batch.column("vector") for batch in scanned)
     return [torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy()) for column in columns]
 

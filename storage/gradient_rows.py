@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gradtrail.digests import canonical_json
 from gradtrail.errors import DataError, StoreError, UsageError
+from gradtrail.storage.arrow_text import ArrowText, CodedText
 from gradtrail.storage.lance_tables import key_field
 from gradtrail.storage.measured import (
     Measured,
@@ -105,11 +106,11 @@ class StoredRows:
     (B, G) float64; `attributes` B values per name, where "" stands for an attribute the example does not have.
     """
 
-    example_ids: list[str]
+    example_ids: Sequence[str]
     vectors: NDArray[np.float32]
     losses: NDArray[np.float64]
     squared_norms: NDArray[np.float64]
-    attributes: dict[str, list[str]] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_sha256: list[str] = field(default_factory=list)
 
 
@@ -166,13 +167,17 @@ def stored_rows(batch: pa.RecordBatch, description: IndexDescription, columns: C
     """A batch read from an index, of which `columns` were asked for."""
     size, code, attribute_names = batch.num_rows, description.code, description.attribute_names
     return StoredRows(
-        example_ids=batch.column("example_id").to_pylist(),
+        example_ids=ArrowText(batch.column("example_id")),
         vectors=code.decode(code.stored(batch)) if "vector" in columns else np.empty((size, 0), dtype=np.float32),
         losses=batch.column("loss").to_numpy() if "loss" in columns else np.empty(0),
         squared_norms=matrix(batch, "squared_norms") if "squared_norms" in columns else np.empty((size, 0)),
-        attributes=attribute_lists(batch, attribute_names) if "attributes" in columns else {},
+        attributes=_coded_attributes(batch, attribute_names) if "attributes" in columns else {},
         content_sha256=batch.column("content_sha256").to_pylist() if "content_sha256" in columns else [],
     )
+
+
+def _coded_attributes(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, CodedText]:
+    return {name: CodedText.of(pc.struct_field(batch.column("attributes"), [name])) for name in names}
 
 
 def attribute_lists(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, list[str]]:

@@ -221,11 +221,12 @@ class IndexTable:
         return None
 
     def stream(
-        self, *, batch_size: int = BATCH_ROWS, version: int | None = None, columns: Collection[Column] = MEASURED
+        self, *, batch_size: int | None = None, version: int | None = None, columns: Collection[Column] = MEASURED
     ) -> Iterator[StoredRows]:
         """Every row of the pinned version, in batches of at most `batch_size`, in the same order each time.
 
         Args:
+            batch_size: None for as many rows as are read fastest.
             version: another LanceDB version to read, sealed or not.
             columns: what to read beside the ids.
 

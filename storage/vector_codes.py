@@ -24,6 +24,7 @@ _ARROW = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
 _LITTLE_ENDIAN = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
 _LARGEST_HALF = 65504
 _LEVELS = 127
+_CACHED_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,27 @@ class VectorCode:
         if self.type == "float32":
             return stored.vectors
         # By dlpack, because torch.from_numpy warns that Arrow's memory is read-only.
-        values = from_dlpack(stored.vectors).to(torch.float32)
-        if self.type == "int8":
+        kept = from_dlpack(stored.vectors)
+        values = torch.empty(kept.shape, dtype=torch.float32)
+        if self.type == "float16":
+            values.copy_(kept)
+        else:
             scales = from_dlpack(stored.scales)
-            for group, columns in enumerate(self._slices()):
-                values[:, columns] *= scales[:, group : group + 1]
+            rows = max(1, _CACHED_VALUES // max(1, kept.shape[1]))
+            for start in range(0, len(kept), rows):
+                part = slice(start, start + rows)
+                self._widen(kept[part], scales[part], values[part])
         decoded: NDArray[np.float32] = values.numpy()
         return decoded
+
+    def _widen(self, kept: torch.Tensor, scales: torch.Tensor, values: torch.Tensor) -> None:
+        """Few rows of int8 into `values`, which then still lie in the processor's cache to be scaled."""
+        values.copy_(kept)
+        if len(set(self.group_dimensions)) == 1:
+            values.view(len(values), len(self.group_dimensions), -1).mul_(scales[:, :, None])
+            return
+        for group, columns in enumerate(self._slices()):
+            values[:, columns] *= scales[:, group : group + 1]
 
     def _slices(self) -> list[slice]:
         ends = list(accumulate(self.group_dimensions))

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-docs
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ bench-score: $(READY) ## exact scoring, against a bare scan and a bare product
 
 bench-peers: $(READY) ## our scores against those that peers compute now
 	@$(BIN)/python benchmarks/peer_oracles.py
+
+bench-fidelity: $(READY) ## fidelity, LDS and learned weights on four tasks, peers too; about an hour
+	@$(BIN)/python benchmarks/measure_fidelity.py
+	@$(BIN)/python benchmarks/document_fidelity.py
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results
 	@$(BIN)/python benchmarks/document.py

@@ -16,7 +16,7 @@ from gradtrail.errors import DataError
 from gradtrail.nouns import Example
 
 PARTS = ("fit", "select", "report")
-"""What each set of queries is for: weights are fitted on the first, methods chosen on the second, figures the third's."""
+"""What each set of queries is for: to fit weights on, to choose methods by, and to report."""
 PACKAGES = ("click", "jinja2", "sklearn", "networkx", "requests", "yaml", "rich", "tqdm")
 """Whose source files the language model reads."""
 

@@ -1,9 +1,9 @@
-"""Our scores, along gradtrail's own path: features, preparation, contributions by group; in memory, at every damping."""
+"""Our scores on gradtrail's own path: features, preparation, contributions by group; in memory, at every damping."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -23,7 +23,9 @@ from gradtrail.attribution.inverse_products import Solver, inverse_curvature_pro
 from gradtrail.attribution.kronecker import fit_eigen_basis
 from gradtrail.attribution.linear_solvers import SolverOptions
 from gradtrail.attribution.methods import prepare_queries
+from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.unrolling import Segment, unrolled_queries
 from gradtrail.errors import UsageError
 
 ENGINE = "gradtrail"
@@ -33,6 +35,8 @@ EXPONENTS = (-5.0, -4.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.
 """Dampings tried, as powers of ten of the curvature's largest eigenvalue."""
 FEW_EXPONENTS = (-3.0, -2.0, -1.0)
 """For cg and lissa, which pass over the training data for every one."""
+_SHARES = (0.1, 0.3, 0.5, 1.0)
+"""Of τ = learning rate × steps, for unrolling: with half of the examples left out half of the curvature is gone."""
 _BATCH = 64
 _PROJECTED = 1024
 """Numbers a group keeps where blocks are inverted and a layer is larger."""
@@ -100,15 +104,22 @@ class OurScores:
         """The largest eigenvalue of the first kind of curvature: the unit of dampings."""
         return float(self.spectra[self.kinds[0]].eigenvalues[-1])
 
-    def dampings(self, exponents: Sequence[float] = EXPONENTS) -> list[float]:
+    @property
+    def exponents(self) -> Sequence[float]:
+        """Those of the dampings; a few where the task is a toy."""
+        return EXPONENTS[::4] if self.task.toy else EXPONENTS
+
+    def dampings(self, exponents: Sequence[float] | None = None) -> list[float]:
         """Absolute ones, ascending."""
-        return [self.largest * 10**exponent for exponent in exponents]
+        return [self.largest * 10**exponent for exponent in (self.exponents if exponents is None else exponents)]
 
     def candidates(self) -> Iterator[Candidate]:
         """One after the other."""
         yield self._candidate(self.exact, "grad_dot")
         yield self._candidate(self.exact, "grad_cos")
         yield self._traced()
+        yield from self._over_checkpoints()
+        yield from self._unrolled()
         for kind in self.kinds:
             for damping in self.dampings():
                 yield self._candidate(self.exact, "influence_global", damping, kind, spectrum=self.spectra[kind])
@@ -126,17 +137,49 @@ class OurScores:
 
     def _traced(self) -> Candidate:
         """tracin_cp: every checkpoint with its learning rate."""
-        total: Candidate | None = None
+        found = []
         for checkpoint in self.truths.checkpoints:
             measured = self._measure(checkpoint.model, self.exact.plan)
-            one = self._candidate(measured, "tracin_cp", learning_rate=checkpoint.learning_rate)
-            together = one.contributions if total is None else total.contributions + one.contributions
-            total = dataclasses.replace(
-                one, contributions=together, parameters={"checkpoints": len(self.truths.checkpoints)}
+            found.append(self._candidate(measured, "tracin_cp", learning_rate=checkpoint.learning_rate))
+        return dataclasses.replace(
+            found[0],
+            contributions=sum_of(one.contributions for one in found),
+            parameters={"checkpoints": len(found)},
+        )
+
+    def _over_checkpoints(self) -> Iterator[Candidate]:
+        """influence_global at every stored checkpoint with its own curvature, added up as tracin_cp adds gradients."""
+        kind = self.kinds[0]
+        members = [self._measure(checkpoint.model, self.exact.plan) for checkpoint in self.truths.checkpoints]
+        spectra = [
+            Spectrum.fit(self._vectors(kind, self.exact, checkpoint.model)) for checkpoint in self.truths.checkpoints
+        ]
+        for damping in self.dampings():
+            found = [
+                self._candidate(member, "influence_global", damping, kind, spectrum=spectrum)
+                for member, spectrum in zip(members, spectra, strict=True)
+            ]
+            yield dataclasses.replace(
+                found[0],
+                method="influence_global, every checkpoint",
+                contributions=sum_of(one.contributions for one in found),
             )
-        if total is None:
-            raise UsageError("tracin_cp without a checkpoint.", "Keep at least one.")
-        return total
+
+    def _unrolled(self) -> Iterator[Candidate]:
+        """Further training unrolled in two segments, for every amount; trained with a seed that no truth has."""
+        kind, plan = self.kinds[0], self.exact.plan
+        for steps in self.task.steps:
+            middles = [self.truths.further_trained(steps * quarter // 4) for quarter in (1, 3)]
+            measured = [self._measure(model, plan) for model in middles]
+            spectra = [Spectrum.fit(self._vectors(kind, self.exact, model)) for model in middles]
+            end = self._measure(self.truths.further_trained(steps), plan)
+            for share in _SHARES:
+                horizon = share * self.task.rate * steps
+                segments = [Segment(spectrum, horizon / len(spectra)) for spectrum in spectra]
+                prepared = unrolled_queries(end.queries, segments, plan)
+                values = sum_of(_contributed(one, rows) for one, rows in zip(prepared, measured, strict=True))
+                parameters = {"curvature": kind, "unrolled_steps": steps, "horizon": horizon}
+                yield Candidate(ENGINE, "unrolled", values, parameters, 1 / horizon, plan)
 
     def _diagonal(self) -> Iterator[Candidate]:
         kind = self.kinds[0]
@@ -150,7 +193,7 @@ class OurScores:
         if self.task.name not in {"cancer", "digits"}:
             return  # a margin is that of one class
         kernel = Spectrum.fit(margin_vectors(lambda: self.exact.rows, self.exact.plan))
-        for exponent in EXPONENTS:
+        for exponent in self.exponents:
             damping = float(kernel.eigenvalues[-1]) * 10**exponent
             yield self._candidate(self.exact, "trak", damping, kernel=kernel)
 
@@ -187,11 +230,12 @@ class OurScores:
         ]
         return Measured(plan, found[0], _joined(found[1]))
 
-    def _vectors(self, kind: str, measured: Measured) -> CurvaturePieces:
+    def _vectors(self, kind: str, measured: Measured, model: nn.Module | None = None) -> CurvaturePieces:
+        model = self.truths.model if model is None else model
         if kind == "empirical":
             return observed_vectors(measured.rows, measured.plan)
         draws = [
-            model_vectors(self.adapter, self.truths.model, self.training, measured.plan, kind=kind, seed=seed)
+            model_vectors(self.adapter, model, self.training, measured.plan, kind=kind, seed=seed)
             for seed in range(1 if kind == "ggn" else 2)
         ]
         return dataclasses.replace(draws[0], pieces=chain.from_iterable(draw.pieces for draw in draws))
@@ -207,10 +251,18 @@ class OurScores:
             absolute_damping=0.0 if damping is None else damping,
             **needs,
         )
-        streamed = contributions(prepared, lambda: measured.rows, measured.plan)
-        values = torch.cat([block.values for block in streamed()], dim=1)
         parameters = {} if kind is None else {"curvature": kind}
-        return Candidate(ENGINE, method, values, parameters, damping, measured.plan)
+        return Candidate(ENGINE, method, _contributed(prepared, measured), parameters, damping, measured.plan)
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """Of at least one."""
+    return torch.stack(list(values)).sum(0)
+
+
+def _contributed(prepared: PreparedQueries, measured: Measured) -> Tensor:
+    streamed = contributions(prepared, lambda: measured.rows, measured.plan)
+    return torch.cat([block.values for block in streamed()], dim=1)
 
 
 def _joined(parts: Sequence[FeatureRows]) -> FeatureRows:

@@ -77,12 +77,15 @@ def _scored(truths: Truths, dampings: Sequence[float], name: str, threads: int) 
 
 def _give(truths: Truths, dampings: Sequence[float], folder: Path) -> None:
     data, task = truths.task.data, truths.task
-    tensors = {f"model.{name}": value.contiguous() for name, value in truths.model.state_dict().items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for place, checkpoint in enumerate(truths.checkpoints):
+        for name, value in checkpoint.model.state_dict().items():
+            tensors[f"checkpoint{place}.{name}"] = value.contiguous()
     for name, examples in (("train", data.training), ("query", data.queries)):
         inputs, targets = _tensors(task.name, examples)
         tensors |= {f"{name}_inputs": inputs.contiguous(), f"{name}_targets": targets.clone()}
     save_file(tensors, folder / "given.safetensors")
-    said = {"task": task.name, "toy": task.toy, "dampings": list(dampings)}
+    said = {"task": task.name, "toy": task.toy, "dampings": list(dampings), "checkpoints": len(truths.checkpoints)}
     (folder / "given.json").write_text(json.dumps(said))
 
 

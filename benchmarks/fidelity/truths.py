@@ -14,7 +14,6 @@ from machine import ROOT
 from numpy.typing import NDArray
 from torch import nn
 
-from fidelity import networks
 from fidelity.tasks import Task
 from gradtrail.attribution.datamodel_score import Retrained
 from gradtrail.attribution.effects import Effects
@@ -22,14 +21,14 @@ from gradtrail.attribution.further_training import FurtherTraining, measure_effe
 from gradtrail.attribution.left_out import random_halves, single_examples
 from gradtrail.attribution.resumed_runs import RunKey
 from gradtrail.attribution.retraining import Retraining, retrain_on_subsets
-from gradtrail.digests import sha256_file, sha256_json, short
+from gradtrail.digests import content_sha256, sha256_json, short
 from gradtrail.storage.atomic import replacing
 
 CACHE = ROOT / ".cache" / "fidelity"
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Of training, at which checkpoints are kept for methods that read several; the last is the one that is judged."""
 KINDS = ("subset", "loo", "retrained")
-_SUBSET_SEED, _JUDGED_SEED, _FIRST_RETRAINED_SEED = 2303, 0, 100
+_SUBSET_SEED, _JUDGED_SEED, _UNROLLED_SEED, _FIRST_RETRAINED_SEED = 2303, 0, 77, 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Truths:
         described["fitting"] = {name: repr(value) for name, value in asdict(task.fitting).items()}
         described["rate"] = repr(task.rate)
         described["steps"] = list(task.steps)
-        described["networks"] = sha256_file(Path(networks.__file__))
+        described["start"] = self._start()
         described["torch"] = str(torch.__version__)
         described["data"] = [one.content_sha256 for one in (*task.data.training, *task.data.queries)]
         return sha256_json(described)
@@ -104,6 +103,13 @@ class Truths:
         kept = _Kept(self.folder / "retrained")
         return retrain_on_subsets(self._retraining, sets, seeds, known=kept.get, keep=kept.put)
 
+    def further_trained(self, steps: int) -> nn.Module:
+        """The judged network after further training on all examples, in an order that no truth was measured with."""
+        model = self._further.begin()
+        if steps:
+            self._further.loop.run(model, _UNROLLED_SEED, most_steps=steps)
+        return model.eval()
+
     def measure(self, kind: str) -> Effects | Retrained:
         """One of `KINDS`."""
         found: dict[str, Callable[[], Effects | Retrained]] = {
@@ -142,6 +148,14 @@ class Truths:
     def _further(self) -> FurtherTraining:
         data = self.task.data
         return FurtherTraining(self.task.adapter, self.model, data.training, data.queries, self.task.recipe)
+
+    def _start(self) -> str:
+        """Digest of the untrained network and of the losses that it gives: of architecture, first weights and loss."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_JUDGED_SEED)
+            model = self.task.adapter.build_model()
+        weights = {name: value.numpy() for name, value in model.state_dict().items()}
+        return content_sha256(weights, self._retraining.loop.query_losses(model, "before training"))
 
     def _early(self, step: int) -> nn.Module:
         """The same training, stopped: same seed, same order, same fall of the rate."""

@@ -1,7 +1,8 @@
-"""bergson on the language model: its projected gradients of linear layers, its damped inverse of their second moment."""
+"""bergson on the language model: projected gradients of linear layers, damped inverse of their second moment."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,8 +74,6 @@ def _gradients(given: Given, tokens: Tensor, folder: Path) -> tuple[Tensor, dict
     batches = [list(range(start, min(start + BATCH, len(tokens)))) for start in range(0, len(tokens), BATCH)]
     collect_gradients(LanguageModel(model), data, processor, config, batches=batches)
     found = load_gradients(config.partial_run_path)
-    import json
-
     sizes = json.loads((config.partial_run_path / "info.json").read_text())["grad_sizes"]
     return torch.from_numpy(found.astype("float32").copy()), sizes
 

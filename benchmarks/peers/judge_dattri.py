@@ -58,31 +58,30 @@ def scored(given: Given, folder: Path) -> None:  # noqa: ARG001 (the interface)
         return given.losses(functional_call(model, parameters, (inputs,)), targets).mean()
 
     task = AttributionTask(loss_func=loss, model=model, checkpoints=given.weights)
-    # Of the inverse Hessian, dampings below the curvature's noise are far from any minimum: only half are tried.
-    dampings = given.dampings[len(given.dampings) // 3 :]
-    for damping in dampings:
+    # The Hessian has negative eigenvalues, far above the smallest dampings: only the upper ones are tried.
+    for damping in given.dampings[len(given.dampings) // 3 :]:
         if given.task in EXPLICIT:
-            with given.attempt(f"if_explicit {damping}"):
-                exact = IFAttributorExplicit(task, regularization=damping)
-                exact.cache(train)
-                given.add("if_explicit", exact.attribute(train, queries).T, damping)
+            for name, weights in (("if_explicit", given.weights), ("if_explicit, every checkpoint", given.checkpoints)):
+                with given.attempt(f"{name} {damping}"):
+                    several = AttributionTask(loss_func=loss, model=model, checkpoints=weights)
+                    exact = IFAttributorExplicit(several, regularization=damping)
+                    exact.cache(train)
+                    given.add(name, exact.attribute(train, queries).T, damping)
         elif given.task == "digits":
             with given.attempt(f"if_cg {damping}"):
                 solved = IFAttributorCG(task, regularization=damping, max_iter=30)
                 solved.cache(train)
                 given.add("if_cg", solved.attribute(train, queries).T, damping)
     if given.task == "language":
-        given.unavailable["if_cg"] = (
-            "not tried: products with the Hessian of every query take longer than the bench may"
-        )
-        given.unavailable["datainf"] = "not tried: it takes longer than the bench may"
+        given.unavailable["if_cg"] = "not tried: products with the Hessian for every query take longer than the bench"
+        given.unavailable["datainf"] = "not tried: it takes longer than the bench"
     for damping in given.dampings if given.task != "language" else []:
         with given.attempt(f"datainf {damping}"):
             mean = IFAttributorDataInf(task, regularization=damping)
             mean.cache(train)
             given.add("datainf", mean.attribute(train, queries).T, damping)
     _logra(given)
-    _trak(given, task, model)
+    _trak(given, model)
 
 
 def _logra(given: Given) -> None:
@@ -105,7 +104,7 @@ def _logra(given: Given) -> None:
             given.add("logra", found.T if found.shape[0] == len(given.train[0]) else found, damping)
 
 
-def _trak(given: Given, task: AttributionTask, model: nn.Module) -> None:
+def _trak(given: Given, model: nn.Module) -> None:
     if given.task not in CLASSES:
         given.unavailable["trak"] = "TRAK is about the margin of a class"
         return
@@ -125,14 +124,18 @@ def _trak(given: Given, task: AttributionTask, model: nn.Module) -> None:
         return torch.exp(-single_loss(parameters, pair)).reshape(1)
 
     # As in its own examples, gradients of the margin on both sides.
-    single = AttributionTask(loss_func=margin, model=model, checkpoints=given.weights)
-    for regularisation in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
-        with given.attempt(f"trak {regularisation}"):
+    for name, weights, regularisation in (
+        (name, weights, regularisation)
+        for name, weights in (("trak", given.weights), ("trak, every checkpoint", given.checkpoints))
+        for regularisation in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    ):
+        with given.attempt(f"{name} {regularisation}"):
+            single = AttributionTask(loss_func=margin, model=model, checkpoints=weights)
             attributor = TRAKAttributor(
                 single, probability, projector_kwargs={"proj_dim": 1024}, regularization=regularisation
             )
             attributor.cache(train)
-            given.add("trak", attributor.attribute(queries).T, regularisation)
+            given.add(name, attributor.attribute(queries).T, regularisation)
 
 
 judge(scored)

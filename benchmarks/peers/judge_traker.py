@@ -12,7 +12,7 @@ from torch import nn
 from trak import TRAKer
 from trak.projectors import NoOpProjector
 
-REGULARISATIONS = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+REGULARISATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Its own unit: the kernel is a sum over examples of gradients divided by the square root of their size."""
 
 
@@ -24,8 +24,12 @@ def scored(given: Given, folder: Path) -> None:
         return
     model: nn.Module = given.model()
     size = sum(parameter.numel() for parameter in model.parameters())
-    for place, regularisation in enumerate(REGULARISATIONS):
-        with given.attempt(f"trak {regularisation}"):
+    settings = [
+        (name, regularisation) for name in ("trak", "trak, every checkpoint") for regularisation in REGULARISATIONS
+    ]
+    for place, (name, regularisation) in enumerate(settings):
+        checkpoints = [given.weights] if name == "trak" else given.checkpoints
+        with given.attempt(f"{name} {regularisation}"):
             traker = TRAKer(
                 model,
                 "image_classification",
@@ -38,13 +42,15 @@ def scored(given: Given, folder: Path) -> None:
                 lambda_reg=regularisation,
                 logging_level=logging.ERROR,
             )
-            traker.load_checkpoint(given.weights, model_id=0)
-            traker.featurize(list(given.train), num_samples=len(given.train[0]))
+            for number, weights in enumerate(checkpoints):
+                traker.load_checkpoint(weights, model_id=number)
+                traker.featurize(list(given.train), num_samples=len(given.train[0]))
             traker.finalize_features()
-            traker.start_scoring_checkpoint("judged", given.weights, model_id=0, num_targets=len(given.queries[0]))
-            traker.score(list(given.queries), num_samples=len(given.queries[0]))
+            for number, weights in enumerate(checkpoints):
+                traker.start_scoring_checkpoint("judged", weights, model_id=number, num_targets=len(given.queries[0]))
+                traker.score(list(given.queries), num_samples=len(given.queries[0]))
             found = torch.tensor(traker.finalize_scores(exp_name="judged"))
-            given.add("trak", found.T, regularisation)
+            given.add(name, found.T, regularisation)
 
 
 judge(scored)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Given:
-    """The judged checkpoint of a task, its training examples and its queries.
+    """The checkpoints of a task (the last is judged), its training examples and its queries.
 
     `dampings` are those that our own methods try: absolute, for a curvature that is a mean over examples.
     """
@@ -29,8 +29,8 @@ class Given:
         tensors = load_file(folder / "given.safetensors")
         self.train = (tensors["train_inputs"], tensors["train_targets"])
         self.queries = (tensors["query_inputs"], tensors["query_targets"])
-        prefix = "model."
-        self.weights = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        self.checkpoints = [_of(tensors, f"checkpoint{place}.") for place in range(said["checkpoints"])]
+        self.weights = self.checkpoints[-1]
         self._toy: bool = said["toy"]
         self._folder = folder
         self._scores: dict[str, Tensor] = {}
@@ -76,6 +76,10 @@ class Given:
         save_file(self._scores, self._folder / "scores.safetensors")
         said: Mapping[str, Any] = {"scores": self._described, "unavailable": self.unavailable}
         (self._folder / "scores.json").write_text(json.dumps(said))
+
+
+def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def judge(scored: Callable[[Given, Path], None]) -> None:

@@ -1,0 +1,192 @@
+"""Write docs/fidelity-evidence.md and its figures from the results, and nothing else: losses as plainly as wins."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fidelity.figures import by_training, sweep
+from machine import RESULTS, ROOT
+
+Row = Mapping[str, Any]
+OURS = "gradtrail"
+NAMES = {"fidelity_subset": "fidelity, halves", "fidelity_loo": "fidelity, single examples", "lds": "LDS"}
+SAID = {
+    "better": "yes",
+    "ahead": "ahead, by less than a tenth of the gap",
+    "tie": "**tie**",
+    "behind": "**behind**",
+}
+WEIGHTED = {"self_supervised": "self-supervised", "further_training": "further-training", "retraining": "retraining"}
+TRIED = ROOT / "benchmarks" / "fidelity" / "tried.md"
+
+
+def markdown(results: Row, comparisons: Sequence[Row]) -> str:
+    """The whole page."""
+    described, rows = results["environment"], results["rows"]
+    verdicts = [row for row in comparisons if row["compared"].startswith("best")]
+    gains = [row for row in comparisons if row["compared"].startswith("learned")]
+    parts = [
+        "# Evidence for fidelity and learned weights\n",
+        "Written by `make bench-fidelity` from `benchmarks/results/fidelity*.json`. Four small tasks on data that "
+        "ships in Python packages; what is claimed in [fidelity](fidelity.md) is measured here against what further "
+        "training and retraining really do.\n",
+        _how(described),
+        _tasks(described, rows),
+        "## Fidelity by amount of further training\n",
+        "![Fidelity by amount of further training](fidelity-by-training.svg)\n",
+        "Every method has the damping that was best for each amount on the selection queries. First-order methods "
+        "start high and fall as training lengthens; methods with curvature fall less, and need less damping.\n",
+        "![Damping against amount of training](fidelity-sweep.svg)\n",
+        "Damping is the horizon: from left to right the best point of a column moves to smaller dampings.\n",
+        _verdicts(verdicts),
+        _gains(gains),
+        TRIED.read_text() if TRIED.is_file() else "",
+        *(_table(task, said["title"], rows) for task, said in described["tasks"].items()),
+        _unavailable(described["unavailable"]),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _how(described: Row) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+    return (
+        f"Measured on {described['measured_at'][:10]}: {described['cpu']}, {described['processes']} processes of one "
+        f"thread; Python {described['python']}, {versions}.\n\n"
+        "Queries are held-out examples in three disjoint sets: weights are fitted on the first, and damping, curvature "
+        "and best method chosen on the second; all figures are of the third. Peers are given the same weights, "
+        "examples, queries and dampings, cover the same parameters where they have a rule for them, and are tuned on "
+        "the same second set. Figures are mean Spearman correlations over queries ± their standard error; differences "
+        "are paired over queries. LDS compares with models trained from scratch on random halves. Ceilings come from "
+        "the agreement of seeds: they say what noise leaves within reach, not what a sum of scores can reach, since "
+        "effects of leaving out half of the data do not add up exactly.\n"
+    )
+
+
+def _tasks(described: Row, rows: Sequence[Row]) -> str:
+    lines = [
+        "| task | parameters (covered) | data | halves × seeds | singles × seeds | retrained × seeds | LDS ceiling |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for task, said in described["tasks"].items():
+        amounts = said["amounts"]
+        ceiling = next(row["ceiling"] for row in rows if row["task"] == task and row["metric"] == "lds")
+        counts = " | ".join(
+            f"{amounts[one]} × {amounts[other]}"
+            for one, other in (("halves", "half_seeds"), ("singles", "single_seeds"), ("subsets", "subset_seeds"))
+        )
+        covered = f"{said['parameters']:,} ({said['covered_parameters']:,})"
+        lines.append(f"| {said['title']} | {covered} | {amounts['training']} | {counts} | {ceiling:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(verdicts: Sequence[Row]) -> str:
+    lines = [
+        "## Best of ours against the best peer\n",
+        "Wanted: at least a tenth of the gap between the best peer and the ceiling closed, by more than two standard "
+        "errors. Both sides are the best on the selection queries; a difference within two standard errors is a tie.\n",
+        "| task | figure | steps | ours | | best peer | | ceiling | difference | of the gap | wanted |",
+        "|---|---|---:|---|---:|---|---:|---:|---:|---:|---|",
+    ]
+    for row in verdicts:
+        difference = f"{row['difference']:+.3f} ± {row['standard_error']:.3f}"
+        lines.append(
+            f"| {row['task']} | {NAMES[row['metric']]} | {row['steps']} | {row['ours']} | {row['ours_value']:.3f} | "
+            f"{row['peer']} | {row['peer_value']:.3f} | {row['ceiling']:.3f} | {difference} | {row['closed']:.0%} | "
+            f"{SAID[row['verdict']]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _gains(gains: Sequence[Row]) -> str:
+    """Learned weights against uniform ones: fidelity after the longest training, and LDS."""
+    lines = [
+        "## Learned weights against uniform ones\n",
+        "Differences of the same method, each at its own best damping; *significant* beyond two standard errors. "
+        "Self-supervised weights are taken as they were learned; the others fall back to uniform where they do no "
+        "better on the selection queries (a difference of zero).\n",
+        "| task | figure | weights | significantly better | better or equal | significantly worse | mean difference |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for key in dict.fromkeys((row["task"], row["metric"], row["weighting"]) for row in gains):
+        own = [row for row in gains if (row["task"], row["metric"], row["weighting"]) == key]
+        better = sum(row["difference"] > 2 * row["standard_error"] for row in own)
+        worse = sum(row["difference"] < -2 * row["standard_error"] for row in own)
+        equal = len(own) - better - worse
+        mean = sum(row["difference"] for row in own) / len(own)
+        lines.append(
+            f"| {key[0]} | {NAMES[key[1]]} | {WEIGHTED[key[2]]} | {better} of {len(own)} | {equal} | {worse} | "
+            f"{mean:+.3f} |"
+        )
+    return "\n".join(lines).replace("better or equal", "no difference") + "\n"
+
+
+def _table(task: str, title: str, rows: Sequence[Row]) -> str:
+    """Every engine, method and weighting: shortest and longest training, and LDS."""
+    own = [row for row in rows if row["task"] == task]
+    steps = sorted({row["steps"] for row in own if row["metric"] == "fidelity_subset"})
+    columns = [
+        *(("fidelity_subset", step) for step in (steps[0], steps[-1])),
+        *(("fidelity_loo", step) for step in (steps[0], steps[-1])),
+        ("lds", next(row["steps"] for row in own if row["metric"] == "lds")),
+    ]
+    found = {
+        (row["engine"], row["method"], row["weighting"], row["metric"], row["steps"]): row
+        for row in own
+        if (row["metric"], row["steps"]) in columns
+    }
+    heads = " | ".join(
+        f"halves, {step}" if kind == "fidelity_subset" else f"single, {step}" for kind, step in columns[:4]
+    )
+    lines = [
+        f"## {title[0].upper()}{title[1:]}\n",
+        f"| engine | method | weights | {heads} | LDS |",
+        "|---|---|---" + "|---:" * 5 + "|",
+    ]
+    ceilings = " | ".join(f"{_of(found, kind, step)['ceiling']:.3f}" for kind, step in columns)
+    lines.append(f"| ceiling | | | {ceilings} |")
+    names = dict.fromkeys(key[:3] for key in found)
+    for engine, method, weighting in sorted(names, key=lambda name: (name[0] != OURS, name)):
+        cells = [found.get((engine, method, weighting, kind, step)) for kind, step in columns]
+        figures = " | ".join(
+            "—" if cell is None else f"{cell['value']:.3f} ± {cell['standard_error']:.3f}" for cell in cells
+        )
+        lines.append(f"| {engine} | {method} | {WEIGHTED.get(weighting, weighting)} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def _of(found: Mapping[tuple[str, str, str, str, int], Row], kind: str, step: int) -> Row:
+    return next(row for key, row in found.items() if key[3:] == (kind, step))
+
+
+def _unavailable(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lines = ["## What peers could not do\n", "| task | engine and method | reason |", "|---|---|---|"]
+    for row in rows:
+        reason = row["reason"].replace("|", "/")
+        lines.append(f"| {row['task']} | {row['what']} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    results, comparisons, swept = (
+        json.loads((options.results / f"fidelity{suffix}.json").read_text())
+        for suffix in ("", "-comparisons", "-sweep")
+    )
+    titles = {task: said["title"].partition(" (")[0] for task, said in results["environment"]["tasks"].items()}
+    (options.docs / "fidelity-evidence.md").write_text(markdown(results, comparisons["rows"]))
+    by_training(results["rows"], titles, options.docs / "fidelity-by-training.svg")
+    sweep(swept["rows"], titles, options.docs / "fidelity-sweep.svg")
+    print(f"Written: {options.docs / 'fidelity-evidence.md'} and its figures")
+
+
+if __name__ == "__main__":
+    main()

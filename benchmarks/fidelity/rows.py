@@ -1,0 +1,125 @@
+"""Rows of the results: each method and weighting at the setting that was best on the selection queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fidelity.judgement import Comparison, Matrix, Prediction, Question, compare, standard_error
+from fidelity.ours import ENGINE, Candidate
+from fidelity.weighting import Weighted
+from gradtrail.attribution.weight_learning import effective_groups
+from gradtrail.attribution.weights import group_weights
+
+BASELINES = "baseline"
+Key = tuple[int, str, str, str]
+"""Place of the question, engine, method, weighting."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best setting of one method under one weighting for one question; `ranks` are of the report queries."""
+
+    prediction: Prediction
+    selected: float
+    ranks: Matrix
+    angles: Matrix
+
+
+@dataclass
+class Judged:
+    """All candidates of a task against all its questions, one candidate at a time."""
+
+    task: str
+    asked: Sequence[Question]
+    parts: dict[str, list[int]]
+    chosen: dict[Key, Chosen] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """Keep whatever is best on the selection queries so far."""
+        for candidate in candidates:
+            for place, prediction in Weighted(candidate, self.asked, self.parts).predictions():
+                self._consider(place, prediction)
+
+    def best(self, place: int, *, ours: bool) -> Chosen | None:
+        """The best of all our methods and weightings, or of all peers, on the selection queries."""
+        found = [
+            each
+            for (asked, engine, _, _), each in self.chosen.items()
+            if asked == place and engine != BASELINES and (engine == ENGINE) == ours
+        ]
+        return max(found, key=lambda each: each.selected, default=None)
+
+    def comparison(self, place: int) -> Comparison | None:
+        """Best of ours against best peer on the report queries."""
+        ours, theirs = self.best(place, ours=True), self.best(place, ours=False)
+        if ours is None or theirs is None:
+            return None
+        return compare(ours.ranks, theirs.ranks, self.asked[place].ceiling(self.parts["report"])[0])
+
+    def gain(self, place: int, method: str, weighting: str) -> Comparison | None:
+        """A weighting of ours against uniform, each at its own best setting, on the report queries."""
+        ours = self.chosen.get((place, ENGINE, method, weighting))
+        uniform = self.chosen.get((place, ENGINE, method, "uniform"))
+        if ours is None or uniform is None:
+            return None
+        return compare(ours.ranks, uniform.ranks, self.asked[place].ceiling(self.parts["report"])[0])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One a question, engine, method and weighting."""
+        return [self._row(key, each) for key, each in sorted(self.chosen.items(), key=lambda item: item[0])]
+
+    def _consider(self, place: int, prediction: Prediction) -> None:
+        question, total = self.asked[place], prediction.total
+        selected = float(question.ranks(total, self.parts["select"]).mean())
+        reported = self.parts["report"]
+        candidate = prediction.candidate
+        if candidate.engine == ENGINE and prediction.weighting_name == "uniform" and candidate.damping is not None:
+            self.sweep.append(
+                {
+                    "task": self.task,
+                    "method": candidate.method,
+                    "curvature": candidate.parameters.get("curvature", ""),
+                    "metric": question.metric,
+                    "steps": question.steps,
+                    "damping": candidate.damping,
+                    "value": float(question.ranks(total, reported).mean()),
+                }
+            )
+        key = (place, candidate.engine, candidate.method, prediction.weighting_name)
+        if key not in self.chosen or selected > self.chosen[key].selected:
+            self.chosen[key] = Chosen(
+                prediction, selected, question.ranks(total, reported), question.angles(total, reported)
+            )
+
+    def _row(self, key: Key, each: Chosen) -> dict[str, Any]:
+        place, engine, method, weighting = key
+        question, candidate = self.asked[place], each.prediction.candidate
+        ceiling, cosine_ceiling = question.ceiling(self.parts["report"])
+        row = {
+            "task": self.task,
+            "engine": engine,
+            "method": method,
+            "weighting": weighting,
+            "metric": question.metric,
+            "steps": question.steps,
+            "value": float(each.ranks.mean()),
+            "standard_error": standard_error(each.ranks),
+            "ceiling": ceiling,
+            "cosine": float(each.angles.mean()),
+            "cosine_standard_error": standard_error(each.angles),
+            "cosine_ceiling": cosine_ceiling,
+            "value_on_selection_queries": each.selected,
+            "damping": candidate.damping,
+            **candidate.parameters,
+        }
+        plan, fitted = candidate.plan, each.prediction.weighting
+        if plan is not None and fitted.group_weights:
+            weights = group_weights(fitted, plan)
+            row["group_weights"] = dict(zip([group.name for group in plan.groups], weights.tolist(), strict=True))
+            row["effective_groups"] = effective_groups(weights / weights.sum())
+        elif "fell_back_because" in fitted.evidence:
+            row["fell_back_because"] = fitted.evidence["fell_back_because"]
+        return row

@@ -1,0 +1,186 @@
+"""The evidence for measured trust and learned weights: truths, our scores, peers', and how well each foretells.
+
+Truths are kept under .cache/fidelity and resumed; what they take is printed first. Every method is tuned (damping,
+curvature, horizon) on selection queries, peers on the same; figures are of other queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fidelity.judgement import questions
+from fidelity.ours import Candidate, OurScores
+from fidelity.peers import peer_scores
+from fidelity.rows import BASELINES, Judged
+from fidelity.tasks import tasks
+from fidelity.truths import CACHE, KINDS, Truths
+from machine import RESULTS, environment, start_again_under_conditions, write_results
+from peer_environment import PEERS
+
+from gradtrail.attribution.baselines import lexical_pass, neighbour_pass, random_pass
+from gradtrail.attribution.scoring import ScoringPass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toy", action="store_true", help="seconds instead of an hour; measures next to nothing")
+    parser.add_argument("--tasks", nargs="*", default=list(tasks()))
+    parser.add_argument("--only-truths", action="store_true", help="train, and judge nothing yet")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--workers", type=int, default=2, help="processes that train at once, one thread each")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--output", type=Path, default=RESULTS / "fidelity.json")
+    options = parser.parse_args()
+    start_again_under_conditions(1)
+    described = environment(1, ["torch", "numpy", "scikit-learn", "transformers"], processes=options.workers)
+    began = time.perf_counter()
+    measure_truths(options.tasks, toy=options.toy, cache=options.cache, workers=options.workers)
+    if options.only_truths:
+        return
+    names = [] if options.no_peers else list(PEERS)
+    jobs = [(name, options.toy, options.cache, names) for name in options.tasks]
+    results = list(_each(judge_task, jobs, options.workers))
+    described |= {
+        "seconds": round(time.perf_counter() - began),
+        "tasks": {name: result["described"] for name, result in zip(options.tasks, results, strict=True)},
+        "unavailable": [row for result in results for row in result["unavailable"]],
+    }
+    for part, suffix in (("rows", ""), ("comparisons", "-comparisons"), ("sweep", "-sweep")):
+        path = options.output.with_stem(options.output.stem + suffix)
+        write_results(path, described, [row for result in results for row in result[part]])
+
+
+def measure_truths(names: Sequence[str], *, toy: bool, cache: Path, workers: int) -> None:
+    """Every run of training that is not in its file, several at once; says beforehand what that takes."""
+    total, jobs = 0.0, []
+    for name in names:
+        truths = Truths(tasks(toy=toy)[name], cache)
+        seconds = truths.seconds()
+        said = ", ".join(f"{kind} {truths.missing(kind)} runs ({seconds[kind]:.0f} s)" for kind in KINDS)
+        print(f"{name}: {said}", flush=True)
+        total += sum(seconds.values())
+        jobs += [(seconds[kind], name, kind) for kind in KINDS if truths.missing(kind)]
+    print(f"Training: about {total / 60:.1f} core minutes, {total / 60 / workers:.1f} on {workers} cores.", flush=True)
+    jobs.sort(reverse=True)
+    for name, kind in _each(_measure, [(name, kind, toy, cache) for _, name, kind in jobs], workers):
+        print(f"measured: {name} {kind}", flush=True)
+
+
+def judge_task(job: tuple[str, bool, Path, list[str]]) -> dict[str, Any]:
+    """Rows, comparisons and sweep of one task."""
+    name, toy, cache, peers = job
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    truths = Truths(tasks(toy=toy)[name], cache)
+    ours, asked, parts = OurScores(truths), questions(truths), truths.task.data.parts
+    judged = Judged(name, asked, parts)
+    judged.add(ours.candidates())
+    judged.add(baselines(truths))
+    after_ours = time.perf_counter()
+    found = peer_scores(truths, ours.dampings(), peers, threads=1)
+    judged.add(found.candidates)
+    print(f"{name}: ours {after_ours - began:.0f} s, peers {time.perf_counter() - after_ours:.0f} s", flush=True)
+    return {
+        "rows": judged.rows(),
+        "sweep": judged.sweep,
+        "unavailable": [{"task": name, "what": what, "reason": why} for what, why in found.unavailable.items()],
+        "comparisons": [*_verdicts(judged), *_gains(judged)],
+        "described": _described(truths, ours),
+    }
+
+
+def baselines(truths: Truths) -> Iterator[Candidate]:
+    """What a user already has."""
+    task, data = truths.task, truths.task.data
+    passes: dict[str, ScoringPass] = {
+        "random": random_pass(data.training, len(data.queries)),
+        "nearest neighbours": neighbour_pass(task.adapter, truths.model, data.training, data.queries),
+    }
+    if task.name == "language":
+        passes["BM25"] = lexical_pass(task.adapter, data.training, data.queries)
+    for name, scoring in passes.items():
+        scores = np.concatenate([values for _, values in scoring.batches()], axis=1)
+        yield Candidate(BASELINES, name, torch.from_numpy(scores).unsqueeze(2))
+
+
+def _verdicts(judged: Judged) -> Iterator[dict[str, Any]]:
+    for place, question in enumerate(judged.asked):
+        ours, theirs = judged.best(place, ours=True), judged.best(place, ours=False)
+        comparison = judged.comparison(place)
+        if ours is None or theirs is None or comparison is None:
+            continue
+        yield {
+            "compared": "best of ours against best peer",
+            "task": judged.task,
+            "metric": question.metric,
+            "steps": question.steps,
+            "ours": f"{ours.prediction.candidate.method}, {ours.prediction.weighting_name}",
+            "ours_value": float(ours.ranks.mean()),
+            "peer": f"{theirs.prediction.candidate.engine} {theirs.prediction.candidate.method}",
+            "peer_value": float(theirs.ranks.mean()),
+            "ceiling": question.ceiling(judged.parts["report"])[0],
+            **asdict(comparison),
+            "verdict": comparison.verdict,
+        }
+
+
+def _gains(judged: Judged) -> Iterator[dict[str, Any]]:
+    """Learned weights against uniform ones, for every method."""
+    for place, engine, method, weighting in sorted(judged.chosen):
+        gain = judged.gain(place, method, weighting)
+        if engine == "gradtrail" and weighting != "uniform" and gain is not None:
+            question = judged.asked[place]
+            yield {
+                "compared": "learned weights against uniform",
+                "task": judged.task,
+                "metric": question.metric,
+                "steps": question.steps,
+                "method": method,
+                "weighting": weighting,
+                "difference": gain.difference,
+                "standard_error": gain.standard_error,
+                "verdict": gain.verdict,
+            }
+
+
+def _described(truths: Truths, ours: OurScores) -> dict[str, Any]:
+    task = truths.task
+    return {
+        "title": task.title,
+        "parameters": sum(parameter.numel() for parameter in truths.model.parameters()),
+        "covered_parameters": ours.exact.plan.covered_parameters,
+        "groups": [group.name for group in ours.exact.plan.groups],
+        "amounts": asdict(task.amounts),
+        "training": asdict(task.fitting),
+        "further_training": {"steps": list(task.steps), "learning_rate": task.rate, "batch_size": task.batch_size},
+        "largest_eigenvalue": ours.largest,
+    }
+
+
+def _measure(job: tuple[str, str, bool, Path]) -> tuple[str, str]:
+    name, kind, toy, cache = job
+    torch.set_num_threads(1)
+    Truths(tasks(toy=toy)[name], cache).measure(kind)
+    return name, kind
+
+
+def _each(action: Any, jobs: Sequence[Any], workers: int) -> Iterator[Any]:
+    """In order, on several processes if asked."""
+    if workers == 1 or len(jobs) < 2:
+        yield from map(action, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(action, jobs)
+
+
+if __name__ == "__main__":
+    main()

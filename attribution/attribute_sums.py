@@ -46,7 +46,7 @@ class AttributeSums:
                 self._begin(name)
             known = self._values[name]
             codes = known.codes(_values(batch, name))
-            self._masses[name].at_least(len(known)).index_add_(0, torch.from_numpy(codes), sided)
+            self._masses[name].at_least(len(known)).index_add_(0, torch.from_numpy(codes.astype(np.int64)), sided)
         self._seen += len(batch.example_ids)
         self._totals += sided.sum(0)
 

@@ -65,7 +65,7 @@ class CodedText(Sequence[str]):
     def __getitem__(self, position: int | slice) -> str | CodedText:
         if isinstance(position, slice):
             return CodedText(self.codes[position], self.distinct)
-        return self.distinct[self.codes[position]]
+        return self.distinct[int(self.codes[position])]
 
     def __iter__(self) -> Iterator[str]:
         return map(self.distinct.__getitem__, self.codes.tolist())

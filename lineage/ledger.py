@@ -264,9 +264,21 @@ class Ledger:
     def read_snapshot(self) -> duckdb.DuckDBPyConnection:
         """A read-only connection on the published snapshot; the caller closes it.
 
+        One that an older gradtrail published is published anew first.
+
         Raises:
             NotFoundError: nothing was published yet.
         """
+        connection = open_snapshot(self.paths.snapshot)
+        try:
+            current = version_of(connection) == newest_version()
+        except LedgerError:
+            connection.close()
+            raise
+        if current:
+            return connection
+        connection.close()
+        self.publish_snapshot()
         return open_snapshot(self.paths.snapshot)
 
     @contextmanager

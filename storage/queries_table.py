@@ -30,6 +30,8 @@ _KEYS = ("output_id", "target")
 _CODE = VectorCode()
 _BATCH_ROWS = 1024
 _IDS_PER_SCAN = 1000
+# Zero would be answered with a warning.
+_NOTHING_OLDER_THAN = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class QueriesTable:
             before = table.count_rows()
             for matching in _matching(output_ids, None):
                 table.delete(matching)
-            table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+            table.optimize(cleanup_older_than=_NOTHING_OLDER_THAN, delete_unverified=True)
             return int(before - table.count_rows())
 
     def problems(self) -> list[str]:

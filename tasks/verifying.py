@@ -67,7 +67,8 @@ def verify_workspace(workspace: Workspace, public_key: Path | None = None) -> Ve
     with workspace.ledger().read() as connection:
         erased = erased_subjects(connection, ["output", "payload"])
     by_event = Counter(erased.values())
-    notes += [f"Payloads of {count:,} outputs erased by event {event}." for event, count in sorted(by_event.items())]
+    for event, count in sorted(by_event.items()):
+        notes.append(f"{count:,} {'payload' if count == 1 else 'payloads'} erased by event {event}.")
     return Verification(checked, tuple(problems), tuple(notes))
 
 

@@ -107,7 +107,9 @@ def test_a_proof_of_another_audit_or_report_is_refused(name, proof, evidence) ->
         check_proof(proof, {**evidence, name: "00"})
 
 
-@pytest.mark.parametrize("broken", [{}, [], {"schema": "gradtrail.proof/2"}, {"schema": "gradtrail.proof/1", "rows": 1}])
+@pytest.mark.parametrize(
+    "broken", [{}, [], {"schema": "gradtrail.proof/2"}, {"schema": "gradtrail.proof/1", "rows": 1}]
+)
 def test_what_is_no_proof_is_refused_calmly(broken, evidence) -> None:
     with pytest.raises(VerificationError, match=r"is not of the form gradtrail\.proof/1"):
         check_proof(broken, evidence)
@@ -157,7 +159,10 @@ def test_an_output_without_an_audit_has_no_proof(story_ledger: Ledger) -> None:
 
 def test_no_proof_is_made_of_rows_that_were_tampered_with(story_ledger: Ledger, tamper) -> None:
     tamper(story_ledger, "UPDATE attribution SET score = 9.5 WHERE output_id = 'inbox:0' AND rank = 1 AND score > 0")
-    with story_ledger.read() as connection, pytest.raises(VerificationError, match=r"attribution .*train-00.* is not as"):
+    with (
+        story_ledger.read() as connection,
+        pytest.raises(VerificationError, match=r"attribution .*train-00.* is not as"),
+    ):
         inclusion_proof(connection, "inbox:0")
     tamper(story_ledger, "DELETE FROM attribution WHERE output_id = 'inbox:0' AND score = 9.5")
     with story_ledger.read() as connection, pytest.raises(VerificationError, match=r"attribution .*train-00.* is gone"):

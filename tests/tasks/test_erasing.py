@@ -16,9 +16,14 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import erasures, queries
 from gradtrail.lineage.erasures import ErasureRequest
+from gradtrail.lineage.proof_check import check_proof, report_evidence
+from gradtrail.lineage.proofs import inclusion_proof
+from gradtrail.lineage.signatures import new_keys
+from gradtrail.lineage.withdrawals import WithdrawalRequest
 from gradtrail.tasks.erasing import erase_data, preview_erasure, retain_payloads
 from gradtrail.tasks.reporting import ensure_report
 from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.tasks.withdrawing import withdraw_data
 
 PERSONAL = frozenset({"author"})
 
@@ -66,6 +71,42 @@ def test_personal_attributes_go_into_one_table_and_the_manifest_only(audited):
         assert connection.execute("SELECT count(*) FROM share WHERE attribute = 'author'").fetchall() == [(0,)]
 
 
+def test_a_signed_report_checks_a_proof_and_demands_its_key(audited):
+    private, public = new_keys(audited.folder / "key.pem")
+    other = new_keys(audited.folder / "other.pem")[1]
+    workspace = replace(audited.workspace, signing_key=str(private))
+    audited.drop("b.jsonl", audited.record(4))
+    outcome = audit(workspace, "tiny@champion")
+    folder = workspace.reports / outcome.audit_id
+    with workspace.ledger().read() as connection:
+        proof = json.loads(json.dumps(inclusion_proof(connection, "inbox:out-4")))
+        recorded = queries.report_of(connection, outcome.audit_id)
+    for name in ("report.html", "report.json"):
+        assert check_proof(proof, report_evidence(folder / name)).audit_id == outcome.audit_id
+    tags = workspace.registry().client.get_run(recorded.mlflow_run_id).data.tags
+    printed = json.loads((folder / "report.json").read_text())["evidence"]
+    assert tags["gradtrail.audit_root"] == printed["audit_root"] == proof["audit_root"]
+    assert tags["gradtrail.signature"] == printed["signature"]["signature"]
+    unsigned, *rest = verify_workspace(workspace, public).problems
+    assert (unsigned.kind, rest) == ("signature_missing", [])
+    kinds = {problem.kind for problem in verify_workspace(workspace, other).problems}
+    assert kinds == {"signature_missing", "signature_bad"}
+    assert not verify_workspace(workspace).problems
+
+
+def test_an_audit_after_a_withdrawal_flags_what_was_withdrawn(audited):
+    outcome = withdraw_data(audited.workspace, WithdrawalRequest("source", "left"))
+    assert len(outcome.reach.examples) == 20
+    audited.drop("b.jsonl", audited.record(5))
+    audit_id = audit(audited.workspace, "tiny@champion").audit_id
+    with audited.workspace.ledger().read() as connection:
+        details = queries.audit_details(connection, audit_id)
+    [finding] = [each for each in details.findings if each.rule == "withdrawn-data"]
+    assert finding.severity == "high"
+    assert "withdrawn_sha256" in details.audit.parameters
+    assert not verify_workspace(audited.workspace).problems
+
+
 def test_an_erased_person_is_in_no_file_and_everything_verifies(audited):
     preview = preview_erasure(audited.workspace, ErasureRequest(person="Jane Secret 3", personal_names=PERSONAL))
     assert preview.rows == (("personal_attribute", 6),)
@@ -99,7 +140,7 @@ def test_an_erased_output_loses_payload_inbox_record_gradients_prediction_and_pr
     assert table.queries().output_ids == ["inbox:out-1", "inbox:out-3"]
     verification = verify_workspace(audited.workspace)
     assert not verification.problems
-    assert f"Payloads of 1 outputs erased by event {outcome.events[0]}." in verification.notes
+    assert f"1 payload erased by event {outcome.events[0]}." in verification.notes
     assert audit(audited.workspace, "tiny@champion").audit_id == ""
 
 
@@ -141,7 +182,9 @@ def test_payloads_outlive_their_retention_no_longer_and_what_was_measured_stays(
 
 
 def test_a_payload_that_is_back_after_its_erasure_is_named(audited):
-    [path] = [each for each in (audited.home / "payloads").rglob("*") if each.is_file() and b"note 3" in each.read_bytes()]
+    [path] = [
+        each for each in (audited.home / "payloads").rglob("*") if each.is_file() and b"note 3" in each.read_bytes()
+    ]
     content = path.read_bytes()
     erase_data(audited.workspace, ErasureRequest(output_ids=("inbox:out-3",)))
     path.write_bytes(content)

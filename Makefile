@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-docs
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ bench-peers: $(READY) ## our scores against those that peers compute now
 bench-fidelity: $(READY) ## fidelity, LDS and learned weights on four tasks, peers too; about an hour
 	@$(BIN)/python benchmarks/measure_fidelity.py
 	@$(BIN)/python benchmarks/document_fidelity.py
+
+bench-lineage: $(READY) ## the ledger at ten million attributions, an hour or less; writes its part of docs/ledger.md
+	@$(BIN)/python benchmarks/lineage.py
+	@$(BIN)/python benchmarks/document_lineage.py
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results
 	@$(BIN)/python benchmarks/document.py

@@ -83,10 +83,14 @@ def blast_radius(
     if not examples:
         raise NotFoundError(
             f"No example in the ledger has {attribute} {', '.join(map(repr, values))}.",
-            f"Look with: gradtrail sql \"SELECT attributes['{attribute}'] AS value, count(*) FROM example GROUP BY ALL\".",
+            "Look at the table example with gradtrail sql: its column attributes holds source, licence and more.",
         )
     touched = connection.execute("FROM blast_radius_until(?, ?, ?)", asked).fetchall()
     unseen = connection.execute("FROM unseen_until(?, ?, ?)", asked).fetchall()
     return BlastRadius(
-        attribute, tuple(values), examples, tuple(Touched(*row) for row in touched), tuple(Unseen(*row) for row in unseen)
+        attribute,
+        tuple(values),
+        examples,
+        tuple(Touched(*row) for row in touched),
+        tuple(Unseen(*row) for row in unseen),
     )

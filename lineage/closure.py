@@ -125,6 +125,7 @@ def _walk(
     nodes = [LineageNode(*row) for row in connection.execute(query, parameters).fetchall()]
     if not nodes:
         raise NotFoundError(
-            f"{text} was not in the ledger yet when audit {as_of} was recorded.", "Ask without a time, or of a later one."
+            f"{text} was not in the ledger yet when audit {as_of} was recorded.",
+            "Ask without a time, or of a later one.",
         )
     return nodes

@@ -114,9 +114,7 @@ def merkle_root(digests: Iterable[bytes]) -> str:
     if not level:
         return sha256(b"").hexdigest()
     while len(level) > 1:
-        joined = [
-            sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)
-        ]
+        joined = [sha256(b"\x01" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
         level = joined + level[len(level) & ~1 :]
     return level[0].hex()
 

@@ -47,15 +47,26 @@ def seal_path(snapshot: Path) -> Path:
 
 
 def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) -> None:
-    """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection."""
+    """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection.
+
+    Raises:
+        LedgerError: the copy or its seal cannot be written, for example because the disk is full; the old ones stay.
+    """
     part = snapshot.with_name(snapshot.name + ".part")
+    following = _next_seal_path(snapshot)
     with shared_file(database, patience_seconds=patience_seconds) as source:
-        digest = _copy(source, part)
-        with closing(open_snapshot(part)) as connection:
-            sequence, event_digest = head(connection)
-        seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
-        following = _next_seal_path(snapshot)
-        _write(following, _content(seal))
+        try:
+            digest = _copy(source, part)
+            with closing(open_snapshot(part)) as connection:
+                sequence, event_digest = head(connection)
+            seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
+            _write(following, _content(seal))
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise LedgerError(
+                f"The snapshot {snapshot} cannot be published: {error.strerror or error}. The one before stays.",
+                "Make room on the disk; the next flow publishes everything.",
+            ) from error
         part.replace(snapshot)
         following.replace(seal_path(snapshot))
         _sync(snapshot.parent)
@@ -115,10 +126,16 @@ def _copy(source: BinaryIO, part: Path) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    # Whole or not at all: a next seal that an interrupted publication left is still needed if this one fails.
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -6,15 +6,17 @@ This protects from accidents and careless statements. It is not a sandbox for ho
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from gradtrail.errors import UsageError
 from gradtrail.lineage.connections import open_snapshot
+from gradtrail.lineage.migrations import version_of
 
 _BATCH_ROWS = 10_000
 _LARGEST_RESULT_BYTES = 256 * 1024 * 1024
@@ -28,11 +30,24 @@ def run_sql(
     memory_limit: str = "1GB",
     timeout_seconds: float = 30,
     largest_result_bytes: int = _LARGEST_RESULT_BYTES,
+    parameters: Sequence[Any] = (),
+    beside: Mapping[str, Any] | None = None,
 ) -> pa.Table:
     """Run one SELECT-like statement (SELECT, FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) on the snapshot.
 
+    Args:
+        snapshot: the published copy of the ledger.
+        statement: the statement.
+        memory_limit: as DuckDB writes it.
+        timeout_seconds: when the statement is stopped.
+        largest_result_bytes: when the answer is refused.
+        parameters: values for `?` or `$1` in the statement.
+        beside: Arrow tables, or streams of them (`__arrow_c_stream__`), by the name under which the statement reads
+            them beside the ledger's own.
+
     Raises:
         NotFoundError: no snapshot was published yet.
+        LedgerError: a newer gradtrail published the snapshot, or it is damaged.
         UsageError: not one reading statement, refused by the lock-down, out of time or memory, too large a result, or
             an error in the SQL, with DuckDB's message.
     """
@@ -45,13 +60,16 @@ def run_sql(
             "lock_configuration = true",
         ):
             connection.execute(f"SET {setting}")
+        version_of(connection)
+        for name, table in (beside or {}).items():
+            connection.register(name, table)
         with _bounded(connection, timeout_seconds):
             _require_one_reading(connection, statement)
-            return _fetch(connection, statement, largest_result_bytes)
+            return _fetch(connection, statement, parameters, largest_result_bytes)
 
 
 def schema_text(snapshot: Path) -> str:
-    """Tables, views and their columns, with comments, as text to read.
+    """Tables, views and their columns, and macros with their arguments, with comments, as text to read.
 
     Raises:
         NotFoundError: no snapshot was published yet.
@@ -65,6 +83,9 @@ def schema_text(snapshot: Path) -> str:
         ) AS relation
         JOIN duckdb_columns() AS columns ON columns.table_name = relation.name AND columns.database_name = 'ledger'
         ORDER BY relation.kind, relation.name, column_index"""
+    macros = """
+        SELECT function_name, parameters, comment FROM duckdb_functions()
+        WHERE database_name = 'ledger' AND NOT internal AND macro_definition IS NOT NULL ORDER BY function_name"""
     lines: list[str] = []
     named = ""
     with closing(open_snapshot(snapshot)) as connection:
@@ -73,6 +94,8 @@ def schema_text(snapshot: Path) -> str:
                 lines += ["", f"{name} ({kind}): {comment}"]
                 named = name
             lines.append(f"  {column:<22} {data_type:<24} {about or ''}".rstrip())
+        for name, arguments, comment in connection.execute(macros).fetchall():
+            lines += ["", f"{name}({', '.join(arguments)}) (macro): {comment}"]
     return "\n".join(lines).strip() + "\n"
 
 
@@ -87,8 +110,10 @@ def _require_one_reading(connection: duckdb.DuckDBPyConnection, statement: str) 
         )
 
 
-def _fetch(connection: duckdb.DuckDBPyConnection, statement: str, largest_result_bytes: int) -> pa.Table:
-    relation = connection.sql(statement)
+def _fetch(
+    connection: duckdb.DuckDBPyConnection, statement: str, parameters: Sequence[Any], largest_result_bytes: int
+) -> pa.Table:
+    relation = connection.sql(statement, params=list(parameters))
     if relation is None:
         raise UsageError("The statement gives no rows.", "Give one that does.")
     reader = relation.to_arrow_reader(_BATCH_ROWS)

@@ -88,6 +88,24 @@ def mlbom(
     _write(text, output)
 
 
+@export_app.command()
+def parquet(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; an earlier export in it is replaced.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole published snapshot as Parquet, one file a table or view."""
+    from gradtrail.lineage.parquet_export import export_parquet
+
+    with _snapshot(home) as connection:
+        written = export_parquet(connection, folder)
+    printing.say_or_json(
+        written,
+        f"Exported {len(written.rows)} files with {sum(written.rows.values()):,} rows to {folder}.",
+        as_json=as_json,
+    )
+
+
 def _require(module: str) -> None:
     if find_spec(module) is None:
         raise UsageError(f"This export needs the package {module}.", "Install it: pip install 'gradtrail[exports]'.")

@@ -489,12 +489,11 @@ WITH pair AS MATERIALIZED (
 SELECT
     aspect,
     name,
-    any_value(coalesce(text, figure::VARCHAR)) FILTER (is_first) AS a,
-    any_value(coalesce(text, figure::VARCHAR)) FILTER (is_second) AS b,
+    any_value(shown) FILTER (is_first) AS a,
+    any_value(shown) FILTER (is_second) AS b,
     any_value(figure) FILTER (is_second) - any_value(figure) FILTER (is_first) AS difference,
-    any_value(coalesce(text, figure::VARCHAR)) FILTER (is_first)
-        IS NOT DISTINCT FROM any_value(coalesce(text, figure::VARCHAR)) FILTER (is_second) AS same
-FROM said
+    any_value(shown) FILTER (is_first) IS NOT DISTINCT FROM any_value(shown) FILTER (is_second) AS same
+FROM (SELECT *, coalesce(text, CASE WHEN figure = trunc(figure) THEN figure::BIGINT::VARCHAR ELSE figure::VARCHAR END) AS shown FROM said)
 GROUP BY aspect, name
 ORDER BY array_position(['method', 'fidelity', 'outputs', 'share', 'finding'], aspect), name;
 COMMENT ON MACRO TABLE compare_audits IS

@@ -13,48 +13,122 @@ from gradtrail.lineage import queries
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import schema_files
 
-NODES = st.tuples(st.sampled_from(["output", "example", "dataset_version"]), st.sampled_from("abcde"))
-EDGES = st.lists(st.tuples(NODES, NODES), max_size=25)
+# Structure may have any edge, so also cycles; examples are reached by influence and membership, and lead to attributes.
+STRUCTURE = st.tuples(st.sampled_from(["output", "audit", "dataset_version"]), st.sampled_from("abc"))
+EXAMPLE = st.tuples(st.just("example"), st.tuples(st.sampled_from(["x", "y", "it's@"]), st.sampled_from("abc")))
+WHEN = st.integers(1, 3)
+STRUCTURE_EDGES = st.lists(st.tuples(STRUCTURE, STRUCTURE, WHEN), max_size=14)
+INFLUENCES = st.lists(st.tuples(st.sampled_from("abc"), EXAMPLE), max_size=8)
+EXAMPLES = st.dictionaries(
+    EXAMPLE, st.tuples(st.sampled_from(["s", None]), st.sampled_from(["l", "m", None]), WHEN), max_size=6
+)
 
 
 @pytest.fixture(scope="module")
 def bare_macros() -> Iterator[duckdb.DuckDBPyConnection]:
-    """The macros of the schema over a plain edge table instead of the view."""
-    views = next(each.text for each in schema_files() if "CREATE MACRO upstream" in each.text)
+    """The macros of the schema over plain tables of structure instead of the views."""
     with duckdb.connect(":memory:") as connection:
-        connection.execute("CREATE TABLE edge (from_kind TEXT, from_id TEXT, relation TEXT, to_kind TEXT, to_id TEXT)")
-        connection.execute("CREATE TABLE lineage_node (kind TEXT, node_id TEXT, label TEXT)")
-        connection.execute(views[views.index("CREATE MACRO upstream") :])
+        for each in schema_files():
+            connection.execute(each.text)
+        connection.execute(
+            "DROP VIEW edge; DROP VIEW structure_edge; DROP VIEW structure_node; DROP VIEW audit_dataset"
+        )
+        for table in ("example", "attribution", "audit_output"):
+            for event in ("update", "delete"):
+                connection.execute(f"DROP TRIGGER {table}_refuses_{event} ON {table}")
+        connection.execute("CREATE TABLE structure_node (kind TEXT, node_id TEXT, label TEXT, event_sequence BIGINT)")
+        connection.execute("CREATE TABLE audit_dataset (audit_id TEXT, dataset_version_id TEXT)")
+        connection.execute(
+            "CREATE TABLE structure_edge"
+            " (from_kind TEXT, from_id TEXT, relation TEXT, to_kind TEXT, to_id TEXT, event_sequence BIGINT)"
+        )
         yield connection
 
 
-def _load(connection: duckdb.DuckDBPyConnection, graph: networkx.DiGraph) -> None:
-    connection.execute("DELETE FROM edge; DELETE FROM lineage_node")
-    for kind, node_id in graph.nodes:
-        connection.execute("INSERT INTO lineage_node VALUES (?, ?, ?)", [kind, node_id, f"label of {node_id}"])
-    for (from_kind, from_id), (to_kind, to_id) in graph.edges:
-        connection.execute("INSERT INTO edge VALUES (?, ?, 'needs', ?, ?)", [from_kind, from_id, to_kind, to_id])
+def _load(connection, structure, influences, examples) -> None:
+    for table in ("structure_node", "structure_edge", "audit_dataset", "audit_output", "attribution", "example"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - one of six literals
+    nodes = {(kind, name) for kind in ("output", "audit", "dataset_version") for name in "abc"}
+    connection.executemany("INSERT INTO structure_node VALUES (?, ?, 'label', 0)", sorted(nodes))
+    for (from_kind, from_id), (to_kind, to_id), when in structure:
+        connection.execute(
+            "INSERT INTO structure_edge VALUES (?, ?, 'needs', ?, ?, ?)", [from_kind, from_id, to_kind, to_id, when]
+        )
+    for number, (output_id, (_, (example_id, dataset_id))) in enumerate(influences):
+        audit_id, when = f"audit {number}", 1 + number % 3
+        connection.execute("INSERT INTO audit_dataset VALUES (?, ?)", [audit_id, dataset_id])
+        connection.execute(
+            "INSERT INTO audit_output VALUES (?, ?, 0, '', '', 0, true, 0, 0, ?, '')", [audit_id, output_id, when]
+        )
+        connection.execute(
+            "INSERT INTO attribution VALUES (?, ?, ?, 'proponent', 1, 1, ?, '')",
+            [audit_id, output_id, example_id, when],
+        )
+    for number, ((_, (example_id, dataset_id)), (source, licence, when)) in enumerate(examples.items()):
+        attributes = {key: value for key, value in (("source", source), ("licence", licence)) if value}
+        connection.execute(
+            "INSERT INTO example VALUES (?, ?, ?, '', ?, ?, '')", [dataset_id, example_id, number, attributes, when]
+        )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(start=NODES, edges=EDGES, bound=st.integers(0, 4))
-def test_closures_are_those_of_networkx_on_any_graph_with_cycles(
-    bare_macros: duckdb.DuckDBPyConnection,
-    start: tuple[str, str],
-    edges: list[tuple[tuple[str, str], tuple[str, str]]],
-    bound: int,
+def _graph(structure, influences, examples, bound: int, *, members: bool) -> networkx.DiGraph:
+    """The same as networkx, as it was at event `bound`."""
+    graph = networkx.DiGraph()
+    graph.add_nodes_from((kind, name) for kind in ("output", "audit", "dataset_version") for name in "abc")
+    graph.add_edges_from((start, end) for start, end, when in structure if when <= bound)
+    known = {node: (source, licence) for node, (source, licence, when) in examples.items() if when <= bound}
+    for number, (output_id, example) in enumerate(influences):
+        if 1 + number % 3 <= bound:
+            graph.add_edge(("output", output_id), _node(example))
+    for example, values in known.items():
+        graph.add_node(_node(example))
+        if members:
+            graph.add_edge(("dataset_version", example[1][1]), _node(example))
+        for kind, value in zip(("source", "licence"), values, strict=True):
+            if value:
+                graph.add_edge(_node(example), (kind, value))
+    return graph
+
+
+def _node(example: tuple[str, tuple[str, str]]) -> tuple[str, str]:
+    return "example", f"{example[1][0]}@{example[1][1]}"
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.one_of(STRUCTURE, EXAMPLE, st.just(("source", "s")), st.just(("licence", "l"))),
+    structure=STRUCTURE_EDGES,
+    influences=INFLUENCES,
+    examples=EXAMPLES,
+    bound=WHEN,
+    furthest=st.integers(0, 4),
+)
+def test_closures_are_those_of_networkx_on_any_graph_with_cycles_at_any_moment(
+    bare_macros: duckdb.DuckDBPyConnection, start, structure, influences, examples, bound: int, furthest: int
 ) -> None:
-    graph = networkx.DiGraph(edges)
-    graph.add_node(start)
-    _load(bare_macros, graph)
-    for macro, walked in (("upstream", graph), ("downstream", graph.reverse())):
-        expected = networkx.single_source_shortest_path_length(walked, start)
-        for depth, reached in ((100, expected), (bound, {n: d for n, d in expected.items() if d <= bound})):
-            found = bare_macros.execute(
-                f"SELECT kind, node_id, depth, parent_kind, parent FROM {macro}(?, start_kind := ?, max_depth := ?)",  # noqa: S608 - one of two literals
-                [start[1], start[0], depth],
-            ).fetchall()
-            assert {(kind, node): far for kind, node, far, _, _ in found} == dict(reached)
+    # What influences an output is in the ledger by then: no other example may be attributed.
+    influences = [(output_id, example) for output_id, example in influences if example in examples]
+    examples = {
+        example: (
+            *values[:2],
+            min([values[2], *(1 + n % 3 for n, each in enumerate(influences) if each[1] == example)]),
+        )
+        for example, values in examples.items()
+    }
+    _load(bare_macros, structure, influences, examples)
+    graph = _graph(structure, influences, examples, bound, members=True)
+    begin = _node(start) if start[0] == "example" else start
+    for macro, walked, option in (
+        ("upstream_until", graph, ", members := true"),
+        ("downstream_until", graph.reverse(), ""),
+    ):
+        expected = dict(networkx.single_source_shortest_path_length(walked, begin)) if begin in walked else {}
+        for depth in (100, furthest):
+            question = f"FROM {macro}(?, start_kind := ?, max_depth := ?, bound := ?{option})"
+            rows = bare_macros.execute(question, [begin[1], begin[0], depth, bound]).fetchall()
+            found = [(kind, node, far, parent_kind, parent) for node, kind, far, _, parent, parent_kind, _ in rows]
+            reached = {node: far for node, far in expected.items() if far <= depth}
+            assert {(kind, node): far for kind, node, far, _, _ in found} == reached
             assert len(found) == len(reached)
             for kind, node, far, parent_kind, parent in found:
                 if far:
@@ -147,3 +221,39 @@ def test_an_unknown_id_is_answered_with_the_closest_ones(ask, story_ledger: Ledg
 def test_prefixes_take_their_percent_signs_literally(story_ledger: Ledger) -> None:
     with story_ledger.read() as connection, pytest.raises(NotFoundError):
         queries.resolve(connection, "inbox%%")
+
+
+def test_a_closure_as_of_an_audit_shows_the_graph_as_it_was(story, story_ledger: Ledger) -> None:
+    from dataclasses import replace
+
+    later = replace(story.audit, method="influence", outputs=(("inbox:0", "emitted"), ("inbox:2", "emitted")))
+    result, attribution = story.evidence["results"][0], story.evidence["attributions"][0]
+    story_ledger.record_audit(
+        later,
+        method_notes={},
+        results=[replace(result, output_id=each) for each in ("inbox:0", "inbox:2")],
+        attributions=[replace(attribution, output_id="inbox:2", example_id="train-07")],
+        shares=[],
+        influences=[],
+        findings=[],
+    )
+    first, second = story.audit.audit_id, later.audit_id
+    with story_ledger.read() as connection:
+
+        def outputs(as_of: str | None) -> set[str]:
+            return {node.node_id for node in queries.downstream(connection, "train-07", as_of=as_of) if node.depth == 1}
+
+        now = {"inbox:2", story.dataset.dataset_version_id}
+        assert outputs(None) == outputs(second) == outputs(second[:9]) == now
+        assert outputs(first) == {story.dataset.dataset_version_id}
+        # The report of the first audit came after it.
+        kinds = {node.kind for node in queries.downstream(connection, "inbox:0", as_of=first)}
+        assert kinds == {"output", "audit"}
+        by_sql = connection.execute("SELECT kind FROM downstream('inbox:0', as_of := ?)", [first[:9]]).fetchall()
+        assert {row[0] for row in by_sql} == kinds
+        with pytest.raises(NotFoundError, match=f"{second} was not in the ledger yet when audit {first[:9]}"):
+            queries.upstream(connection, second, as_of=first[:9])
+        with pytest.raises(NotFoundError, match="There is no audit 'nobody'"):
+            queries.upstream(connection, "inbox:0", as_of="nobody")
+        with pytest.raises(duckdb.Error, match="there is no audit nobody"):
+            connection.execute("FROM upstream('inbox:0', as_of := 'nobody')")

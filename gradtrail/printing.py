@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradtrail.errors import GradtrailError
     from gradtrail.flows.audit import AuditOutcome
     from gradtrail.flows.ingest import IngestOutcome
+    from gradtrail.flows.watch import WatchOutcome
     from gradtrail.lineage.records import Explanation, LineageNode
     from gradtrail.storage.registry import RegisteredVersion
     from gradtrail.tasks.indexing import IndexOutcome
@@ -240,6 +241,15 @@ def show_methods(methods: Sequence[Method], *, as_json: bool) -> None:
         details = f"needs {values['needs']}; cost: {values['cost']}; {values['source']}"
         out.print(f"    [dim]{escape(details)}[/]", soft_wrap=True)
     return None
+
+
+def show_watch(outcome: WatchOutcome, *, as_json: bool) -> None:
+    """What a look at the registry brought."""
+    if as_json:
+        return _json(outcome)
+    lines = [f"Ready: {name}." for name in outcome.prepared]
+    lines += [f"Failed: {name}. {cause}" for name, cause in outcome.failed]
+    return _say(*(lines or ["Nothing new: every watched version is ready."]))
 
 
 def show_self_influence(found: SelfInfluenceTable, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 from gradtrail.errors import UsageError
 from gradtrail.nouns import PreviewMode
+from gradtrail.tasks.watching import WatchedModel
 from gradtrail.tasks.workspace import Workspace
 
 SETTINGS_FILE = "gradtrail.toml"
@@ -36,6 +37,8 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs audits.")
     personal_attributes: tuple[str, ...] = Field((), description="Attributes that are personal: kept erasable.")
     payload_retention_days: int = Field(0, ge=0, description="Days that payloads are kept; 0 keeps them.")
+    models: tuple[WatchedModel, ...] = Field((), description="Models to look after, as [[models]] tables.")
+    watch_seconds: int = Field(60, ge=5, description="How often `gradtrail serve` asks the registry what is new.")
     openlineage: str = Field("", description="OpenLineage consumer (http…) or file that every flow reports to.")
 
     @classmethod

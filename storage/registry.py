@@ -95,10 +95,20 @@ class Registry:
             aliases = ", ".join(f"@{a} → {v}" for a, v in sorted(model.aliases.items())) or "none"
             missing = f"alias {alias}" if alias else f"version {number}"
             raise NotFoundError(f"The model {name} has no {missing}.", f"Its aliases: {aliases}.") from error
-        versions = self.client.search_model_versions(f"name = '{name.replace(chr(39), '')}'")
+        versions = self.versions(name)
         if not versions:
             raise NotFoundError(f"The model {name} has no versions.", "Register one with gradtrail.register.")
-        return _as_version(max(versions, key=lambda v: int(v.version)))
+        return versions[-1]
+
+    def versions(self, name: str) -> list[RegisteredVersion]:
+        """Every version of a model that is not deleted, by number."""
+        found: list[RegisteredVersion] = []
+        token: str | None = None
+        while token != "":
+            page = self.client.search_model_versions(_named(name), page_token=token)
+            found += [_as_version(each) for each in page]
+            token = page.token or ""
+        return sorted(found, key=lambda version: version.version)
 
     def fetch(self, version: RegisteredVersion, destination: Path) -> Path:
         """Copy the files of a model version below `destination` and return their folder.
@@ -173,6 +183,10 @@ class Registry:
             self.client.set_model_version_tag(version.name, str(version.version), key, value)
             if version.run_id:
                 self.client.set_tag(version.run_id, key, value)
+
+
+def _named(name: str) -> str:
+    return "name = '{}'".format(name.replace("'", ""))
 
 
 def _as_version(found: object) -> RegisteredVersion:

@@ -57,9 +57,7 @@ def audit(
     ] = "auto",
     index: Annotated[
         str,
-        typer.Option(
-            help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False
-        ),
+        typer.Option(help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False),
     ] = "",
     every_checkpoint: Annotated[
         bool, typer.Option("--every-checkpoint", help="An ensemble over all checkpoints, for method trak.")

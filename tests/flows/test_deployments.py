@@ -16,6 +16,8 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
+from gradtrail.serving import prefect_file
+from gradtrail.settings import load_settings
 from gradtrail.tasks.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,11 @@ def test_every_deployment_names_a_flow_and_parameters_it_accepts(deployment):
     flow = getattr(importlib.import_module(module), name)
     accepted = flow.validate_parameters(deployment["parameters"])
     assert isinstance(accepted["workspace"], Workspace)
+
+
+def test_the_file_is_what_the_command_prints_for_the_configuration_beside_it(monkeypatch):
+    monkeypatch.chdir(ROOT / "deploy")
+    assert yaml.safe_load(prefect_file(load_settings())) == DEPLOYMENTS
 
 
 def test_flows_run_from_plain_json_parameters(tiny, prefect_server):
@@ -44,15 +51,15 @@ def test_a_worker_runs_the_deployed_audit(tiny, prefect_server):
     index(tiny.workspace, "tiny@champion")
     tiny.drop("a.jsonl", tiny.record(1))
     pool = f"gradtrail-{tiny.module[-6:]}"
-    plan = (ROOT / "deploy" / "prefect.yaml").read_text().replace("name: gradtrail\n", f"name: {pool}\n")
+    plan = (ROOT / "deploy" / "prefect.yaml").read_text().replace("    name: gradtrail\n", f"    name: {pool}\n")
     (tiny.folder / "deploy").mkdir()
     (tiny.folder / "deploy" / "prefect.yaml").write_text(plan)
     workspace = json.dumps(dataclasses.asdict(tiny.workspace))
     for command in (
         ["work-pool", "create", "--type", "process", pool],
-        ["--no-prompt", "deploy", "--name", "audit", "--prefect-file", "deploy/prefect.yaml"],
+        ["--no-prompt", "deploy", "--name", "audit-my-model-champion", "--prefect-file", "deploy/prefect.yaml"],
         [
-            "deployment", "run", "gradtrail-audit/audit",
+            "deployment", "run", "gradtrail-audit/audit-my-model-champion",
             "--param", f"workspace={workspace}", "--param", "reference=tiny@champion",
         ],
         ["worker", "start", "--pool", pool, "--run-once"],

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes the work pool, writes the schedules of gradtrail.toml into Prefect, and works: what the container `worker` runs.
+# Without containers the same three commands do, in the folder of gradtrail.toml, with PREFECT_API_URL set.
+set -euo pipefail
+pool=${GRADTRAIL_POOL:-gradtrail}
+prefect work-pool create --overwrite --type process "$pool"
+gradtrail deployments --pool "$pool" > /tmp/prefect.yaml
+prefect --no-prompt deploy --all --prefect-file /tmp/prefect.yaml
+exec prefect worker start --pool "$pool" --type process

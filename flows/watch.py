@@ -1,0 +1,61 @@
+"""The flow `watch`: new versions of watched models are ingested, indexed and calibrated, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefect import flow
+
+from gradtrail.errors import GradtrailError
+from gradtrail.flows.calibrate import calibrate
+from gradtrail.flows.index import index
+from gradtrail.flows.ingest import ingest
+from gradtrail.tasks.watching import Preparation, WatchedModel, note_failure, note_success, unprepared
+from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class WatchOutcome:
+    """What a look at the registry brought: versions made ready, and what failed with its cause."""
+
+    prepared: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+@flow(name="gradtrail-watch")
+def watch(workspace: Workspace, models: Sequence[WatchedModel]) -> WatchOutcome:
+    """Ask the registry what is new and prepare it; a repeat finds nothing to do.
+
+    What fails is noted with its cause and tried again later; it stops neither the other versions nor the other models.
+
+    Args:
+        workspace: where everything lives.
+        models: the models to look after.
+    """
+    prepared, failed = [], []
+    for model in models:
+        try:
+            lacking = unprepared(workspace, model)
+        except GradtrailError as fault:
+            failed.append((model.reference, str(fault)))
+            continue
+        for each in lacking:
+            try:
+                _prepare(workspace, model, each)
+            except GradtrailError as fault:
+                note_failure(workspace, each.model_version_id, fault)
+                failed.append((each.model_version_id, str(fault)))
+            else:
+                note_success(workspace, each.model_version_id)
+                prepared.append(each.model_version_id)
+    return WatchOutcome(tuple(prepared), tuple(failed))
+
+
+def _prepare(workspace: Workspace, model: WatchedModel, lacks: Preparation) -> None:
+    if lacks.ingest:
+        ingest(workspace, lacks.model_version_id, model.adapter)
+    if lacks.index:
+        index(workspace, lacks.model_version_id)
+    if lacks.calibrate:
+        calibrate(workspace, lacks.model_version_id)

@@ -1,0 +1,61 @@
+"""Look after models on a schedule."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gradtrail import printing
+from gradtrail.commands.options import AsJson, Home
+from gradtrail.errors import UsageError
+from gradtrail.session import flow_session
+from gradtrail.settings import load_settings
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    limit: Annotated[int, typer.Option(help="Flow runs at one time.", min=1)] = 2,
+    home: Home = None,
+) -> None:
+    """Watch the models of gradtrail.toml and audit them on schedule, in this one process, until it is stopped."""
+    from gradtrail.serving import deployments
+    from gradtrail.serving import serve as serve_models
+
+    settings = load_settings(home=home)
+    for each in deployments(settings):
+        when = f"cron {each.cron}" if each.cron else f"every {each.interval_seconds} s"
+        typer.echo(f"{each.name}: {when}")
+    typer.echo("Serving; stop with Ctrl-C.")
+    serve_models(settings, limit=limit)
+
+
+@app.command()
+def deployments(
+    pool: Annotated[str, typer.Option(help="Work pool that runs them.")] = "gradtrail",
+    home: Home = None,
+) -> None:
+    """Print the schedules of gradtrail.toml as a prefect.yaml, for workers of a Prefect work pool."""
+    from gradtrail.serving import prefect_file
+
+    typer.echo(prefect_file(load_settings(home=home), pool), nl=False)
+
+
+@app.command()
+def watch(home: Home = None, as_json: AsJson = False) -> None:
+    """Look once for new versions of the models of gradtrail.toml: ingest, index and calibrate what is new."""
+    settings = load_settings(home=home)
+    if not settings.models:
+        raise UsageError(
+            "The settings name no model to look after.",
+            'Add to gradtrail.toml: [[models]] and below it reference = "NAME@alias".',
+        )
+    with flow_session(settings.home):
+        from gradtrail.flows.watch import watch as watch_flow
+
+        outcome = watch_flow(settings.workspace(), settings.models)
+    printing.show_watch(outcome, as_json=as_json)
+    if outcome.failed:
+        raise typer.Exit(1)

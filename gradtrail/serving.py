@@ -1,0 +1,177 @@
+"""Looking after models without anybody at the keyboard: one process here, or deployments on a Prefect work pool.
+
+Both come from the same settings: `[[models]]` says which models, how often they are audited and by which method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+import yaml
+
+from gradtrail.errors import GradtrailError, UsageError
+from gradtrail.session import quiet_libraries
+from gradtrail.settings import Settings
+from gradtrail.tasks.watching import WatchedModel
+
+SERVER_START_SECONDS = 120
+POOL = "gradtrail"
+WATCH_ENTRYPOINT = "gradtrail.flows.watch:watch"
+AUDIT_ENTRYPOINT = "gradtrail.flows.audit:audit"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One scheduled flow: what runs, when, and with which parameters as plain values."""
+
+    name: str
+    entrypoint: str
+    parameters: dict[str, Any]
+    cron: str = ""
+    interval_seconds: int = 0
+
+
+def deployments(settings: Settings) -> list[Deployment]:
+    """The flows that look after the models of the settings.
+
+    Raises:
+        UsageError: the settings name no model.
+    """
+    if not settings.models:
+        raise UsageError(
+            "The settings name no model to look after.",
+            'Add to gradtrail.toml: [[models]] and below it reference = "NAME@alias".',
+        )
+    workspace = asdict(settings.workspace())
+    models = [asdict(model) for model in settings.models]
+    watch = Deployment(
+        "watch", WATCH_ENTRYPOINT, {"workspace": workspace, "models": models}, interval_seconds=settings.watch_seconds
+    )
+    return [watch, *(_audit(workspace, model) for model in settings.models)]
+
+
+def prefect_file(settings: Settings, pool: str = POOL) -> str:
+    """The same as the text of a `prefect.yaml` for a work pool of that name."""
+    described = [
+        {
+            "name": each.name,
+            "entrypoint": each.entrypoint,
+            "work_pool": {"name": pool},
+            # A run that overlaps another has nothing to add: every run drains all that is unseen.
+            "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+            "parameters": _plain(each.parameters),
+            "schedules": [{"cron": each.cron} if each.cron else {"interval": each.interval_seconds}],
+        }
+        for each in deployments(settings)
+    ]
+    return yaml.safe_dump({"name": "gradtrail", "deployments": described}, sort_keys=False, allow_unicode=True)
+
+
+def serve(settings: Settings, *, limit: int = 2) -> None:
+    """Run the schedules in this process until it is stopped; brings its own Prefect server where there is none.
+
+    Args:
+        settings: the models, and where everything lives.
+        limit: flow runs at one time.
+
+    Raises:
+        UsageError: the settings name no model.
+        GradtrailError: no Prefect server could be started.
+    """
+    planned = deployments(settings)
+    with prefect_server(settings):
+        import prefect
+        from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+        from prefect.deployments.runner import RunnerDeployment
+
+        alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+        served = [
+            RunnerDeployment.from_entrypoint(
+                each.entrypoint,
+                name=each.name,
+                parameters=_plain(each.parameters),
+                cron=each.cron or None,
+                interval=each.interval_seconds or None,
+                concurrency_limit=alone,
+            )
+            for each in planned
+        ]
+        prefect.serve(*served, limit=limit, print_starting_message=False)
+
+
+@contextmanager
+def prefect_server(settings: Settings) -> Iterator[str]:
+    """The address of the Prefect API: that of `PREFECT_API_URL`, else of a server started under the home folder.
+
+    Raises:
+        GradtrailError: the server did not answer in time; its last words are in the message.
+    """
+    quiet_libraries()
+    if configured := os.environ.get("PREFECT_API_URL"):
+        yield configured
+        return
+    home = settings.home.resolve() / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_HOME"], os.environ["PREFECT_API_URL"] = str(home), address
+    log = home / "server.log"
+    with log.open("wb") as stream:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own arguments
+        try:
+            _wait(process, address)
+            yield address
+        except TimeoutError as fault:
+            said = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
+            raise GradtrailError(
+                f"The Prefect server did not start within {SERVER_START_SECONDS} s: {' '.join(said)}",
+                f"Look into {log}, or set PREFECT_API_URL to a server that runs.",
+            ) from fault
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            process.terminate()
+            process.wait()
+
+
+def _audit(workspace: dict[str, Any], model: WatchedModel) -> Deployment:
+    options = {"method": model.method, "target": model.target}
+    parameters = {"workspace": workspace, "reference": model.reference, "options": options}
+    return Deployment(f"audit-{_slug(model.reference)}", AUDIT_ENTRYPOINT, parameters, cron=model.audit)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{address}/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise TimeoutError

@@ -1,0 +1,132 @@
+"""Watching: what is new in the registry is made ready once; what is broken stops nothing and is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL
+
+from gradtrail.errors import UsageError
+from gradtrail.flows.audit import audit
+from gradtrail.flows.watch import watch
+from gradtrail.lineage import queries
+from gradtrail.serving import deployments, prefect_file
+from gradtrail.settings import load_settings
+from gradtrail.storage.registry import ADAPTER_TAG
+from gradtrail.tasks.watching import ATTEMPTS, SOURCE, WatchedModel
+
+ALIAS = WatchedModel("tiny@champion", calibrate=False)
+EVERY = WatchedModel("tiny", calibrate=False)
+
+
+def ingested(tiny) -> list[str]:
+    with tiny.workspace.ledger().read() as connection:
+        return [version.model_version_id for version in queries.model_versions(connection)]
+
+
+def test_new_versions_are_made_ready_once(tiny, prefect_server):
+    tiny.register()
+    assert watch(tiny.workspace, [ALIAS]).prepared == ("tiny/1",)
+    assert watch(tiny.workspace, [ALIAS]) == watch(tiny.workspace, [EVERY])
+    tiny.register(aliases=[])
+    assert not watch(tiny.workspace, [ALIAS]).prepared
+    assert watch(tiny.workspace, [EVERY]).prepared == ("tiny/2",)
+    assert ingested(tiny) == ["tiny/1", "tiny/2"]
+
+
+def test_a_broken_version_is_said_and_rests_while_others_go_on(tiny, prefect_server):
+    tiny.register()
+    broken = tiny.register(aliases=[])
+    registry = tiny.workspace.registry()
+    registry.client.delete_model_version_tag("tiny", str(broken.version), ADAPTER_TAG)
+    tiny.register(aliases=["champion"])
+
+    outcome = watch(tiny.workspace, [WatchedModel("absent@champion"), EVERY])
+    assert outcome.prepared == ("tiny/1", "tiny/3")
+    assert [name for name, _ in outcome.failed] == ["absent@champion", "tiny/2"]
+    assert "does not say which adapter" in dict(outcome.failed)["tiny/2"]
+    with tiny.workspace.ledger().read() as connection:
+        [quarantined] = queries.quarantined(connection, SOURCE)
+    assert quarantined.record_id == "tiny/2"
+
+    assert watch(tiny.workspace, [EVERY]).failed == ()
+    attempts = tiny.workspace.root / ATTEMPTS
+    known = json.loads(attempts.read_text())
+    known["tiny/2"]["rests_until"] = datetime.now(UTC).isoformat()
+    attempts.write_text(json.dumps(known))
+    registry.client.set_model_version_tag("tiny", str(broken.version), ADAPTER_TAG, tiny.reference)
+    assert watch(tiny.workspace, [EVERY]).prepared == ("tiny/2",)
+    assert json.loads(attempts.read_text()) == {}
+
+
+def configured(tiny, monkeypatch, **model) -> None:
+    settings = {
+        "home": str(tiny.home),
+        "mlflow_tracking_uri": tiny.workspace.tracking_uri,
+        "adapter_path": str(tiny.folder),
+        "watch_seconds": 5,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    lines += [f'allowed_adapters = ["{tiny.reference}"]', "[[models]]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in model.items()]
+    (tiny.folder / "gradtrail.toml").write_text("\n".join(lines))
+    monkeypatch.chdir(tiny.folder)
+
+
+def test_one_configuration_makes_both_schedules(tiny, monkeypatch):
+    configured(tiny, monkeypatch, reference="tiny@champion", audit="*/5 * * * *", calibrate=False)
+    settings = load_settings()
+    planned = deployments(settings)
+    assert [(each.name, each.cron, each.interval_seconds) for each in planned] == [
+        ("watch", "", 5),
+        ("audit-tiny-champion", "*/5 * * * *", 0),
+    ]
+    written = yaml.safe_load(prefect_file(settings, "team"))
+    assert [each["work_pool"]["name"] for each in written["deployments"]] == ["team", "team"]
+    for flow, each in zip((watch, audit), written["deployments"], strict=True):
+        accepted = flow.validate_parameters(each["parameters"])
+        assert asdict(accepted["workspace"]) == asdict(settings.workspace())
+    assert watch.validate_parameters(written["deployments"][0]["parameters"])["models"][0] == ALIAS.__class__(
+        "tiny@champion", calibrate=False, audit="*/5 * * * *"
+    )
+
+
+@pytest.mark.parametrize(("model", "said"), [({"reference": "a@b", "cron": "x"}, "cron"), ({}, "reference")])
+def test_an_unusable_model_table_is_named(tiny, monkeypatch, model, said):
+    configured(tiny, monkeypatch, **model)
+    with pytest.raises(UsageError, match=said):
+        load_settings()
+
+
+def test_without_models_there_is_nothing_to_serve(tiny):
+    with pytest.raises(UsageError, match=r"\[\[models\]\]"):
+        deployments(tiny.settings)
+
+
+@pytest.mark.slow  # a cron fires at a full minute, and two servers have to start
+def test_one_command_watches_and_audits(tiny, prefect_server, monkeypatch):
+    configured(tiny, monkeypatch, reference="tiny@champion", audit="* * * * *", calibrate=False)
+    tiny.register()
+    tiny.drop("a.jsonl", tiny.record(1))
+    environment = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "PREFECT_HOME")}
+    assert PREFECT_API_URL.value() not in environment.values()
+    serving = subprocess.Popen([sys.executable, "-m", "gradtrail.cli", "serve"], cwd=tiny.folder, env=environment)
+    try:
+        deadline = time.monotonic() + 240
+        reports: list[Path] = []
+        while not reports and time.monotonic() < deadline:
+            time.sleep(2)
+            reports = list(tiny.workspace.reports.glob("*/report.html"))
+        assert reports
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.wait(60)
+    assert ingested(tiny) == ["tiny/1"]

@@ -29,7 +29,7 @@ class Page(HTMLParser):
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
+        self.elements.append(("title of a part" if tag == "title" and "svg" in self._open else tag, dict(attrs)))
         if tag == "data":
             self.values.append(float(dict(attrs)["value"] or "nan"))
         if tag not in VOID:

@@ -46,7 +46,7 @@ def markdown(results: Row, comparisons: Sequence[Row]) -> str:
         _gains(gains),
         TRIED.read_text() if TRIED.is_file() else "",
         *(_table(task, said["title"], rows) for task, said in described["tasks"].items()),
-        _unavailable(described["unavailable"]),
+        _unavailable(described["tasks"]),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -149,7 +149,7 @@ def _table(task: str, title: str, rows: Sequence[Row]) -> str:
     ceilings = " | ".join(f"{_of(found, kind, step)['ceiling']:.3f}" for kind, step in columns)
     lines.append(f"| ceiling | | | {ceilings} |")
     names = dict.fromkeys(key[:3] for key in found)
-    for engine, method, weighting in sorted(names, key=lambda name: (name[0] != OURS, name)):
+    for engine, method, weighting in sorted(names, key=lambda name: (not name[0].startswith(OURS), name)):
         cells = [found.get((engine, method, weighting, kind, step)) for kind, step in columns]
         figures = " | ".join(
             "—" if cell is None else f"{cell['value']:.3f} ± {cell['standard_error']:.3f}" for cell in cells
@@ -162,14 +162,12 @@ def _of(found: Mapping[tuple[str, str, str, str, int], Row], kind: str, step: in
     return next(row for key, row in found.items() if key[3:] == (kind, step))
 
 
-def _unavailable(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
+def _unavailable(described: Mapping[str, Row]) -> str:
     lines = ["## What peers could not do\n", "| task | engine and method | reason |", "|---|---|---|"]
-    for row in rows:
-        reason = row["reason"].replace("|", "/")
-        lines.append(f"| {row['task']} | {row['what']} | {reason} |")
-    return "\n".join(lines) + "\n"
+    for task, said in described.items():
+        for what, reason in said["unavailable"].items():
+            lines.append(f"| {task} | {what} | {reason.replace('|', '/')} |")
+    return "\n".join(lines) + "\n" if any(said["unavailable"] for said in described.values()) else ""
 
 
 def main() -> None:

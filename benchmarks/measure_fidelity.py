@@ -7,6 +7,7 @@ curvature, horizon) on selection queries, peers on the same; figures are of othe
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from fidelity.candidates import Candidate
 from fidelity.judgement import questions
-from fidelity.ours import Candidate, OurScores
+from fidelity.ours import OurScores
 from fidelity.peers import peer_scores
 from fidelity.rows import BASELINES, Judged
 from fidelity.tasks import tasks
@@ -33,7 +35,9 @@ from gradtrail.attribution.scoring import ScoringPass
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toy", action="store_true", help="seconds instead of an hour; measures next to nothing")
-    parser.add_argument("--tasks", nargs="*", default=list(tasks()))
+    parser.add_argument(
+        "--tasks", nargs="*", default=list(tasks()), help="rows of other tasks stay as they are in the results"
+    )
     parser.add_argument("--only-truths", action="store_true", help="train, and judge nothing yet")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--workers", type=int, default=2, help="processes that train at once, one thread each")
@@ -49,14 +53,23 @@ def main() -> None:
     names = [] if options.no_peers else list(PEERS)
     jobs = [(name, options.toy, options.cache, names) for name in options.tasks]
     results = list(_each(judge_task, jobs, options.workers))
-    described |= {
-        "seconds": round(time.perf_counter() - began),
-        "tasks": {name: result["described"] for name, result in zip(options.tasks, results, strict=True)},
-        "unavailable": [row for result in results for row in result["unavailable"]],
-    }
+    for name, result in zip(options.tasks, results, strict=True):
+        result["described"]["unavailable"] = result.pop("unavailable")
+        described.setdefault("tasks", {})[name] = result["described"]
+    described["seconds"] = round(time.perf_counter() - began)
     for part, suffix in (("rows", ""), ("comparisons", "-comparisons"), ("sweep", "-sweep")):
-        path = options.output.with_stem(options.output.stem + suffix)
-        write_results(path, described, [row for result in results for row in result[part]])
+        _write(options.output, suffix, described, [row for result in results for row in result[part]])
+
+
+def _write(output: Path, suffix: str, described: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """One file of the results, in which tasks that were not measured now stay."""
+    path = output.with_stem(output.stem + suffix)
+    earlier = json.loads(path.read_text()) if path.is_file() else {"environment": {"tasks": {}}, "rows": []}
+    kept = [row for row in earlier["rows"] if row["task"] not in described["tasks"]]
+    every = {**earlier["environment"]["tasks"], **described["tasks"]}
+    order = [name for name in tasks() if name in every]
+    together = sorted([*kept, *rows], key=lambda row: order.index(row["task"]))
+    write_results(path, {**described, "tasks": {name: every[name] for name in order}}, together)
 
 
 def measure_truths(names: Sequence[str], *, toy: bool, cache: Path, workers: int) -> None:
@@ -92,9 +105,9 @@ def judge_task(job: tuple[str, bool, Path, list[str]]) -> dict[str, Any]:
     return {
         "rows": judged.rows(),
         "sweep": judged.sweep,
-        "unavailable": [{"task": name, "what": what, "reason": why} for what, why in found.unavailable.items()],
+        "unavailable": found.unavailable,
         "comparisons": [*_verdicts(judged), *_gains(judged)],
-        "described": _described(truths, ours),
+        "described": {**_described(truths, ours), "seconds": round(time.perf_counter() - began)},
     }
 
 

@@ -44,7 +44,7 @@ def by_training(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> N
                         [row["standard_error"] for row in found.values()],
                         color=colour, marker=marker, ms=3.5, lw=1.2, label=method,
                     )  # fmt: skip
-            peers = [row for row in own if row["engine"] not in {"gradtrail", "baseline"}]
+            peers = [row for row in own if not row["engine"].startswith(("gradtrail", "baseline"))]
             if peers:
                 chosen = [max((row for row in peers if row["steps"] == step), key=_selected)["value"] for step in steps]
                 axes.plot(steps, chosen, color="#d98f4e", marker="x", ms=4, lw=1.2, label="best peer")

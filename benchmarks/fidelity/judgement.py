@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fidelity.ours import Candidate
+from fidelity.candidates import Candidate
 from fidelity.truths import Truths
 from gradtrail.attribution.ceilings import split_half_ceilings
 from gradtrail.attribution.correlation import cosines, spearmans

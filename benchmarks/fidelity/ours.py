@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fidelity.candidates import ENGINE, MORE, Candidate, repeated, sum_of
 from fidelity.truths import Truths
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.contributions import contributions
@@ -28,34 +29,21 @@ from gradtrail.attribution.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.unrolling import Segment, unrolled_queries
 from gradtrail.errors import UsageError
 
-ENGINE = "gradtrail"
 LINEAR_ONLY = ("*.wte", "*.wpe", "*.ln_1", "*.ln_2", "*.ln_f")
 """Left out of the language model, for most peers cover its linear layers alone."""
 EXPONENTS = (-5.0, -4.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
 """Dampings tried, as powers of ten of the curvature's largest eigenvalue."""
 FEW_EXPONENTS = (-3.0, -2.0, -1.0)
 """For cg and lissa, which pass over the training data for every one."""
-_SHARES = (0.1, 0.3, 0.5, 1.0)
+_DRAWS = 2
+_TRAININGS = 5
+_ORDERS = 3
+_SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Of τ = learning rate × steps, for unrolling: with half of the examples left out half of the curvature is gone."""
 _BATCH = 64
 _PROJECTED = 1024
 """Numbers a group keeps where blocks are inverted and a layer is larger."""
 _LARGEST_BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What one engine, method and setting scored: contributions (queries, examples, groups) float64.
-
-    Peers' have one group. `plan` names the groups of ours; `damping` is absolute, None where there is none.
-    """
-
-    engine: str
-    method: str
-    contributions: Tensor
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    damping: float | None = None
-    plan: FeaturePlan | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +108,7 @@ class OurScores:
         yield self._traced()
         yield from self._over_checkpoints()
         yield from self._unrolled()
+        yield from self._ensemble()
         for kind in self.kinds:
             for damping in self.dampings():
                 yield self._candidate(self.exact, "influence_global", damping, kind, spectrum=self.spectra[kind])
@@ -147,10 +136,31 @@ class OurScores:
             parameters={"checkpoints": len(found)},
         )
 
+    def _ensemble(self) -> Iterator[Candidate]:
+        """influence_global as a sum over the judged network and others trained from scratch on the same examples."""
+        kind, plan = self.moving_kind, self.exact.plan
+        models = [self.truths.model, *(self.truths.trained_again(number) for number in range(1, _TRAININGS))]
+        members = [self._measure(model, plan) for model in models]
+        spectra = [Spectrum.fit(self._vectors(kind, self.exact, model)) for model in models]
+        for damping in self.dampings():
+            found = [
+                self._candidate(member, "influence_global", damping, kind, spectrum=spectrum)
+                for member, spectrum in zip(members, spectra, strict=True)
+            ]
+            yield dataclasses.replace(found[0], engine=MORE, contributions=sum_of(one.contributions for one in found))
+
+    @property
+    def moving_kind(self) -> str:
+        """The curvature where many are decomposed: exact ones of ten outputs take minutes each."""
+        return "fisher" if self.task.name in {"digits", "language"} else "ggn"
+
     def _over_checkpoints(self) -> Iterator[Candidate]:
-        """influence_global at every stored checkpoint with its own curvature, added up as tracin_cp adds gradients."""
-        kind = self.kinds[0]
-        members = [self._measure(checkpoint.model, self.exact.plan) for checkpoint in self.truths.checkpoints]
+        """influence_global at every stored checkpoint with its own curvature; the scores add up as those of tracin_cp.
+
+        Groups are the layers of each checkpoint, so that weights may prefer some checkpoints.
+        """
+        kind, plan = self.moving_kind, self.exact.plan
+        members = [self._measure(checkpoint.model, plan) for checkpoint in self.truths.checkpoints]
         spectra = [
             Spectrum.fit(self._vectors(kind, self.exact, checkpoint.model)) for checkpoint in self.truths.checkpoints
         ]
@@ -162,24 +172,36 @@ class OurScores:
             yield dataclasses.replace(
                 found[0],
                 method="influence_global, every checkpoint",
-                contributions=sum_of(one.contributions for one in found),
+                contributions=torch.cat([one.contributions for one in found], dim=2),
+                plan=repeated(plan, [f"step {checkpoint.step}" for checkpoint in self.truths.checkpoints]),
             )
 
     def _unrolled(self) -> Iterator[Candidate]:
-        """Further training unrolled in two segments, for every amount; trained with a seed that no truth has."""
-        kind, plan = self.kinds[0], self.exact.plan
+        """Further training unrolled in two segments, for every amount, as a mean over orders that no truth has.
+
+        Groups are the layers of each segment.
+        """
+        plan = self.exact.plan
         for steps in self.task.steps:
-            middles = [self.truths.further_trained(steps * quarter // 4) for quarter in (1, 3)]
-            measured = [self._measure(model, plan) for model in middles]
-            spectra = [Spectrum.fit(self._vectors(kind, self.exact, model)) for model in middles]
-            end = self._measure(self.truths.further_trained(steps), plan)
+            found = [self._unrolled_once(steps, seed) for seed in range(_ORDERS)]
             for share in _SHARES:
                 horizon = share * self.task.rate * steps
-                segments = [Segment(spectrum, horizon / len(spectra)) for spectrum in spectra]
-                prepared = unrolled_queries(end.queries, segments, plan)
-                values = sum_of(_contributed(one, rows) for one, rows in zip(prepared, measured, strict=True))
-                parameters = {"curvature": kind, "unrolled_steps": steps, "horizon": horizon}
-                yield Candidate(ENGINE, "unrolled", values, parameters, 1 / horizon, plan)
+                together: list[Tensor] = []
+                for end, segments, measured in found:
+                    parts = [Segment(spectrum, horizon / len(segments)) for spectrum in segments]
+                    prepared = unrolled_queries(end.queries, parts, plan)
+                    values = [_contributed(one, rows) for one, rows in zip(prepared, measured, strict=True)]
+                    together.append(torch.cat(values, dim=2))
+                parameters = {"curvature": self.moving_kind, "unrolled_steps": steps, "horizon": horizon}
+                groups = repeated(plan, ["first half", "second half"])
+                yield Candidate(ENGINE, "unrolled", sum_of(together), parameters, 1 / horizon, groups)
+
+    def _unrolled_once(self, steps: int, seed: int) -> tuple[Measured, list[Spectrum], list[Measured]]:
+        """The end of one further training, and curvature and features in the middle of each of its halves."""
+        middles = [self.truths.further_trained(steps * quarter // 4, seed) for quarter in (1, 3)]
+        spectra = [Spectrum.fit(self._vectors(self.moving_kind, self.exact, model)) for model in middles]
+        measured = [self._measure(model, self.exact.plan) for model in middles]
+        return self._measure(self.truths.further_trained(steps, seed), self.exact.plan), spectra, measured
 
     def _diagonal(self) -> Iterator[Candidate]:
         kind = self.kinds[0]
@@ -198,8 +220,8 @@ class OurScores:
             yield self._candidate(self.exact, "trak", damping, kernel=kernel)
 
     def _solved(self) -> Iterator[Candidate]:
-        if self.task.name == "language":
-            return  # hundreds of passes for every query and damping
+        if self.task.name not in {"diabetes", "cancer"}:
+            return  # hundreds of passes for every query and damping: more than an hour
         solvers: tuple[Solver, ...] = ("cg", "lissa")
         for solver in solvers:
             for damping in self.dampings(FEW_EXPONENTS):
@@ -236,7 +258,7 @@ class OurScores:
             return observed_vectors(measured.rows, measured.plan)
         draws = [
             model_vectors(self.adapter, model, self.training, measured.plan, kind=kind, seed=seed)
-            for seed in range(1 if kind == "ggn" else 2)
+            for seed in range(1 if kind == "ggn" or self.task.name == "language" else _DRAWS)
         ]
         return dataclasses.replace(draws[0], pieces=chain.from_iterable(draw.pieces for draw in draws))
 
@@ -253,11 +275,6 @@ class OurScores:
         )
         parameters = {} if kind is None else {"curvature": kind}
         return Candidate(ENGINE, method, _contributed(prepared, measured), parameters, damping, measured.plan)
-
-
-def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """Of at least one."""
-    return torch.stack(list(values)).sum(0)
 
 
 def _contributed(prepared: PreparedQueries, measured: Measured) -> Tensor:

@@ -13,13 +13,18 @@ from machine import ROOT, conditions
 from peer_environment import PEERS, peer_python
 from safetensors.torch import load_file, save_file
 
-from fidelity.judgement import Candidate
+from fidelity.candidates import Candidate
 from fidelity.truths import Truths
 from gradtrail.digests import sha256_file, sha256_json, short
 from gradtrail.nouns import Example
 from gradtrail.storage.atomic import write_atomically
 
 SCRIPTS = ROOT / "benchmarks" / "peers"
+ONLY = {
+    "bergson": (("language",), "it reads language models"),
+    "traker": (("cancer", "digits"), "TRAK is about the margin of a class"),
+}
+"""Peers that have a way to do some tasks only, and why."""
 MOST_SECONDS = 900
 """A peer that takes longer on one task is stopped, and its rows say so."""
 
@@ -37,10 +42,14 @@ def peer_scores(truths: Truths, dampings: Sequence[float], names: Sequence[str],
     candidates: list[Candidate] = []
     unavailable: dict[str, str] = {}
     for name in names:
-        folder = _scored(truths, dampings, name, threads)
         engine = PEERS[name]
+        doable, why = ONLY.get(name, ((truths.task.name,), ""))
+        if truths.task.name not in doable:
+            unavailable[engine] = why
+            continue
+        folder = _scored(truths, dampings, name, threads)
         if not (folder / "scores.json").is_file():
-            unavailable[f"{engine} all"] = (folder / "failed.txt").read_text()
+            unavailable[engine] = (folder / "failed.txt").read_text()
             continue
         said = json.loads((folder / "scores.json").read_text())
         scores = load_file(folder / "scores.safetensors")

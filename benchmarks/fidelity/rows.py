@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fidelity.candidates import ENGINE, MORE, Candidate
 from fidelity.judgement import Comparison, Matrix, Prediction, Question, compare, standard_error
-from fidelity.ours import ENGINE, Candidate
 from fidelity.weighting import Weighted
 from gradtrail.attribution.weight_learning import effective_groups
 from gradtrail.attribution.weights import group_weights
@@ -48,7 +48,7 @@ class Judged:
         found = [
             each
             for (asked, engine, _, _), each in self.chosen.items()
-            if asked == place and engine != BASELINES and (engine == ENGINE) == ours
+            if asked == place and engine not in {BASELINES, MORE} and (engine == ENGINE) == ours
         ]
         return max(found, key=lambda each: each.selected, default=None)
 

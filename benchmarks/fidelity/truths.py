@@ -28,7 +28,7 @@ CACHE = ROOT / ".cache" / "fidelity"
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Of training, at which checkpoints are kept for methods that read several; the last is the one that is judged."""
 KINDS = ("subset", "loo", "retrained")
-_SUBSET_SEED, _JUDGED_SEED, _UNROLLED_SEED, _FIRST_RETRAINED_SEED = 2303, 0, 77, 100
+_SUBSET_SEED, _JUDGED_SEED, _UNROLLED_SEED, _AGAIN_SEED, _FIRST_RETRAINED_SEED = 2303, 0, 1000, 5000, 100
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,16 @@ class Truths:
         kept = _Kept(self.folder / "retrained")
         return retrain_on_subsets(self._retraining, sets, seeds, known=kept.get, keep=kept.put)
 
-    def further_trained(self, steps: int) -> nn.Module:
+    def further_trained(self, steps: int, order: int) -> nn.Module:
         """The judged network after further training on all examples, in an order that no truth was measured with."""
         model = self._further.begin()
         if steps:
-            self._further.loop.run(model, _UNROLLED_SEED, most_steps=steps)
+            self._further.loop.run(model, _UNROLLED_SEED + order, most_steps=steps)
         return model.eval()
+
+    def trained_again(self, number: int) -> nn.Module:
+        """Another network, trained from scratch on all examples with a seed that no truth has."""
+        return self._retraining.trained(_AGAIN_SEED + number)
 
     def measure(self, kind: str) -> Effects | Retrained:
         """One of `KINDS`."""

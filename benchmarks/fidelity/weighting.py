@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from fidelity.candidates import Candidate
 from fidelity.judgement import Matrix, Prediction, Question, foretold
-from fidelity.ours import Candidate
 from gradtrail.attribution.contributions import ContributionBlock
 from gradtrail.attribution.effect_weights import EffectSplit
 from gradtrail.attribution.weight_fitting import FittingSettings, chosen_or_uniform, fit_weighting

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from judged import Given, judge
-from prepared import CannotDoError
 from torch import nn
 from trak import TRAKer
 from trak.projectors import NoOpProjector
@@ -17,11 +16,6 @@ REGULARISATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def scored(given: Given, folder: Path) -> None:
-    with given.attempt("trak"):
-        if given.task not in {"cancer", "digits"}:
-            raise CannotDoError("TRAK is about the margin of a class")
-    if given.unavailable:
-        return
     model: nn.Module = given.model()
     size = sum(parameter.numel() for parameter in model.parameters())
     settings = [

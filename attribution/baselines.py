@@ -141,7 +141,7 @@ def lexical_pass(
         DataError: naming an example without text, or when no example holds a word.
     """
     try:
-        import bm25s
+        import bm25s  # type: ignore[import-untyped]  # it comes without types
     except ImportError as cause:
         raise UsageError(
             "BM25 needs the package bm25s, which is not installed.", "Install it: pip install 'gradtrail[text]'."
@@ -160,7 +160,8 @@ def lexical_pass(
         for word in split(_text(adapter, query)):
             if word in index.vocab_dict:
                 counts[place, index.vocab_dict[word]] += 1
-    weights = _by_document(index.scores, counts.any(0))
+    asked: NDArray[np.bool_] = counts.sum(0) > 0
+    weights = _by_document(index.scores, asked)
 
     def batches() -> Iterator[ScoredBatch]:
         start = 0

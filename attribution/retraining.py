@@ -114,8 +114,8 @@ def retrain_on_subsets(
     requests: list[Request] = [((seed, number), without) for seed in seeds for number, without in enumerate(left_out)]
     amounts, queries = retraining.loop.shape
     by_seed = np.empty((len(seeds), amounts, len(left_out), queries))
-    for (seed, number), losses in resumed_runs(retraining.run, requests, retraining.loop.shape, known=known, keep=keep):
-        by_seed[seeds.index(seed), :, number] = losses
+    for key, losses in resumed_runs(retraining.run, requests, retraining.loop.shape, known=known, keep=keep):
+        by_seed[seeds.index(key[0]), :, key[1]] = losses
     return Retrained(
         left_out=tuple(left_out),
         query_ids=tuple(query.example_id for query in retraining.queries),

@@ -129,8 +129,8 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _reach(reach: Reach) -> list[str]:
     lines = [
-        f"{len(reach.examples):,} examples in {len(reach.dataset_version_ids)} dataset versions; models trained on these: "
-        f"{_listed(reach.model_version_ids) or 'none'}.",
+        f"{len(reach.examples):,} examples in {len(reach.dataset_version_ids)} dataset versions; "
+        f"models trained on these: {_listed(reach.model_version_ids) or 'none'}.",
         f"They are among the strongest examples of {len(reach.output_ids):,} outputs, and named or measured in "
         f"{len(reach.audit_ids):,} audits.",
     ]

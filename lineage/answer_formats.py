@@ -64,6 +64,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
+    plain: Any
     if value is None or isinstance(value, bool | int | float | str):
         plain = value
     elif pa.types.is_map(kind):

@@ -84,10 +84,12 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
     attributions = """
         SELECT output_id, example_id, side, rank, score
         FROM attribution JOIN audit_output USING (audit_id, output_id)
-        WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY audit_output.position, side DESC, rank"""
+        WHERE audit_id = $1 AND output_id = coalesce($2, output_id) AND attribution.event_sequence = $3
+        ORDER BY audit_output.position, side DESC, rank"""
     shares = """
         SELECT output_id, side, attribute, value, share, training_share, interval_low, interval_high
-        FROM share WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
+        FROM share
+        WHERE audit_id = $1 AND (output_id IS NULL OR output_id = coalesce($2, output_id)) AND event_sequence = $3
         ORDER BY output_id NULLS FIRST, side DESC, attribute, share DESC, value"""
     influences = """
         SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""
@@ -100,6 +102,8 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         FROM group_contribution WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
         ORDER BY position"""
     both = [audit_id, output_id]
+    # By the event too: it says in which part of millions of rows the audit lies.
+    placed = [*both, sequence]
     return AuditDetails(
         audit=recorded,
         recorded_at=recorded_at,
@@ -108,8 +112,8 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         dataset_version_id=dataset_version_id,
         method_notes=json.loads(method_notes),
         results=tuple(OutputResult(*row) for row in connection.execute(results, both).fetchall()),
-        attributions=tuple(Attribution(*row) for row in connection.execute(attributions, both).fetchall()),
-        shares=tuple(Share(*row) for row in connection.execute(shares, both).fetchall()),
+        attributions=tuple(Attribution(*row) for row in connection.execute(attributions, placed).fetchall()),
+        shares=tuple(Share(*row) for row in connection.execute(shares, placed).fetchall()),
         influences=tuple(ExampleInfluence(*row) for row in connection.execute(influences, [audit_id]).fetchall()),
         findings=tuple(
             Finding(rule, severity, message, concerned, json.loads(evidence))

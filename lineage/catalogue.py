@@ -165,9 +165,13 @@ def quarantined(connection: Connection, source: str | None = None, *, before: in
 
 def examples(connection: Connection, dataset_version_id: str, example_ids: Iterable[str]) -> dict[str, RecordedExample]:
     """Those of the examples that the dataset version has, by id."""
+    # The rows are found by id alone first: reading every column of a million examples takes twice as long.
     query = """
         SELECT example_id, content_sha256, attributes, position
-        FROM example WHERE dataset_version_id = ? AND example_id IN (SELECT unnest(?)) ORDER BY position"""
+        FROM example
+        WHERE dataset_version_id = ?
+            AND rowid IN (SELECT rowid FROM example WHERE example_id IN (SELECT unnest(?)))
+        ORDER BY position"""
     found = connection.execute(query, [dataset_version_id, list(example_ids)]).fetchall()
     return {row[0]: RecordedExample(*row) for row in found}
 

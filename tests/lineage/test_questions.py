@@ -91,6 +91,19 @@ def test_a_blast_radius_as_of_an_audit_knows_nothing_later(story, story_ledger: 
             blast_radius(connection, EXAMPLE_ID, ["train-07"], as_of="zz")
 
 
+def test_a_personal_attribute_is_asked_about_like_any_other(story, empty_ledger: Ledger) -> None:
+    manifest = [
+        replace(row, attributes={**row.attributes, "author": f"author {n % 4}"}) for n, row in enumerate(story.manifest)
+    ]
+    empty_ledger.record_dataset_version(story.dataset, manifest, ["author"])
+    with empty_ledger.read() as connection:
+        assert connection.execute("SELECT count(*) FROM example WHERE attributes['author'] IS NOT NULL").fetchall() == [
+            (0,)
+        ]
+        found = blast_radius(connection, "author", ["author 1", "author 2"])
+    assert (found.examples, found.ids("dataset_version")) == (6, [story.dataset.dataset_version_id])
+
+
 @pytest.mark.parametrize("value", ["nobody's", '"; DROP TABLE example; --', "", "%"])
 def test_a_value_that_no_example_has_is_named(value: str, story_ledger: Ledger) -> None:
     with story_ledger.read() as connection, pytest.raises(NotFoundError, match="No example in the ledger has source"):

@@ -121,9 +121,8 @@ def test_a_killed_measurement_resumes_by_its_keys(make_regressor):
     assert len(added) == 4
     assert np.array_equal(resumed.by_seed, whole.by_seed)
     assert (whole.left_out, whole.steps) == (tuple(left_out), (1, 6))
-    assert retraining.cost().of(retraining.recipe, 6) == pytest.approx(
-        6 * retraining.cost().of(retraining.recipe), rel=3
-    )
+    cost = retraining.cost()
+    assert cost.of(retraining.recipe, 6) == pytest.approx(6 * cost.of(retraining.recipe))
 
 
 def test_retraining_that_cannot_be_done_is_refused(make_regressor):

@@ -276,6 +276,10 @@ class IndexTable:
         """
         return self._queries.read(output_ids, target)
 
+    def forget_queries(self, output_ids: Sequence[str]) -> int:
+        """Remove what was measured of these outputs, bytes too; return how many rows that were. To be called alone."""
+        return self._queries.forget(output_ids)
+
     def verify(self) -> list[str]:
         """What is wrong with the sealed index and its queries, in words; empty when nothing is. Reads every row."""
         try:

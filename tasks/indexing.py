@@ -32,7 +32,7 @@ from gradtrail.tasks.eigenbases import eigen_plan
 from gradtrail.tasks.estimates import estimate_pass
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.progress import progress_bar, say
-from gradtrail.tasks.recorded import recorded_model_version
+from gradtrail.tasks.recorded import manifest_sha256, recorded_model_version
 from gradtrail.tasks.weightings import found_weighting
 from gradtrail.tasks.workspace import Workspace
 
@@ -146,8 +146,13 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             return IndexOutcome(planned_id, new=False, rows_written=0, rows_resumed=0, quarantined=0)
 
     model = pinned.load(checkpoint).to(options.device)
-    manifest = {row.example_id: row for row in _manifest(pinned)}
-    attribute_names = sorted({name for row in manifest.values() for name in row.attributes})
+    with workspace.ledger().read() as connection:
+        digest = manifest_sha256(connection, pinned.dataset.dataset_version_id)
+        personal = queries.personal_names(connection, pinned.dataset.dataset_version_id)
+    manifest = {row.example_id: row for row in read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=digest)}
+    attribute_names = sorted(
+        {name for row in manifest.values() for name in row.attributes} - personal.union(workspace.personal_attributes)
+    )
     table = workspace.gradients().open_index(
         planned_id,
         dimension=plan.dimension,
@@ -240,10 +245,6 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
 def publish_snapshot(workspace: Workspace) -> str:
     """Publish the ledger for ad hoc readers; returns the snapshot's path."""
     return str(workspace.ledger().publish_snapshot())
-
-
-def _manifest(pinned: PinnedModel) -> Iterator[ManifestRow]:
-    return read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=pinned.dataset.dataset_version_id)
 
 
 def _missing_examples(

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from gradtrail.flows.examining import examine, finish
 from gradtrail.tasks.announcing import announce
-from gradtrail.tasks.auditing import AuditOptions, measure_outputs, recorded_warnings, score_outputs
+from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.linking import link_report
-from gradtrail.tasks.reporting import unfinished_audit_ids, write_audit_report
+from gradtrail.tasks.reporting import unfinished_audit_ids
 from gradtrail.tasks.workspace import Workspace
 
 
@@ -59,34 +59,27 @@ def audit(
     version = resolve_version(workspace, reference)
     model_version_id = version.model_version_id
     resolved = resolve_audit(workspace, model_version_id, options)
-    options, index_ids = resolved.options, resolved.index_ids
+    options = resolved.options
     collected = collect_outputs(workspace)
 
     finished = unfinished_audit_ids(workspace, model_version_id)
     for audit_id in finished:
-        write_audit_report(workspace, audit_id)
-        link_report(workspace, audit_id)
+        finish(workspace, audit_id)
 
     pending = pending_output_ids(workspace, model_version_id, options.target)
-    measured = measure_outputs(workspace, model_version_id, index_ids, pending, options) if pending else []
-    audit_id, report = "", ""
-    if measured:
-        audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
-        report = write_audit_report(workspace, audit_id)
-        link_report(workspace, audit_id)
+    examined = examine(workspace, model_version_id, pending, resolved)
     if workspace.payload_retention_days:
         retain_payloads(workspace, workspace.payload_retention_days)
-    warnings = recorded_warnings(workspace, audit_id) if audit_id else ()
     if finished or pending or collected.new_output_ids or collected.refused:
         publish_snapshot(workspace)
         announce(workspace)
     return AuditOutcome(
         model_version_id,
-        audit_id,
-        report,
-        output_count=len(measured),
-        left_out=len(pending) - len(measured),
+        examined.audit_id,
+        examined.report,
+        output_count=examined.output_count,
+        left_out=len(pending) - examined.output_count,
         refused=collected.refused,
         finished=tuple(finished),
-        warnings=warnings,
+        warnings=examined.warnings,
     )

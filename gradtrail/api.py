@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradtrail.errors import NotFoundError
+from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.lineage.blast_radius import BlastRadius, blast_radius
 from gradtrail.lineage.closure import resolve
@@ -179,6 +179,19 @@ class Connection:
         """Everything that came from an example, source, dataset version, …; with `as_of`, as it was at that audit."""
         with self._read() as connection:
             return queries.downstream(connection, node_id, as_of=as_of)
+
+    def resolve(self, text: str, kind: str) -> str:
+        """The full id of a thing of that kind, from its id or the beginning of it.
+
+        Raises:
+            NotFoundError: nothing has that id.
+            UsageError: several things have it, or it is of another kind.
+        """
+        with self._read() as connection:
+            found, identifier = queries.resolve(connection, text)
+        if found != kind:
+            raise UsageError(f"{identifier} is a {found.replace('_', ' ')}, not a {kind}.", f"Give the id of a {kind}.")
+        return identifier
 
     def edges_among(self, nodes: Sequence[LineageNode]) -> list[LineageEdge]:
         """Every edge between nodes of a closure, for a picture of it."""

@@ -11,7 +11,7 @@ import duckdb
 from gradtrail.errors import NotFoundError
 from gradtrail.lineage import queries
 from gradtrail.lineage.records import RecordedReport
-from gradtrail.nouns import Checkpoint, DatasetVersion, Event, Index, Weighting
+from gradtrail.nouns import Checkpoint, DatasetVersion, Event, Index, Target, Weighting
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -94,6 +94,14 @@ def reports(connection: Connection) -> list[RecordedReport]:
     """All reports, in the order they were recorded."""
     found = connection.execute("SELECT audit_id FROM report ORDER BY event_sequence").fetchall()
     return [report for row in found if (report := queries.report_of(connection, row[0]))]
+
+
+def audited_outputs(connection: Connection, model_version_id: str, target: Target) -> list[str]:
+    """Ids of the outputs that audits of a model version examined for that target, by id."""
+    query = """
+        SELECT DISTINCT output_id FROM audit_output JOIN audit USING (audit_id)
+        WHERE audit.model_version_id = ? AND target = ? ORDER BY output_id"""
+    return [row[0] for row in connection.execute(query, [model_version_id, target]).fetchall()]
 
 
 def audit_event(connection: Connection, audit_id: str) -> Event:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 from gradtrail import printing
-from gradtrail.commands.options import AsJson, Home
+from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
@@ -59,3 +60,27 @@ def watch(home: Home = None, as_json: AsJson = False) -> None:
     printing.show_watch(outcome, as_json=as_json)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def reaudit(
+    reference: Reference,
+    audit: Annotated[str, typer.Option(help="Only the outputs of this audit, by id or its beginning.")] = "",
+    method: Annotated[str, typer.Option(help="As for `gradtrail audit`.")] = "auto",
+    target: Annotated[Literal["emitted", "label"], typer.Option(help="As for `gradtrail audit`.")] = "emitted",
+    weighting: Annotated[str, typer.Option(help="As for `gradtrail audit`.")] = "auto",
+    policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit again what was audited before: after a withdrawal, by another method or under another policy."""
+    settings = load_settings(home=home, policy=policy)
+    with flow_session(settings.home):
+        from gradtrail.api import connect
+        from gradtrail.flows.reaudit import reaudit as reaudit_flow
+        from gradtrail.tasks.auditing import AuditOptions
+
+        audit_id = connect(settings.home).resolve(audit, "audit") if audit else ""
+        options = AuditOptions(method, target, weighting=weighting)
+        outcome = reaudit_flow(settings.workspace(), reference, options, audit_id)
+    printing.show_audit(outcome, as_json=as_json)

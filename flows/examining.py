@@ -1,0 +1,46 @@
+"""What an audit and a repeated audit share: measure outputs, score them, write the report, link and show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradtrail.tasks.auditing import measure_outputs, recorded_warnings, score_outputs
+from gradtrail.tasks.calibrated import ResolvedAudit
+from gradtrail.tasks.linking import link_report
+from gradtrail.tasks.reporting import write_audit_report
+from gradtrail.tasks.showing import show_audit
+from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The audit that was made; all empty when none of the outputs could be measured."""
+
+    audit_id: str = ""
+    report: str = ""
+    output_count: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def examine(
+    workspace: Workspace, model_version_id: str, output_ids: Sequence[str], resolved: ResolvedAudit
+) -> Examined:
+    """One audit of these outputs, from their payloads to the linked report."""
+    if not output_ids:
+        return Examined()
+    options, index_ids = resolved.options, resolved.index_ids
+    measured = measure_outputs(workspace, model_version_id, index_ids, output_ids, options)
+    if not measured:
+        return Examined()
+    audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
+    report = finish(workspace, audit_id)
+    return Examined(audit_id, report, len(measured), recorded_warnings(workspace, audit_id))
+
+
+def finish(workspace: Workspace, audit_id: str) -> str:
+    """Report, MLflow and Prefect of a recorded audit; returns the path of the report. Repeating it changes nothing."""
+    report = write_audit_report(workspace, audit_id)
+    link_report(workspace, audit_id)
+    show_audit(workspace, audit_id)
+    return report

@@ -86,7 +86,8 @@ class _Request:
         asked = self._options
         weighting = found_weighting(self._workspace, self._model_version_id, asked.weighting)
         options = replace(asked, method=method, weighting=_named(weighting))
-        return ResolvedAudit(options, tuple(self._indexes(method, self._calibrated_index(method))))
+        indexes = self._indexes(method, self._calibrated_index(method), asked.every_checkpoint)
+        return ResolvedAudit(options, tuple(indexes))
 
     def tuned(
         self, method: str, parameters: Mapping[str, Any], weighting_id: str, index_ids: list[str]
@@ -134,11 +135,9 @@ class _Request:
             if fits and self._indexes(found.method, said["index_ids"][-1]) == list(said["index_ids"]):
                 yield found
 
-    def _indexes(self, method: str, preferred: str) -> list[str]:
-        asked = self._options
-        return method_indexes(
-            self._workspace, self._model_version_id, method, asked.every_checkpoint, asked.index, preferred
-        )
+    def _indexes(self, method: str, preferred: str, every_checkpoint: bool = False) -> list[str]:
+        only = self._options.index
+        return method_indexes(self._workspace, self._model_version_id, method, every_checkpoint, only, preferred)
 
     def _calibrated_index(self, method: str) -> str:
         """The index that was calibrated last for this method, else for the one that was chosen."""

@@ -226,7 +226,7 @@ def test_a_horizon_is_asked_for_by_name_or_as_a_number(calibrated):
         calibrated.resolved(named_horizon="now", method="trak")
     assert "gradtrail calibrate tiny/1 --method trak --steps" in caught.value.remedy
     with pytest.raises(UsageError, match="The horizon now takes"):
-        calibrated.resolved(named_horizon="now", relative_damping=3.0)
+        calibrated.resolved(named_horizon="now", method="influence", relative_damping=3.0)
 
 
 def test_audits_stay_on_the_index_that_was_calibrated(calibrated):
@@ -269,7 +269,9 @@ def test_a_killed_calibration_resumes_and_a_complete_one_trains_nothing(indexed,
 
 
 def test_a_low_fidelity_fires_the_policy_and_training_queries_are_named(indexed):
-    calibrate(indexed.workspace, MODEL, _counted(methods=("grad_cos",), weightings=()))
+    calibrate(
+        indexed.workspace, MODEL, _counted(methods=("grad_cos",), weightings=(), steps=(2, 60), learning_rate=0.5)
+    )
     policy = indexed.folder / "policy.toml"
     policy.write_text('[rules.fidelity]\nkind = "fidelity_below"\nseverity = "high"\nlimit = 1.0\n')
     indexed.drop("a.jsonl", indexed.record(1))

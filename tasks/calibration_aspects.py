@@ -100,7 +100,7 @@ def _fitted(
     )
     said = {"share_uniform": uniform, "share_learned": learned, "held_out_queries": len(parts[1])}
     if learned > uniform:
-        return replace(weighting, evidence=weighting.evidence | said)
+        return replace(weighting, evidence={**weighting.evidence, **said})
     cause = (
         f"on other examples {learned:.0%} of the top attributions share the value, {uniform:.0%} under uniform weights"
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -108,10 +109,11 @@ class Predictor:
             Weighting(),
             self._examples,
         )
-        found = sum(
+        by_index = [
             group_effects(member.queries, self._left_out_sums(each, member), each.plan)
             for each, member in zip(opened, prepared.members, strict=True)
-        )
+        ]
+        found: NDArray[np.float64] = np.sum(by_index, axis=0)
         return Prediction(
             candidate,
             parameters,

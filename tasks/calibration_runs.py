@@ -91,10 +91,12 @@ def fastest(training: FurtherTraining, threads: Sequence[int]) -> tuple[int, Run
 def finished_runs(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> int:
     """How many runs of the plan are kept already."""
     first, halves, singles = options.seed, plan.sets, plan.single_examples
-    keys = [("subset", (first + seed, None)) for seed in range(max(plan.seeds, plan.single_seeds))]
+    keys: list[tuple[EffectKind, RunKey]] = [
+        ("subset", (first + seed, None)) for seed in range(max(plan.seeds, plan.single_seeds))
+    ]
     keys += [("subset", (first + seed, number)) for seed in range(plan.seeds) for number in range(halves)]
     keys += [("loo", (first + seed, number)) for seed in range(plan.single_seeds) for number in range(singles)]
-    kept: dict[str, KeptRuns] = {
+    kept: dict[EffectKind, KeptRuns] = {
         "subset": KeptRuns(workspace, plan.calibration_id, "subset"),
         "loo": KeptRuns(workspace, plan.calibration_id, "loo"),
     }

@@ -57,7 +57,7 @@ def learned_candidates(
                 if not weighting.group_weights:
                     fell_back[objective, method, steps] = str(weighting.evidence["fell_back_because"])
                     continue
-                said = weighting.evidence | {"further_steps": steps, "horizon": plan.horizon_of(steps)}
+                said = dict(weighting.evidence) | {"further_steps": steps, "horizon": plan.horizon_of(steps)}
                 found.append(tried(prediction, replace(weighting, evidence=said), halves, roles))
     return Learned(tuple(_distinct(found)), fell_back)
 
@@ -75,7 +75,7 @@ def with_evidence(
         if each.weighting.group_weights:
             steps = each.weighting.evidence.get("further_steps", plan.steps[-1])
             gain = _figure(each, steps) - _figure(uniform[_tuned(each)], steps)
-            said = each.weighting.evidence | {
+            said = dict(each.weighting.evidence) | {
                 "calibration_id": plan.calibration_id,
                 "checkpoint_id": pinned.serving.checkpoint_id,
                 "model_version_id": plan.model_version_id,

@@ -126,7 +126,7 @@ def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
 def show_weightings(found: Sequence[Weighting], *, as_json: bool) -> None:
     """Learned weightings, the oldest first."""
     if as_json:
-        said = [
+        listed = [
             {
                 "weighting_id": each.weighting_id,
                 "objective": each.objective,
@@ -135,7 +135,7 @@ def show_weightings(found: Sequence[Weighting], *, as_json: bool) -> None:
             }
             for each in found
         ]
-        return printing.say_or_json(said, "", as_json=True)
+        return printing.say_or_json(listed, "", as_json=True)
     out = printing.console()
     if not found:
         return out.print("No weighting was learned yet. Learn some: gradtrail calibrate NAME.")

@@ -18,7 +18,8 @@ app = typer.Typer()
 AsOf = Annotated[
     str | None, typer.Option("--as-of", help="An audit: as the ledger was when it was recorded.", show_default=False)
 ]
-ANSWER_FORMATS = ("csv", "json", "parquet")
+SqlFormat = Literal["table", "csv", "json", "parquet"]
+ANSWER_FORMATS: tuple[SqlFormat, ...] = ("csv", "json", "parquet")
 
 
 @app.command()
@@ -58,7 +59,7 @@ def sql(
         bool, typer.Option("--schema", help="Show tables, views, columns and macros, and what they mean.")
     ] = False,
     form: Annotated[
-        Literal["table", "csv", "json", "parquet"] | None,
+        SqlFormat | None,
         typer.Option("--format", help="Default: what the file's name ends in, else a table.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File to write.", show_default=False)] = None,
@@ -76,14 +77,17 @@ def sql(
     if not statement:
         raise UsageError("No statement was given.", 'Try: gradtrail sql "SELECT * FROM audit", or --schema.')
     ending = output.suffix.removeprefix(".").lower() if output else ""
-    chosen = form or ("json" if as_json else ending if ending in ANSWER_FORMATS else "table")
+    by_name = next((each for each in ANSWER_FORMATS if each == ending), None)
+    chosen: SqlFormat = form or ("json" if as_json else by_name or "table")
     if chosen == "parquet" and output is None:
         raise UsageError("Parquet is not text to print.", "Give a file: --output answer.parquet.")
     answer = run_sql(snapshot, statement)
-    if chosen == "table" and output is None:
+    if chosen == "table":
+        if output is not None:
+            raise UsageError(
+                f"A table for people is not for the file {output}.", "Choose --format csv, json or parquet."
+            )
         printing.show_table(answer, as_json=False)
-    elif chosen == "table":
-        raise UsageError(f"A table for people is not for the file {output}.", "Choose --format csv, json or parquet.")
     elif output is None:
         sys.stdout.write(encode_answer(answer, chosen).decode())
     else:

@@ -52,12 +52,12 @@ class AttributeSums:
 
     def totals(self) -> dict[Side, Tensor]:
         """Mass per side over all examples, (queries,)."""
-        return dict(zip(SIDES, self._totals.split(self._queries), strict=True))
+        return dict(zip(SIDES, torch.split(self._totals, self._queries), strict=True))
 
     def masses(self) -> dict[Side, dict[str, dict[str, Tensor]]]:
         found: dict[Side, dict[str, dict[str, Tensor]]] = {side: {} for side in SIDES}
         for name, known in self._values.items():
-            by_side = self._masses[name].at_least(len(known)).split(self._queries, dim=1)
+            by_side = torch.split(self._masses[name].at_least(len(known)), self._queries, dim=1)
             for side, rows in zip(SIDES, by_side, strict=True):
                 found[side][name] = dict(zip(known.names(), rows, strict=False))
         return found

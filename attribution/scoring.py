@@ -275,7 +275,8 @@ def _sided(scores: NDArray[np.floating]) -> Tensor:
 def _part(scores: NDArray[np.floating], side: Side) -> NDArray[np.float64]:
     """Absolute scores of one side, zero elsewhere."""
     signed = scores if side == "proponent" else -scores
-    return np.maximum(signed, 0.0, dtype=np.float64)
+    part: NDArray[np.float64] = np.maximum(signed, 0.0, dtype=np.float64)
+    return part
 
 
 def _inverse_masses(masses: Tensor) -> NDArray[np.float64]:

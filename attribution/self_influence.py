@@ -23,7 +23,7 @@ from gradtrail.nouns import Weighting
 ROWS_TOGETHER = 4096
 """Rows prepared at once: a method that streams the index for its queries (datainf) then does so once for so many."""
 
-SelfInfluence = Iterator[tuple[list[str], Tensor]]
+SelfInfluence = Iterator[tuple[Sequence[str], Tensor]]
 
 
 def self_influence(

@@ -9,7 +9,7 @@ from gradtrail.flows.examining import examine
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collecting import audited_output_ids
+from gradtrail.tasks.audited import audited_output_ids
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace

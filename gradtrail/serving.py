@@ -74,7 +74,7 @@ def prefect_file(settings: Settings, pool: str = POOL) -> str:
         }
         for each in deployments(settings)
     ]
-    return yaml.safe_dump({"name": "gradtrail", "deployments": described}, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump({"name": "gradtrail", "deployments": described}, sort_keys=False))
 
 
 def serve(settings: Settings, *, limit: int = 2) -> None:

@@ -99,8 +99,8 @@ def _add_influences(document: ProvDocument, connection: Connection, details: Aud
     known = queries.examples(connection, dataset_version_id, {each.example_id for each in details.attributions})
     for example in known.values():
         entity = _name("example", f"{example.example_id}@{dataset_version_id}")
-        attributes = {f"gradtrail:{quote(name, safe='')}": value for name, value in example.attributes.items()}
-        document.entity(entity, {"gradtrail:content_sha256": example.content_sha256, **attributes})
+        said = {"content_sha256": example.content_sha256, **example.attributes}
+        document.entity(entity, [(f"gradtrail:{quote(name, safe='')}", value) for name, value in said.items()])
         document.membership(_name("dataset_version", dataset_version_id), entity)
     for number, attribution in enumerate(details.attributions, start=1):
         document.influence(

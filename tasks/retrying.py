@@ -22,7 +22,7 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     fault = state.result(raise_on_failure=False)
     while isinstance(fault, BaseException):
         if isinstance(fault, MlflowException):
-            return fault.get_http_status_code() >= _SERVER_FAULT
+            return int(fault.get_http_status_code()) >= _SERVER_FAULT  # type: ignore[no-untyped-call]  # mlflow's
         if isinstance(fault, ConnectionError | TimeoutError | RequestException | OperationalError | InterfaceError):
             return True
         # A refusal in our own words may have a server's absence as its cause.

@@ -42,8 +42,8 @@ def show_blast_radius(found: BlastRadius, *, as_json: bool) -> None:
         out.print(table)
         if len(rows) > _MOST_SHOWN:
             printing.say(f"… and {len(rows) - _MOST_SHOWN:,} more lines; --json has all.")
-    for each in found.unseen:
-        printing.say(f"Not seen: {each.number:,} {each.what}. {each.meaning}")
+    for hidden in found.unseen:
+        printing.say(f"Not seen: {hidden.number:,} {hidden.what}. {hidden.meaning}")
     return None
 
 

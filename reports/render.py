@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from gradtrail.addresses import INDEX_PAGE, output_anchor
 from gradtrail.digests import short
 from gradtrail.reports import formats
 from gradtrail.reports.document import SCHEMA, report_json
@@ -46,6 +47,7 @@ def environment() -> Environment:
         count=formats.count,
         moment=formats.moment,
         number=formats.number,
+        output_anchor=output_anchor,
         percent=formats.percent,
         plural=formats.plural,
         ratio=formats.ratio,
@@ -53,6 +55,7 @@ def environment() -> Environment:
         short=short,
         web_address=formats.web_address,
     )
+    environment.globals["index_page"] = INDEX_PAGE
     # The style sheet is the package's own file: the only text that is not escaped.
     environment.globals["css"] = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704
     return environment

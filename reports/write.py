@@ -13,12 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradtrail.addresses import REPORT_PAGE
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import DataError
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.render import attribution_table, render_html, report_json
 
-HTML_NAME, JSON_NAME, PARQUET_NAME = "report.html", "report.json", "attributions.parquet"
+HTML_NAME, JSON_NAME, PARQUET_NAME = REPORT_PAGE, "report.json", "attributions.parquet"
 _ABANDONED_AFTER_SECONDS = 3600
 
 

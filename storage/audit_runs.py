@@ -4,45 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from mlflow.entities import Metric
+
+from gradtrail.addresses import INDEX_PAGE, REPORT_PAGE, output_anchor
 from gradtrail.nouns import DatasetVersion
 from gradtrail.storage.registry import RegisteredVersion, Registry
 
 AUDIT_TAG = "gradtrail.audit"
+TREND_TAG = "gradtrail.trend"
+INDEX_TAG = "gradtrail.index"
 LATEST_AUDIT_TAG = "gradtrail.latest_audit"
 AUDIT_EXPERIMENT = "gradtrail audits"
 NOTE_TAG = "mlflow.note.content"
 _SECTION_START = "[//]: # (gradtrail: written by gradtrail, do not edit)"
 _SECTION_END = "[//]: # (gradtrail: end)"
+_MOST_METRICS = 1000
+"""MLflow's own limit for one batch."""
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """An MLflow run of the experiment of audits: it holds one audit, the trend of one model, or the report index."""
+
+    run_id: str
+    experiment_id: str
 
 
 @dataclass(frozen=True)
 class Links:
-    """Deep links into the MLflow UI at a public base URL; each part is URL-encoded."""
+    """Deep links at public base URLs; each part is URL-encoded.
+
+    Attributes:
+        base_url: the MLflow UI.
+        report_url: where the folder of reports is served or published; empty where it is not. Then links to a report
+            lead to its copy in MLflow, whose viewer shows pages in a sandbox that knows no places within them.
+    """
 
     base_url: str
+    report_url: str = ""
 
     def run(self, experiment_id: str, run_id: str) -> str:
         """Page of a run."""
         return f"{self.base_url}/#/experiments/{quote(experiment_id, safe='')}/runs/{quote(run_id, safe='')}"
 
+    def metrics(self, run: AuditRun) -> str:
+        """Page that draws the metrics of a run."""
+        return f"{self.run(run.experiment_id, run.run_id)}/model-metrics"
+
     def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
         """Page that shows one artifact of a run."""
         return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path, safe='')}"
 
+    def model(self, name: str) -> str:
+        """Page of a registered model."""
+        return f"{self.base_url}/#/models/{quote(name, safe='')}"
+
     def model_version(self, name: str, version: int) -> str:
         """Page of a registered model version."""
-        return f"{self.base_url}/#/models/{quote(name, safe='')}/versions/{version}"
+        return f"{self.model(name)}/versions/{version}"
 
+    def report(self, audit_id: str, run: AuditRun) -> str:
+        """An audit's report: where reports are served, else its copy in the audit's run."""
+        if self.report_url:
+            return f"{self.report_url}/{quote(audit_id, safe='')}/{REPORT_PAGE}"
+        return self.artifact(run.experiment_id, run.run_id, REPORT_PAGE)
 
-@dataclass(frozen=True)
-class AuditRun:
-    """The MLflow run that holds an audit."""
+    def output(self, audit_id: str, output_id: str, run: AuditRun) -> str:
+        """The section of one output in the report of an audit; the whole report where reports are not served."""
+        report = self.report(audit_id, run)
+        return f"{report}#{output_anchor(output_id)}" if self.report_url else report
 
-    run_id: str
-    experiment_id: str
+    def index(self, run: AuditRun) -> str:
+        """The index of all reports: where reports are served, else its copy in the run of the index."""
+        if self.report_url:
+            return f"{self.report_url}/{INDEX_PAGE}"
+        return self.artifact(run.experiment_id, run.run_id, INDEX_PAGE)
 
 
 def markdown_text(text: str) -> str:
@@ -58,6 +98,52 @@ def open_audit_run(registry: Registry, audit_id: str, name: str) -> AuditRun:
         return AuditRun(str(found[0].info.run_id), experiment_id)
     run = registry.client.create_run(experiment_id, run_name=name, tags={AUDIT_TAG: audit_id})
     return AuditRun(str(run.info.run_id), experiment_id)
+
+
+def open_trend_run(registry: Registry, model: str) -> AuditRun:
+    """The run that draws a model's metrics over its audits, created when it does not exist."""
+    return _open_summary(registry, TREND_TAG, model, f"Trend of {model}")
+
+
+def open_index_run(registry: Registry) -> AuditRun:
+    """The run that holds a copy of the report index, created when it does not exist."""
+    return _open_summary(registry, INDEX_TAG, "all", "All audits")
+
+
+def _open_summary(registry: Registry, tag: str, value: str, name: str) -> AuditRun:
+    """The oldest such run, so that two that were created at one time do not take turns.
+
+    Compared here and not by MLflow, whose filters cannot quote every name that a model may have.
+    """
+    experiment_id = registry.experiment_id(AUDIT_EXPERIMENT)
+    token: str | None = None
+    while token != "":
+        page = registry.client.search_runs(
+            [experiment_id], f"tags.`{tag}` LIKE '%'", order_by=["attributes.start_time ASC"], page_token=token
+        )
+        for run in page:
+            if run.data.tags.get(tag) == value:
+                return AuditRun(str(run.info.run_id), experiment_id)
+        token = page.token or ""
+    created = registry.client.create_run(experiment_id, run_name=name, tags={tag: value})
+    registry.client.set_terminated(created.info.run_id)
+    return AuditRun(str(created.info.run_id), experiment_id)
+
+
+def logged_steps(registry: Registry, run: AuditRun, metric: str) -> set[int]:
+    """The steps at which a run has a figure for that metric."""
+    return {int(point.step) for point in registry.client.get_metric_history(run.run_id, metric)}
+
+
+def log_point(registry: Registry, run: AuditRun, figures: Mapping[str, float], step: int, moment: datetime) -> None:
+    """Log figures for one step of a run, as of a moment; MLflow keeps one point of the same figure, step and moment.
+
+    The last batch holds the last figure, so that a step that has it is whole.
+    """
+    milliseconds = int(moment.timestamp() * 1000)
+    points = [Metric(name, figure, milliseconds, step) for name, figure in figures.items()]
+    for start in range(0, len(points), _MOST_METRICS):
+        registry.client.log_batch(run.run_id, metrics=points[start : start + _MOST_METRICS])
 
 
 def publish_audit(
@@ -79,8 +165,9 @@ def publish_audit(
         client.log_metric(run.run_id, key, number, step=0)
     registry.log_dataset(run.run_id, dataset)
     upload_files(registry, run.run_id, files)
-    for key, value in {**tags, NOTE_TAG: note}.items():
+    for key, value in tags.items():
         client.set_tag(run.run_id, key, value)
+    annotate(registry, run, note)
     client.set_terminated(run.run_id)
 
 
@@ -103,8 +190,22 @@ def describe(registry: Registry, version: RegisteredVersion, section: str) -> No
         client.set_tag(version.run_id, NOTE_TAG, _with_section(note, section))
 
 
+def describe_model(registry: Registry, name: str, section: str) -> None:
+    """Put gradtrail's section into the description of a registered model; what people wrote there stays as it is."""
+    description = registry.client.get_registered_model(name).description or ""
+    registry.client.update_registered_model(name, description=_with_section(description, section))
+
+
+def annotate(registry: Registry, run: AuditRun, note: str) -> None:
+    """Set the note of a run that is gradtrail's own, below which people may write: only its section is replaced."""
+    existing = registry.client.get_run(run.run_id).data.tags.get(NOTE_TAG, "")
+    registry.client.set_tag(run.run_id, NOTE_TAG, _with_section(existing, note))
+
+
 def _with_section(text: str, section: str) -> str:
     before, _, rest = text.partition(_SECTION_START)
-    _, _, after = rest.partition(_SECTION_END)
+    _, end, after = rest.partition(_SECTION_END)
+    # Without the end mark nobody can say where gradtrail's words stop: keep them all.
+    kept = after if end else rest
     own = f"{_SECTION_START}\n\n{section}\n\n{_SECTION_END}"
-    return "\n\n".join(part for part in (before.strip(), own, after.strip()) if part)
+    return "\n\n".join(part for part in (before.strip(), own, kept.strip()) if part)

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".gradtrail"), description="Folder of everything embedded.")
     mlflow_tracking_uri: str = Field("", description="MLflow server or database; default: sqlite in the home folder.")
     mlflow_url: str = Field("http://127.0.0.1:5000", description="Public address of the MLflow UI, for links.")
+    report_url: str = Field("", description="Public address of the reports folder, as served or published, for links.")
     gradients_uri: str = Field("", description="LanceDB folder or object-store URI; default: in the home folder.")
     allowed_adapters: tuple[str, ...] = Field((), description="Adapters that may run, as module:Class patterns.")
     adapter_path: Path = Field(Path(), description="Folder to import adapters from.")
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
             artifact_root=str(home / "artifacts") if tracking_uri == embedded_uri else "",
             gradients_uri=self.gradients_uri or str(home / "gradients"),
             mlflow_url=self.mlflow_url.rstrip("/"),
+            report_url=self.report_url.rstrip("/"),
             allowed_adapters=self.allowed_adapters,
             adapter_path=str(self.adapter_path.resolve()),
             policy=str(self.policy.resolve()) if self.policy else "",

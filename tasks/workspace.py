@@ -10,6 +10,7 @@ from gradtrail.nouns import PreviewMode
 
 if TYPE_CHECKING:
     from gradtrail.lineage.ledger import Ledger
+    from gradtrail.storage.audit_runs import Links
     from gradtrail.storage.gradients import GradientStore
     from gradtrail.storage.payloads import PayloadStore
     from gradtrail.storage.registry import Registry
@@ -25,6 +26,7 @@ class Workspace:
         artifact_root: where new embedded MLflow experiments put their files; empty means MLflow's own default.
         gradients_uri: LanceDB folder or object-store URI.
         mlflow_url: public address of the MLflow UI, for links.
+        report_url: public address of the folder of reports, for links; empty where it is not served.
         allowed_adapters: patterns of adapters that may run.
         adapter_path: folder to import adapters from.
         policy: path of the policy file; empty means the built-in policy.
@@ -40,6 +42,7 @@ class Workspace:
     artifact_root: str
     gradients_uri: str
     mlflow_url: str
+    report_url: str = ""
     allowed_adapters: tuple[str, ...] = ()
     adapter_path: str = "."
     policy: str = ""
@@ -107,3 +110,9 @@ class Workspace:
         from gradtrail.storage.registry import Registry
 
         return Registry(self.tracking_uri, self.artifact_root)
+
+    def links(self) -> Links:
+        """Deep links into MLflow and to the reports, at their public addresses."""
+        from gradtrail.storage.audit_runs import Links
+
+        return Links(self.mlflow_url, self.report_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def markdown(results: Row, comparisons: Sequence[Row]) -> str:
         "training and retraining really do.\n",
         _how(described),
         _tasks(described, rows),
+        _wanted(verdicts, gains),
         "## Fidelity by amount of further training\n",
         "![Fidelity by amount of further training](fidelity-by-training.svg)\n",
         "Every method has the damping that was best for each amount on the selection queries. First-order methods "
@@ -54,8 +56,8 @@ def markdown(results: Row, comparisons: Sequence[Row]) -> str:
 def _how(described: Row) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
     return (
-        f"Measured on {described['measured_at'][:10]}: {described['cpu']}, {described['processes']} processes of one "
-        f"thread; Python {described['python']}, {versions}.\n\n"
+        f"Measured on {described['measured_at'][:10]}: {described['cpu']}, one thread a process; "
+        f"Python {described['python']}, {versions}.\n\n"
         "Queries are held-out examples in three disjoint sets: weights are fitted on the first, and damping, curvature "
         "and best method chosen on the second; all figures are of the third. Peers are given the same weights, "
         "examples, queries and dampings, cover the same parameters where they have a rule for them, and are tuned on "
@@ -80,6 +82,36 @@ def _tasks(described: Row, rows: Sequence[Row]) -> str:
         )
         covered = f"{said['parameters']:,} ({said['covered_parameters']:,})"
         lines.append(f"| {said['title']} | {covered} | {amounts['training']} | {counts} | {ceiling:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _wanted(verdicts: Sequence[Row], gains: Sequence[Row]) -> str:
+    """What was set as goals, task by task, and what was found."""
+    lines = [
+        "## What was wanted, and what was found\n",
+        "Fidelity counts every amount of further training, halves and single examples; *better* closes at least a "
+        "tenth of the gap between the best peer and the ceiling by more than two standard errors. Weights count "
+        "methods (and amounts): significantly better than uniform against significantly worse.\n",
+        "| task | fidelity against the best peer | LDS against the best peer "
+        "| further-training weights: fidelity, halves | self-supervised weights: LDS |",
+        "|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(row["task"] for row in gains):
+        own = [row for row in verdicts if row["task"] == task]
+        fidelity = Counter(row["verdict"] for row in own if row["metric"] != "lds")
+        counted = ", ".join(f"{name} {fidelity[name]}" for name in SAID if fidelity[name]) or "no peers"
+        lds = next((SAID[row["verdict"]] for row in own if row["metric"] == "lds"), "no peers")
+        weights = []
+        for metric, weighting in (("fidelity_subset", "further_training"), ("lds", "self_supervised")):
+            found = [
+                row
+                for row in gains
+                if row["task"] == task and row["metric"] == metric and row["weighting"] == weighting
+            ]
+            better = sum(row["difference"] > 2 * row["standard_error"] for row in found)
+            worse = sum(row["difference"] < -2 * row["standard_error"] for row in found)
+            weights.append(f"{better} better, {worse} worse, of {len(found)}")
+        lines.append(f"| {task} | {counted} | {lds} | {weights[0]} | {weights[1]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -108,7 +140,7 @@ def _gains(gains: Sequence[Row]) -> str:
         "Differences of the same method, each at its own best damping; *significant* beyond two standard errors. "
         "Self-supervised weights are taken as they were learned; the others fall back to uniform where they do no "
         "better on the selection queries (a difference of zero).\n",
-        "| task | figure | weights | significantly better | better or equal | significantly worse | mean difference |",
+        "| task | figure | weights | significantly better | no difference | significantly worse | mean difference |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
     for key in dict.fromkeys((row["task"], row["metric"], row["weighting"]) for row in gains):
@@ -121,7 +153,7 @@ def _gains(gains: Sequence[Row]) -> str:
             f"| {key[0]} | {NAMES[key[1]]} | {WEIGHTED[key[2]]} | {better} of {len(own)} | {equal} | {worse} | "
             f"{mean:+.3f} |"
         )
-    return "\n".join(lines).replace("better or equal", "no difference") + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _table(task: str, title: str, rows: Sequence[Row]) -> str:

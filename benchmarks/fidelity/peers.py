@@ -25,8 +25,8 @@ ONLY = {
     "traker": (("cancer", "digits"), "TRAK is about the margin of a class"),
 }
 """Peers that have a way to do some tasks only, and why."""
-MOST_SECONDS = 900
-"""A peer that takes longer on one task is stopped, and its rows say so."""
+MOST_SECONDS = 600
+"""A peer that takes longer on one task is stopped; what it had finished counts, and the results say so."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def peer_scores(truths: Truths, dampings: Sequence[float], names: Sequence[str],
             unavailable[engine] = why
             continue
         folder = _scored(truths, dampings, name, threads)
+        if reason := (folder / "ended.txt").read_text():
+            unavailable[engine] = reason
         if not (folder / "scores.json").is_file():
-            unavailable[engine] = (folder / "failed.txt").read_text()
             continue
         said = json.loads((folder / "scores.json").read_text())
         scores = load_file(folder / "scores.safetensors")
@@ -63,24 +64,26 @@ def peer_scores(truths: Truths, dampings: Sequence[float], names: Sequence[str],
 def _scored(truths: Truths, dampings: Sequence[float], name: str, threads: int) -> Path:
     """The folder with a peer's scores, computed now where they are missing."""
     script = SCRIPTS / f"judge_{name}.py"
-    made_of = [sha256_file(script), sha256_file(SCRIPTS / "judged.py"), [repr(damping) for damping in dampings]]
+    # The last digits of an eigenvalue are not the same in every run.
+    made_of = [sha256_file(script), sha256_file(SCRIPTS / "judged.py"), [f"{damping:.4g}" for damping in dampings]]
     folder = truths.folder / "peers" / f"{name}-{short(sha256_json(made_of))}"
-    if (folder / "scores.json").is_file() or (folder / "failed.txt").is_file():
+    if (folder / "ended.txt").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     _give(truths, dampings, folder)
     command = [str(peer_python()), str(script), str(folder), str(threads)]
     environment = {**conditions(threads), "PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"}
+    reason = ""
     try:
         done = subprocess.run(  # noqa: S603
             command, check=False, env=environment, capture_output=True, text=True, timeout=MOST_SECONDS
         )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = f"its process ended with code {done.returncode}: {last[:200]}"
     except subprocess.TimeoutExpired:
-        write_atomically(folder / "failed.txt", f"it did not end within {MOST_SECONDS} s".encode())
-        return folder
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        write_atomically(folder / "failed.txt", f"its process ended with code {done.returncode}: {last}".encode())
+        reason = f"stopped after {MOST_SECONDS} s, with what it had finished"
+    write_atomically(folder / "ended.txt", reason.encode())
     return folder
 
 

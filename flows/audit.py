@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from gradtrail.errors import GradtrailError
 from gradtrail.flows.examining import examine, finish
 from gradtrail.tasks.announcing import announce
+from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.collecting import collect_outputs, pending_output_ids, require_sources
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
@@ -29,6 +31,8 @@ class AuditOutcome:
         output_count: outputs the audit covers.
         left_out: pending outputs it does not cover: refused when measured, or without the label that was asked for.
         refused: record ids refused by this run, with the cause.
+        waiting: outputs that wait for a later run: their model version is not ingested, or this run was full.
+        sampled_out: new records that the sampling of their source left out.
         finished: audits of an earlier, interrupted run whose reports this run completed.
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
     """
@@ -39,6 +43,8 @@ class AuditOutcome:
     output_count: int = 0
     left_out: int = 0
     refused: tuple[tuple[str, str], ...] = ()
+    waiting: int = 0
+    sampled_out: int = 0
     finished: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -55,6 +61,9 @@ def audit(
         workspace: where everything lives.
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
         options: method, target and what to keep.
+
+    Raises:
+        StoreError: at the end, where a source could not be read or a trace not be answered; the next run does it.
     """
     version = resolve_version(workspace, reference)
     model_version_id = version.model_version_id
@@ -68,11 +77,13 @@ def audit(
 
     pending = pending_output_ids(workspace, model_version_id, options.target)
     examined = examine(workspace, model_version_id, pending, resolved)
+    failed = collected.failed + _unanswered(workspace)
     if workspace.payload_retention_days:
         retain_payloads(workspace, workspace.payload_retention_days)
-    if finished or pending or collected.new_output_ids or collected.refused:
+    if finished or pending or collected.new_output_ids or collected.refused or collected.sampled_out:
         publish_snapshot(workspace)
         announce(workspace)
+    require_sources(failed)
     return AuditOutcome(
         model_version_id,
         examined.audit_id,
@@ -80,6 +91,18 @@ def audit(
         output_count=examined.output_count,
         left_out=len(pending) - examined.output_count,
         refused=collected.refused,
+        waiting=collected.waiting,
+        sampled_out=collected.sampled_out,
         finished=tuple(finished),
         warnings=examined.warnings,
     )
+
+
+def _unanswered(workspace: Workspace) -> tuple[tuple[str, str], ...]:
+    if not any(source.kind == "traces" for source in workspace.sources):
+        return ()
+    try:
+        answer_traces(workspace)
+    except GradtrailError as fault:
+        return (("answers to traces", str(fault)),)
+    return ()

@@ -209,6 +209,25 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Watermark:
+    """How far a source of outputs was read, and what became of its records, counted since its beginning.
+
+    `reached` is the newest time of a record that was read, never later than the reading itself. `seen` counts
+    different records: those `taken` to be audited, `sampled_out` and `refused`. Of the taken ones, `waiting` are not
+    recorded yet.
+    """
+
+    source: str
+    kind: str
+    reached: datetime | None
+    seen: int = 0
+    taken: int = 0
+    sampled_out: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
 class Audit:
     """Outputs × indexes × method × weighting × policy, pinned. Time is an attribute, never part of the key."""
 

@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 from gradtrail.errors import UsageError
 from gradtrail.nouns import PreviewMode
+from gradtrail.storage.source_config import SourceConfig
 from gradtrail.tasks.watching import WatchedModel
 from gradtrail.tasks.workspace import Workspace
 
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     personal_attributes: tuple[str, ...] = Field((), description="Attributes that are personal: kept erasable.")
     payload_retention_days: int = Field(0, ge=0, description="Days that payloads are kept; 0 keeps them.")
     models: tuple[WatchedModel, ...] = Field((), description="Models to look after, as [[models]] tables.")
+    sources: tuple[SourceConfig, ...] = Field((), description="Where outputs come from, as [[sources]] tables.")
     watch_seconds: int = Field(60, ge=5, description="How often `gradtrail serve` asks the registry what is new.")
     openlineage: str = Field("", description="OpenLineage consumer (http…) or file that every flow reports to.")
 
@@ -74,6 +76,7 @@ class Settings(BaseSettings):
             personal_attributes=self.personal_attributes,
             payload_retention_days=self.payload_retention_days,
             openlineage=self.openlineage,
+            sources=self.sources,
         )
 
 

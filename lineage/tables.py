@@ -319,6 +319,22 @@ _ALL = (
         "kind subject_id revision",
         {"kind": _TEXT, "subject_id": _TEXT, "revision": _WHOLE, "file_sha256": _TEXT_MAP, "reason": _TEXT},
     ),
+    _table(
+        "watermark",
+        "source revision",
+        {
+            "source": _TEXT,
+            "revision": _WHOLE,
+            "kind": _TEXT,
+            "reached": _TIME,
+            "seen": _WHOLE,
+            "taken": _WHOLE,
+            "sampled_out": _WHOLE,
+            "refused": _WHOLE,
+            "waiting": _WHOLE,
+        },
+        nullable="reached",
+    ),
 )
 
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}

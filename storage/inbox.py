@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
 from gradtrail.errors import DataError, NotFoundError
 from gradtrail.storage.atomic import TEMPORARY_SUFFIX
@@ -33,27 +36,42 @@ class Row:
 
 @dataclass(frozen=True)
 class InboxFile:
-    """One entry of the inbox. `name` is what messages call it."""
+    """One entry of the inbox. `name` is what messages call it; without a `filesystem` it is a local file."""
 
     path: Path
     name: str
+    filesystem: FileSystem | None = None
 
-    def rows(self) -> Iterator[Row]:
+    def open(self) -> BinaryIO:
+        """Its bytes, from the beginning."""
+        if self.filesystem is None:
+            return self.path.open("rb")
+        return cast("BinaryIO", io.BufferedReader(self.filesystem.open_input_file(str(self.path)), _CHUNK_BYTES))
+
+    def is_json_lines(self) -> bool:
+        """Whether its name says JSON Lines."""
+        return self.path.suffix.lower() in JSON_LINES_SUFFIXES
+
+    def rows(self, *, start: int = 0, first_number: int = 1, end: int | None = None) -> Iterator[Row]:
         """Stream its rows. The format is told by content: a Parquet file begins with PAR1.
+
+        Args:
+            start: byte from which JSON Lines are read, the beginning of the row `first_number`.
+            end: byte before which the reading of JSON Lines ends; default: the end of the file.
 
         Raises:
             DataError: it is neither Parquet nor JSON Lines, is damaged, or is not UTF-8.
         """
         try:
-            if not self.path.is_file():
+            if self.filesystem is None and not self.path.is_file():
                 raise DataError(f"{self.name} is not a file.", "Put Parquet or JSON Lines files directly in the inbox.")
-            with self.path.open("rb") as stream:
+            with self.open() as stream:
                 is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             if is_parquet:
                 yield from self._parquet_rows()
-            elif self.path.suffix.lower() in JSON_LINES_SUFFIXES:
-                self._require_utf8()
-                yield from self._json_rows()
+            elif self.is_json_lines():
+                self._require_utf8(start)
+                yield from self._json_rows(start, first_number, end)
             else:
                 raise DataError(
                     f"{self.name} is neither a Parquet file nor JSON Lines.",
@@ -65,11 +83,11 @@ class InboxFile:
     def _parquet_rows(self) -> Iterator[Row]:
         number = 0
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as table:
-                for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
-                    for record in batch.to_pylist():
+            with self.open() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as table:
+                for batch in table.iter_batches(batch_size=_rows_at_once(table.metadata)):
+                    for row in self._batch_rows(batch, number + 1):
                         number += 1
-                        yield Row(number, record)
+                        yield row
                 # A damaged page header can end the reading early without an error.
                 if number != table.metadata.num_rows:
                     raise ValueError(f"it says that it holds {table.metadata.num_rows} rows")
@@ -79,9 +97,25 @@ class InboxFile:
                 "Write it again, under a name that ends in .tmp until it is complete.",
             ) from fault
 
-    def _require_utf8(self) -> None:
+    def _batch_rows(self, batch: pa.RecordBatch, first_number: int) -> Iterator[Row]:
+        if batch.nbytes <= RECORD_BYTES_LIMIT:
+            for number, record in enumerate(batch.to_pylist(), first_number):
+                yield Row(number, record)
+            return
+        for place in range(batch.num_rows):
+            number, row = first_number + place, batch.slice(place, 1)
+            if row.nbytes > RECORD_BYTES_LIMIT:
+                yield Row(number, None, _fault(self.name, number, "is larger than 16 MB", "Split or shorten it."))
+            else:
+                yield Row(number, row.to_pylist()[0])
+
+    def _require_utf8(self, start: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        with self.path.open("rb") as stream:
+        with self.open() as stream:
+            head = stream.read(len(codecs.BOM_UTF16_LE))
+            if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise DataError(f"{self.name} is not UTF-8: it begins as UTF-16 does.", "Save it as UTF-8.")
+            stream.seek(start)
             try:
                 while chunk := stream.read(_CHUNK_BYTES):
                     decoder.decode(chunk)
@@ -89,13 +123,16 @@ class InboxFile:
             except UnicodeDecodeError as fault:
                 raise DataError(f"{self.name} is not UTF-8: {fault}.", "Save it as UTF-8.") from fault
 
-    def _json_rows(self) -> Iterator[Row]:
-        with self.path.open("rb") as stream:
-            number = 0
-            while line := stream.readline(RECORD_BYTES_LIMIT + 1):
+    def _json_rows(self, start: int, first_number: int, end: int | None) -> Iterator[Row]:
+        with self.open() as stream:
+            stream.seek(start)
+            number = first_number - 1
+            left = sys.maxsize if end is None else end - start
+            while left > 0 and (line := stream.readline(min(RECORD_BYTES_LIMIT + 1, left))):
                 number += 1
+                left -= len(line)
                 if len(line) > RECORD_BYTES_LIMIT:
-                    _skip_line(stream, line)
+                    left -= _skip_line(stream, line)
                     yield Row(number, None, _fault(self.name, number, "is longer than 16 MB", "Split or shorten it."))
                 elif line.strip():
                     yield _json_row(self.name, number, line.removeprefix(codecs.BOM_UTF8))
@@ -147,9 +184,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _skip_line(stream: Any, start: bytes) -> None:
+def _rows_at_once(metadata: pq.FileMetaData) -> int:
+    stored = sum(metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups))
+    return max(1, min(_ROWS_AT_ONCE, RECORD_BYTES_LIMIT * metadata.num_rows // max(stored, 1)))
+
+
+def _skip_line(stream: BinaryIO, start: bytes) -> int:
+    skipped = 0
     while start and not start.endswith(b"\n"):
         start = stream.readline(_CHUNK_BYTES)
+        skipped += len(start)
+    return skipped
 
 
 def _fault(name: str, number: int, what: str, remedy: str) -> DataError:

@@ -35,7 +35,7 @@ def _numbers(file: InboxFile, output_ids: Collection[str]) -> set[int]:
     try:
         for row in file.rows():
             try:
-                parsed = parse_record(row.record or {}, file=file.name, row=row.number)
+                parsed = parse_record(row.record or {}, place=f"{file.name}, row {row.number}")
             except DataError:
                 continue
             if parsed.output.output_id in output_ids:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ from gradtrail.digests import sha256_bytes, sha256_file, short
 from gradtrail.errors import DataError
 from gradtrail.nouns import Output
 from gradtrail.storage.atomic import replacing
-from gradtrail.storage.inbox import InboxFile, Row, read_inbox, read_records
-from gradtrail.storage.payloads import PayloadStore
+from gradtrail.storage.inbox import InboxFile, read_inbox, read_records
 from gradtrail.storage.records import payload_record, record_payload, utc_time
+from gradtrail.storage.source_config import DEFAULT_SOURCE
 
 __all__ = [
-    "Collected",
     "InboxFile",
     "ParsedOutput",
     "Refused",
     "add_file",
-    "collect",
     "parse_record",
     "payload_record",
     "read_inbox",
@@ -36,7 +34,6 @@ __all__ = [
     "write_outputs",
 ]
 
-DEFAULT_SOURCE = "inbox"
 _NEEDED = {
     "model": "the registered model's name",
     "version": "its version, a whole number",
@@ -59,49 +56,42 @@ class ParsedOutput:
 
 @dataclass(frozen=True)
 class Refused:
-    """Something that did not get in. `source` is its file, `record_id` its own id or "row N" ("" for a whole file)."""
+    """Something that did not get in. `source` is its file or source, `record_id` its own id or "row N" ("" for all)."""
 
     source: str
     record_id: str
     cause: str
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What the inbox holds: outputs whose payloads are stored, and what was refused."""
-
-    outputs: list[Output]
-    refused: list[Refused]
-
-
-def parse_record(
-    record: Mapping[str, Any], *, file: str, row: int, default_source: str = DEFAULT_SOURCE
-) -> ParsedOutput:
+def parse_record(record: Mapping[str, Any], *, place: str, default_source: str = DEFAULT_SOURCE) -> ParsedOutput:
     """Understand one record as an output.
 
     It needs `model`, `version`, `time` (with its zone) and `prediction`; `source`, `record_id` and `label` are
     optional, and whatever else it has is kept for the adapter. The output's id is `source:record_id`, or without a
     record id `source:` and the sha256 of the record, time included.
 
+    Args:
+        place: what messages call the record, such as "day.parquet, row 4".
+        default_source: source of an output that names none.
+
     Raises:
-        DataError: a field is absent, of another kind, not finite or too large; names file, row, field and remedy.
+        DataError: a field is absent, of another kind, not finite or too large; names place, field and remedy.
     """
-    name = f"{file}, row {row}"
     for field, meaning in _NEEDED.items():
         if record.get(field) is None:
-            raise DataError(f"{name} has no field {field!r}.", f"Add it: {meaning}.")
-    model = _named_text(record["model"], f"{name}: the field 'model'")
-    version = _whole_number(record["version"], f"{name}: the field 'version'")
-    produced_at = utc_time(record["time"], f"{name}: the field 'time'")
+            raise DataError(f"{place} has no field {field!r}.", f"Add it: {meaning}.")
+    model = _named_text(record["model"], f"{place}: the field 'model'")
+    version = _whole_number(record["version"], f"{place}: the field 'version'")
+    produced_at = utc_time(record["time"], f"{place}: the field 'time'")
     known = dict(record) | {"model": model, "version": version, "time": produced_at.isoformat()}
     source = default_source
     if record.get("source") is not None:
-        source = known["source"] = _named_text(record["source"], f"{name}: the field 'source'")
+        source = known["source"] = _named_text(record["source"], f"{place}: the field 'source'")
     if ":" in source:
-        raise DataError(f"{name}: the field 'source' is {source!r}.", "Take the colon out: it ends the source in ids.")
+        raise DataError(f"{place}: the field 'source' is {source!r}.", "Take the colon out: it ends the source in ids.")
     if record.get("record_id") is not None:
-        known["record_id"] = _record_id(record["record_id"], f"{name}: the field 'record_id'")
-    payload = record_payload(known, name=name)
+        known["record_id"] = _record_id(record["record_id"], f"{place}: the field 'record_id'")
+    payload = record_payload(known, name=place)
     sha256 = sha256_bytes(payload)
     record_id = known.get("record_id") or sha256
     output = Output(
@@ -115,31 +105,6 @@ def parse_record(
     return ParsedOutput(output, payload_record(payload), payload)
 
 
-def collect(folder: Path, payloads: PayloadStore, *, known: Container[str] = frozenset()) -> Collected:
-    """Read every file of the inbox: good records become outputs with stored payloads, bad ones are returned as refused.
-
-    Files stay where they are. One id twice with the same payload is one output; with another payload the later one, in
-    the order of file names, is refused.
-
-    Args:
-        known: output ids recorded earlier. Their payloads are not written again, so that a deleted one stays deleted.
-
-    Raises:
-        NotFoundError: there is no such folder.
-    """
-    collected = Collected([], [])
-    first_seen: dict[str, tuple[str, str]] = {}
-    for file in read_inbox(folder):
-        for found in _parsed(file, first_seen):
-            if isinstance(found, Refused):
-                collected.refused.append(found)
-                continue
-            if found.output.output_id not in known:
-                payloads.put(found.payload)
-            collected.outputs.append(found.output)
-    return collected
-
-
 def add_file(source_file: Path, inbox: Path) -> Path:
     """Check every record of a file and copy it into the inbox, under a name that begins with its digest.
 
@@ -150,9 +115,7 @@ def add_file(source_file: Path, inbox: Path) -> Path:
     """
     if not source_file.is_file():
         raise DataError(f"There is no file {source_file}.", "Name a Parquet or JSON Lines file of outputs.")
-    for found in _parsed(InboxFile(source_file, source_file.name), {}):
-        if isinstance(found, Refused):
-            raise DataError(found.cause)
+    _require_outputs(InboxFile(source_file, source_file.name))
     digest = short(sha256_file(source_file))
     for present in inbox.glob(f"{digest}-*"):
         return present
@@ -188,38 +151,18 @@ def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _parsed(file: InboxFile, first_seen: dict[str, tuple[str, str]]) -> Iterator[ParsedOutput | Refused]:
-    """Every row of a file, understood or refused; rows that repeat an output in full are left out."""
-    try:
-        for row in file.rows():
-            try:
-                parsed = _parsed_row(file, row)
-            except DataError as fault:
-                yield Refused(file.name, _row_name(row), str(fault))
-                continue
-            output, here = parsed.output, f"{file.name}, row {row.number}"
-            payload_sha256, place = first_seen.setdefault(output.output_id, (output.payload_sha256, here))
-            if place == here:
-                yield parsed
-            elif payload_sha256 != output.payload_sha256:
-                conflict = DataError(
-                    f"{here}: output {output.output_id} is in {place} with other content.",
-                    "Give each output a record_id of its own.",
-                )
-                yield Refused(file.name, output.record_id, str(conflict))
-    except DataError as fault:
-        yield Refused(file.name, "", str(fault))
-
-
-def _parsed_row(file: InboxFile, row: Row) -> ParsedOutput:
-    if row.fault is not None:
-        raise row.fault
-    return parse_record(row.record or {}, file=file.name, row=row.number)
-
-
-def _row_name(row: Row) -> str:
-    given = (row.record or {}).get("record_id")
-    return given if isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME else f"row {row.number}"
+def _require_outputs(file: InboxFile) -> None:
+    payload_by_output: dict[str, str] = {}
+    for row in file.rows():
+        if row.fault is not None:
+            raise row.fault
+        place = f"{file.name}, row {row.number}"
+        output = parse_record(row.record or {}, place=place).output
+        if payload_by_output.setdefault(output.output_id, output.payload_sha256) != output.payload_sha256:
+            raise DataError(
+                f"{place}: output {output.output_id} was delivered before with other content.",
+                "Give each output a record_id of its own.",
+            )
 
 
 def _named_text(value: Any, name: str) -> str:

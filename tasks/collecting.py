@@ -1,56 +1,172 @@
-"""Collecting outputs: what lies in the inbox becomes payloads and rows of the ledger, each once."""
+"""Collecting outputs: what lies in the sources becomes payloads and rows of the ledger, each once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.lineage import listings, queries
-from gradtrail.nouns import Target
-from gradtrail.storage.outputs import Refused, collect
+from gradtrail.errors import GradtrailError, StoreError
+from gradtrail.lineage import queries
+from gradtrail.lineage.deliveries import recorded_payloads
+from gradtrail.lineage.watermarks import newest_watermark, record_watermark
+from gradtrail.nouns import Target, Watermark
+from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.source_intake import Intake
+from gradtrail.storage.source_spool import Held, Spool, open_spool
+from gradtrail.storage.sources import open_source
 from gradtrail.tasks.auditing import MEASURING
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
+
+_RECORDED_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a look into the inbox brought.
+    """What a look into the sources brought.
 
-    `refused` pairs records that were refused for the first time with the cause. `waiting` counts outputs of model
-    versions that were never ingested; they stay in the inbox until those are.
+    Attributes:
+        new_output_ids: outputs that were recorded, in order.
+        refused: records that were refused for the first time, each with the cause.
+        waiting: taken outputs that are not recorded yet: their model version was never ingested, or the run was full.
+        sampled_out: new records that the sampling left out.
+        without_confidence: of the new records, those that lowest confidence was asked of and that have none.
+        failed: sources that could not be read, each with the cause; the next run tries them again.
     """
 
-    new_output_ids: tuple[str, ...]
-    refused: tuple[tuple[str, str], ...]
-    waiting: int
+    new_output_ids: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    waiting: int = 0
+    sampled_out: int = 0
+    without_confidence: int = 0
+    failed: tuple[tuple[str, str], ...] = ()
 
 
 @task(cache_policy=NO_CACHE)
 def collect_outputs(workspace: Workspace) -> Collection:
-    """Read every file of the inbox; record what is new, quarantine what cannot be used, and change nothing else."""
-    workspace.inbox.mkdir(parents=True, exist_ok=True)
-    ledger = workspace.ledger()
+    """Read every source: record what is new, quarantine what cannot be used. A source that fails stops no other."""
+    collected: list[Collection] = []
+    for source in workspace.output_sources:
+        try:
+            collected.append(collect_source(workspace, source))
+        except GradtrailError as fault:
+            collected.append(Collection(failed=((source.name, str(fault)),)))
+    return _together(collected)
+
+
+@task(**WITH_RETRIES)
+def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
+    """Read one source from its watermark on.
+
+    Records go into the spool before the ledger has them, and the watermark moves after it has.
+
+    Raises:
+        GradtrailError: the source cannot be read; what was read before is recorded.
+    """
+    ledger, now = workspace.ledger(), datetime.now(UTC)
+    if source.name == workspace.home_source.name:
+        workspace.inbox.mkdir(parents=True, exist_ok=True)
     with ledger.read() as connection:
-        known = listings.payloads_by_output(connection)
-        ingested = {version.model_version_id for version in queries.model_versions(connection)}
-    collected = collect(workspace.inbox, workspace.payloads(), known=known)
-    refused = list(collected.refused)
-    accepted, waiting = [], 0
-    for output in collected.outputs:
-        recorded = known.get(output.output_id, output.payload_sha256)
-        if recorded != output.payload_sha256:
-            cause = f"The output {output.output_id} was recorded before with another content. Give it an id of its own."
-            refused.append(Refused(output.source, output.record_id, cause))
-        elif output.model_version_id in ingested:
-            accepted.append(output)
-        else:
-            waiting += 1
-    newly_refused = [r for r in refused if ledger.record_quarantine(r.source, r.record_id, r.cause)]
+        before = newest_watermark(connection, source.name) or Watermark(source.name, source.kind, None)
+    overlap = timedelta(hours=source.overlap_hours)
+    since = before.reached - overlap if before.reached else None
+    with open_spool(workspace.spool) as spool:
+        spool.begin(before)
+        recording = Recording(workspace, source, spool)
+        recording.drain()
+        reader = open_source(source, workspace.registry())
+        intake = Intake(source, reader, spool, now, since, recording.left(), recording.known)
+        try:
+            for taken in intake.run():
+                if taken - recording.count >= _RECORDED_AT_ONCE:
+                    recording.drain()
+        finally:
+            recording.drain()
+            reached = spool.watermark(source.name)
+            if reached != before:
+                record_watermark(ledger, reached)
+        if reached.reached:
+            spool.forget_before(source.name, reached.reached - overlap - timedelta(days=1))
     return Collection(
-        tuple(ledger.record_outputs(accepted)), tuple((r.record_id, r.cause) for r in newly_refused), waiting
+        tuple(recording.new_output_ids),
+        tuple(recording.refused),
+        reached.waiting,
+        intake.sampled_out,
+        intake.sample.without_confidence,
     )
+
+
+class Recording:
+    """From the spool into the ledger, within what one run may record."""
+
+    def __init__(self, workspace: Workspace, source: SourceConfig, spool: Spool) -> None:
+        self._workspace, self._source, self._spool = workspace, source, spool
+        self._ledger = workspace.ledger()
+        with self._ledger.read() as connection:
+            self._ingested = [version.model_version_id for version in queries.model_versions(connection)]
+        self.new_output_ids: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+
+    @property
+    def count(self) -> int:
+        """Outputs recorded so far."""
+        return len(self.new_output_ids)
+
+    def left(self) -> int | None:
+        """How many outputs the run may still record; None for no limit."""
+        most = self._source.most_per_run
+        return max(most - self.count, 0) if most else None
+
+    def known(self, output_ids: Iterable[str]) -> dict[str, str]:
+        """The payload digests of those outputs that the ledger has, by id."""
+        named = list(output_ids)
+        if not named:
+            return {}
+        with self._ledger.read() as connection:
+            return recorded_payloads(connection, named)
+
+    def drain(self) -> None:
+        """Record what waits, as far as its model version is ingested and the run has room, and what was refused."""
+        name = self._source.name
+        while (left := self.left()) != 0 and self._ingested:
+            limit = min(_RECORDED_AT_ONCE, left or _RECORDED_AT_ONCE)
+            held = self._spool.ready(name, self._ingested, limit)
+            if not held:
+                break
+            self._record(held)
+        refusals = self._spool.refusals(name)
+        for _, each in refusals:
+            if self._ledger.record_quarantine(each.source, each.record_id, each.cause):
+                self.refused.append((each.record_id, each.cause))
+        if refusals:
+            self._spool.reported([place for place, _ in refusals])
+
+    def _record(self, held: list[Held]) -> None:
+        known = self.known(each.output.output_id for each in held)
+        new = [each for each in held if each.output.output_id not in known]
+        payloads = self._workspace.payloads()
+        for each in new:
+            payloads.put(each.payload)
+        self.new_output_ids += self._ledger.record_outputs([each.output for each in new])
+        self._spool.release([each.output.output_id for each in held])
+
+
+def require_sources(failed: Sequence[tuple[str, str]]) -> None:
+    """Say, at the end of a run, what could not be read or answered.
+
+    Raises:
+        StoreError: something failed; the message names each.
+    """
+    if failed:
+        named = " ".join(f"{name}: {cause}" for name, cause in failed)
+        raise StoreError(
+            f"{len(failed)} of the sources could not be read or answered. {named}",
+            "What could be read is audited and kept; the next run tries the rest again.",
+        )
 
 
 @task(cache_policy=NO_CACHE)
@@ -62,21 +178,12 @@ def pending_output_ids(workspace: Workspace, model_version_id: str, target: Targ
     return [output.output_id for output in pending if output.output_id not in unmeasurable]
 
 
-@task(cache_policy=NO_CACHE)
-def audited_output_ids(
-    workspace: Workspace, model_version_id: str, target: Target, audit_id: str = ""
-) -> tuple[list[str], int]:
-    """Outputs that audits of a model version examined, or that one audit did, and how many more have no payload.
-
-    Raises:
-        NotFoundError: an audit was named that the ledger does not have.
-    """
-    payloads = workspace.payloads()
-    with workspace.ledger().read() as connection:
-        if audit_id:
-            examined = [output_id for output_id, _ in queries.audit_details(connection, audit_id).audit.outputs]
-        else:
-            examined = listings.audited_outputs(connection, model_version_id, target)
-        outputs = queries.outputs(connection, examined)
-    kept = [output.output_id for output in outputs if output.payload_sha256 in payloads]
-    return kept, len(outputs) - len(kept)
+def _together(collected: list[Collection]) -> Collection:
+    return Collection(
+        tuple(output_id for each in collected for output_id in each.new_output_ids),
+        tuple(refused for each in collected for refused in each.refused),
+        sum(each.waiting for each in collected),
+        sum(each.sampled_out for each in collected),
+        sum(each.without_confidence for each in collected),
+        tuple(failed for each in collected for failed in each.failed),
+    )

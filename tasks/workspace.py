@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradtrail.nouns import PreviewMode
+from gradtrail.storage.source_config import DEFAULT_SOURCE, SourceConfig, SourceConfigError
 
 if TYPE_CHECKING:
     from gradtrail.lineage.ledger import Ledger
@@ -35,6 +36,7 @@ class Workspace:
         personal_attributes: attributes that go into the ledger's erasable table, and into no index and no report.
         payload_retention_days: days after which an audit run deletes payloads; 0 keeps them.
         openlineage: address of an OpenLineage consumer, or a file, that flows report to; empty reports nowhere.
+        sources: where outputs come from, besides the inbox of the home folder.
     """
 
     home: str
@@ -51,6 +53,15 @@ class Workspace:
     personal_attributes: tuple[str, ...] = ()
     payload_retention_days: int = 0
     openlineage: str = ""
+    sources: tuple[SourceConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.output_sources]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise SourceConfigError(
+                f"Two sources are called {repeated[0]!r}.",
+                "Give each a name of its own; the inbox of the home folder is called 'inbox' unless it is named.",
+            )
 
     @property
     def root(self) -> Path:
@@ -61,6 +72,22 @@ class Workspace:
     def inbox(self) -> Path:
         """Folder into which outputs are dropped as Parquet or JSON Lines."""
         return self.root / "inbox"
+
+    @property
+    def home_source(self) -> SourceConfig:
+        """The inbox of the home folder as a source: as the settings describe it, else with every output audited."""
+        described = [source for source in self.sources if source.is_home]
+        return replace(described[0] if described else SourceConfig(DEFAULT_SOURCE, "inbox"), location=str(self.inbox))
+
+    @property
+    def output_sources(self) -> tuple[SourceConfig, ...]:
+        """Every source of outputs, the inbox of the home folder first."""
+        return (self.home_source, *(source for source in self.sources if not source.is_home))
+
+    @property
+    def spool(self) -> Path:
+        """What was read from sources and is not in the ledger yet."""
+        return self.root / "sources.sqlite"
 
     @property
     def reports(self) -> Path:

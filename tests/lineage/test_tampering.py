@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from gradtrail.lineage.revisions import record_revision
 from gradtrail.lineage.signatures import new_keys, sign_audit
 from gradtrail.lineage.tables import TABLES
 from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.watermarks import record_watermark
 from gradtrail.lineage.withdrawals import WithdrawalRequest, withdraw
+from gradtrail.nouns import Watermark
 
 KINDS = ("changed", "dropped", "added", "swapped")
 LATER = (
@@ -27,6 +30,7 @@ LATER = (
     "erasure",
     "file_revision",
     "personal_attribute",
+    "watermark",
     "withdrawal",
     "withdrawn_example",
 )
@@ -51,6 +55,8 @@ def full(recorded_story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         finish(ledger, erasure.erasure_id)
     for digest in ("ab", "cd"):
         record_revision(ledger, "report", audit_id, {"report.html": digest}, "erasure")
+    for seen in (1, 2):
+        record_watermark(ledger, Watermark("inbox", "inbox", datetime(2026, 1, seen, tzinfo=UTC), seen, seen))
     assert verify_ledger(ledger).ok
     return folder
 

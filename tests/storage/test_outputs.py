@@ -1,6 +1,8 @@
 import base64
 import json
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,16 +12,19 @@ import pytest
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import DataError, NotFoundError
+from gradtrail.nouns import Watermark
 from gradtrail.storage.outputs import (
     add_file,
-    collect,
     parse_record,
     payload_record,
     read_records,
     record_payload,
     write_outputs,
 )
-from gradtrail.storage.payloads import PayloadStore
+from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.source_files import FileSource
+from gradtrail.storage.source_intake import Intake
+from gradtrail.storage.source_spool import open_spool
 
 NOON = "2026-01-31T12:00:00+00:00"
 
@@ -29,7 +34,7 @@ def record(**fields):
 
 
 def parse(**fields):
-    return parse_record(record(**fields), file="day.parquet", row=4)
+    return parse_record(record(**fields), place="day.parquet, row 4")
 
 
 @pytest.fixture
@@ -39,9 +44,23 @@ def inbox(tmp_path):
     return folder
 
 
-@pytest.fixture
-def inbox_payloads(tmp_path):
-    return PayloadStore(tmp_path / "payloads")
+@dataclass(frozen=True)
+class Collected:
+    outputs: list
+    refused: list
+    payloads: dict
+
+
+def collect(folder):
+    """Everything an inbox holds, read once, as it waits to be recorded."""
+    config = SourceConfig("inbox", "inbox")
+    with open_spool(Path(":memory:")) as spool:
+        spool.begin(Watermark("inbox", "inbox", None))
+        source = FileSource(str(folder), {}, {})
+        list(Intake(config, source, spool, datetime.now(UTC), None, None, lambda _: {}).run())
+        held = spool.ready("inbox", ["digits/3"], 1000)
+        refused = [each for _, each in spool.refusals("inbox")]
+    return Collected([each.output for each in held], refused, {each.output.output_id: each.payload for each in held})
 
 
 def write_lines(path, *records):
@@ -135,7 +154,7 @@ def test_a_lacking_field_is_named_with_file_row_and_remedy(field, absent):
     if absent:
         del lacking[field]
     with pytest.raises(DataError, match=rf"day\.parquet, row 4 has no field '{field}'\. Add it: "):
-        parse_record(lacking, file="day.parquet", row=4)
+        parse_record(lacking, place="day.parquet, row 4")
 
 
 @pytest.mark.parametrize(
@@ -168,27 +187,27 @@ def test_a_field_of_the_wrong_kind_is_named(field, value):
         parse(**{field: value})
 
 
-def test_parquet_and_json_lines_give_the_same_output(inbox, inbox_payloads):
+def test_parquet_and_json_lines_give_the_same_output(inbox):
     fields = record(record_id="a", pixels=[[0.1, 0.2]], label=None, png=b"\x89PNG", time=datetime.fromisoformat(NOON))
     write_outputs(inbox / "one.parquet", [fields])
     del fields["label"]
     encoded = {"$base64": base64.b64encode(b"\x89PNG").decode()}
     write_lines(inbox / "two.jsonl", fields | {"time": "2026-01-31T12:00:00Z", "png": encoded})
-    collected = collect(inbox, inbox_payloads)
+    collected = collect(inbox)
     assert [output.output_id for output in collected.outputs] == ["inbox:a"]
     assert collected.refused == []
-    stored = payload_record(inbox_payloads.get(collected.outputs[0].payload_sha256))
+    stored = payload_record(collected.payloads["inbox:a"])
     assert stored == fields | {"time": NOON}
 
 
-def test_nanosecond_times_of_pandas_become_microseconds(inbox, inbox_payloads):
+def test_nanosecond_times_of_pandas_become_microseconds(inbox):
     frame = pd.DataFrame([record(time=pd.Timestamp("2026-01-31T12:00:00.123456789Z"), label=np.nan)])
     frame.to_parquet(inbox / "frame.parquet")
-    (output,) = collect(inbox, inbox_payloads).outputs
+    (output,) = collect(inbox).outputs
     assert output.produced_at == datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 
 
-def test_bad_records_are_quarantined_and_good_ones_beside_them_kept(inbox, inbox_payloads):
+def test_bad_records_are_quarantined_and_good_ones_beside_them_kept(inbox):
     lines = [
         json.dumps(record(record_id="good")),
         json.dumps(record(record_id="bad", version=None)),
@@ -201,7 +220,7 @@ def test_bad_records_are_quarantined_and_good_ones_beside_them_kept(inbox, inbox
         json.dumps(record(record_id="last")),
     ]
     (inbox / "day.jsonl").write_text("\ufeff" + "\n".join(lines))
-    collected = collect(inbox, inbox_payloads)
+    collected = collect(inbox)
     assert [output.record_id for output in collected.outputs] == ["good", "last"]
     refused = [(each.source, each.record_id) for each in collected.refused]
     assert refused == [("day.jsonl", name) for name in ("bad", "row 3", "row 4", "row 5", "row 7", "row 8")]
@@ -210,25 +229,25 @@ def test_bad_records_are_quarantined_and_good_ones_beside_them_kept(inbox, inbox
     assert "comes twice" in collected.refused[2].cause
 
 
-def test_a_line_beyond_16_megabytes_is_refused_without_losing_the_next(inbox, inbox_payloads):
+def test_a_line_beyond_16_megabytes_is_refused_without_losing_the_next(inbox):
     with (inbox / "day.jsonl").open("w") as stream:
         stream.write('{"image": "' + "x" * 17_000_000 + '"}\n' + json.dumps(record(record_id="next")))
-    collected = collect(inbox, inbox_payloads)
+    collected = collect(inbox)
     assert [output.record_id for output in collected.outputs] == ["next"]
     assert "row 1 is longer than 16 MB" in collected.refused[0].cause
 
 
-def test_one_id_with_two_contents_is_refused_naming_both_places(inbox, inbox_payloads):
+def test_one_id_with_two_contents_is_refused(inbox):
     write_lines(inbox / "a.jsonl", record(record_id="x"), record(record_id="x"))
     write_lines(inbox / "b.jsonl", record(record_id="x", prediction="8"))
-    collected = collect(inbox, inbox_payloads)
-    assert [payload_record(inbox_payloads.get(o.payload_sha256))["prediction"] for o in collected.outputs] == ["7"]
+    collected = collect(inbox)
+    assert [payload_record(payload)["prediction"] for payload in collected.payloads.values()] == ["7"]
     (refused,) = collected.refused
     assert (refused.source, refused.record_id) == ("b.jsonl", "x")
-    assert "b.jsonl, row 1: output inbox:x is in a.jsonl, row 1 with other content" in refused.cause
+    assert "b.jsonl, row 1: output inbox:x was delivered before with other content" in refused.cause
 
 
-def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ignored(inbox, inbox_payloads):
+def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ignored(inbox):
     whole = write_outputs(inbox / "z.parquet", [record(record_id=str(i)) for i in range(200)]).read_bytes()
     (inbox / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (inbox / "text.parquet").write_text("not a table")
@@ -238,7 +257,7 @@ def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ig
     (inbox / "folder").mkdir()
     (inbox / ".hidden.jsonl").write_text("{")
     (inbox / "writing.parquet.tmp").write_bytes(whole[:100])
-    collected = collect(inbox, inbox_payloads)
+    collected = collect(inbox)
     assert len(collected.outputs) == 200
     assert {each.source for each in collected.refused} == {
         "cut.parquet", "text.parquet", "notes.txt", "utf16.jsonl", "latin.jsonl", "folder",
@@ -246,37 +265,27 @@ def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ig
     assert all(each.record_id == "" and each.source in each.cause for each in collected.refused)
 
 
-def test_a_flipped_byte_in_the_pages_of_a_parquet_file_never_changes_an_output_in_silence(inbox, inbox_payloads):
+def test_a_flipped_byte_in_the_pages_of_a_parquet_file_never_changes_an_output_in_silence(inbox):
     path = write_outputs(inbox / "a.parquet", [record(record_id=str(i)) for i in range(100)])
     content = path.read_bytes()
-    sound = {output.output_id: output.payload_sha256 for output in collect(inbox, inbox_payloads).outputs}
+    sound = {output.output_id: output.payload_sha256 for output in collect(inbox).outputs}
     footer_bytes = int.from_bytes(content[-8:-4], "little") + 8
     for position in range(4, len(content) - footer_bytes, 7):
         damaged = bytearray(content)
         damaged[position] ^= 0x55
         path.write_bytes(damaged)
-        collected = collect(inbox, inbox_payloads)
+        collected = collect(inbox)
         found = {output.output_id: output.payload_sha256 for output in collected.outputs}
         assert found == sound or collected.refused, f"byte {position}"
 
 
-def test_a_missing_inbox_is_an_error_and_an_empty_one_is_empty(inbox, inbox_payloads):
-    assert collect(inbox, inbox_payloads).outputs == []
+def test_a_missing_inbox_is_an_error_and_an_empty_one_is_empty(inbox):
+    assert collect(inbox).outputs == []
     with pytest.raises(NotFoundError, match="no inbox"):
-        collect(inbox / "elsewhere", inbox_payloads)
+        collect(inbox / "elsewhere")
 
 
-def test_collecting_again_changes_nothing_and_a_deleted_payload_of_a_known_output_stays_deleted(inbox, inbox_payloads):
-    write_lines(inbox / "a.jsonl", record(record_id="x"), record(record_id="y"))
-    first = collect(inbox, inbox_payloads)
-    assert collect(inbox, inbox_payloads) == first
-    erased = first.outputs[0]
-    inbox_payloads.delete(erased.payload_sha256)
-    assert collect(inbox, inbox_payloads, known={erased.output_id}) == first
-    assert erased.payload_sha256 not in inbox_payloads
-
-
-def test_adding_a_file_twice_makes_one_copy(inbox, tmp_path, inbox_payloads):
+def test_adding_a_file_twice_makes_one_copy(inbox, tmp_path):
     source = write_outputs(tmp_path / "day.parquet", [record(record_id="x")])
     copy = add_file(source, inbox)
     renamed = source.rename(tmp_path / "renamed.parquet")
@@ -284,14 +293,14 @@ def test_adding_a_file_twice_makes_one_copy(inbox, tmp_path, inbox_payloads):
     assert [path.name for path in inbox.iterdir()] == [copy.name]
     assert copy.name.endswith("-day.parquet")
     assert copy.read_bytes() == renamed.read_bytes()
-    assert len(collect(inbox, inbox_payloads).outputs) == 1
+    assert len(collect(inbox).outputs) == 1
 
 
 @pytest.mark.parametrize(
     ("records", "cause"),
     [
         ([record(record_id="x"), record(time=None)], "row 2 has no field 'time'"),
-        ([record(record_id="x"), record(record_id="x", prediction="8")], "is in day.jsonl, row 1 with other content"),
+        ([record(record_id="x"), record(record_id="x", prediction="8")], "row 2: output inbox:x was delivered before with other content"),
     ],
 )
 def test_a_bad_file_is_not_added(inbox, tmp_path, records, cause):
@@ -321,8 +330,8 @@ def test_written_outputs_keep_every_field_of_every_record(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["day.parquet"]
 
 
-def test_parquet_types_without_json_form_are_refused_row_by_row(inbox, inbox_payloads):
+def test_parquet_types_without_json_form_are_refused_row_by_row(inbox):
     table = pa.Table.from_pylist([record()]).append_column("span", pa.array([timedelta(1)]))
     pq.write_table(table, inbox / "a.parquet")
-    (refused,) = collect(inbox, inbox_payloads).refused
+    (refused,) = collect(inbox).refused
     assert "a.parquet, row 1: the field 'span' is a timedelta" in refused.cause

@@ -1,0 +1,26 @@
+"""Opening a source by its kind."""
+
+from __future__ import annotations
+
+from gradtrail.storage.registry import Registry
+from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.source_rows import Source
+
+
+def open_source(config: SourceConfig, registry: Registry) -> Source:
+    """The source that a configuration means; nothing is read yet. Traces are those of the registry's MLflow.
+
+    Raises:
+        UsageError: its address cannot be used.
+    """
+    if config.kind == "sql":
+        from gradtrail.storage.source_sql import SqlSource
+
+        return SqlSource(config)
+    if config.kind == "traces":
+        from gradtrail.storage.source_traces import TraceSource
+
+        return TraceSource(config, registry.client)
+    from gradtrail.storage.source_files import FileSource
+
+    return FileSource(config.resolved_location(), config.fields, config.constants)

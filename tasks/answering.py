@@ -1,0 +1,54 @@
+"""Answering: a trace whose output was audited gets feedback with a link to the report, once."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from gradtrail.lineage import queries
+from gradtrail.lineage.deliveries import reported_outputs
+from gradtrail.reports.write import HTML_NAME
+from gradtrail.storage.audit_runs import Links, markdown_text
+from gradtrail.storage.source_traces import COLLECTED, DONE, REFUSED, Answer, TraceSource
+from gradtrail.tasks.auditing import MEASURING
+from gradtrail.tasks.retrying import WITH_RETRIES
+from gradtrail.tasks.workspace import Workspace
+
+
+@task(**WITH_RETRIES)
+def answer_traces(workspace: Workspace) -> int:
+    """Tell every collected trace that was audited, or could not be measured, and return how many were told.
+
+    The tag of a trace is the queue: what a killed run left unanswered still says `collected`, and is found by the next.
+
+    Raises:
+        StoreError: MLflow cannot be read or written now.
+        NotFoundError: an experiment of a source is gone.
+    """
+    answered = 0
+    for source in workspace.output_sources:
+        if source.kind == "traces":
+            traces = TraceSource(source, workspace.registry().client)
+            waiting = [info.trace_id for info in traces.tagged(COLLECTED)]
+            for answer in _answers(workspace, source.name, waiting):
+                traces.answer(answer)
+                answered += 1
+    return answered
+
+
+def _answers(workspace: Workspace, source: str, trace_ids: list[str]) -> list[Answer]:
+    if not trace_ids:
+        return []
+    by_output = {f"{source}:{trace_id}": trace_id for trace_id in trace_ids}
+    links = Links(workspace.mlflow_url)
+    with workspace.ledger().read() as connection:
+        reported = reported_outputs(connection, list(by_output))
+        unmeasured = {each.record_id: each.cause for each in queries.quarantined(connection, MEASURING)}
+    answers = []
+    for output_id, trace_id in by_output.items():
+        if output_id in reported:
+            report = reported[output_id]
+            url = links.artifact(report.mlflow_experiment_id, report.mlflow_run_id, HTML_NAME)
+            answers.append(Answer(trace_id, DONE, "audited", f"[report]({url})", report.audit_id))
+        elif output_id in unmeasured:
+            answers.append(Answer(trace_id, REFUSED, "refused", markdown_text(unmeasured[output_id])))
+    return answers

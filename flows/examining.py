@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from gradtrail.tasks.auditing import measure_outputs, recorded_warnings, score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.linking import link_report
+from gradtrail.tasks.report_index import publish_report_index
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.showing import show_audit
+from gradtrail.tasks.trends import record_trend
 from gradtrail.tasks.workspace import Workspace
 
 
@@ -39,8 +41,13 @@ def examine(
 
 
 def finish(workspace: Workspace, audit_id: str) -> str:
-    """Report, MLflow and Prefect of a recorded audit; returns the path of the report. Repeating it changes nothing."""
+    """All pages that show a recorded audit; returns the path of its report. Repeating it changes nothing.
+
+    Linking comes last but one, for it records the report as done: what a kill interrupts before is done again.
+    """
     report = write_audit_report(workspace, audit_id)
+    record_trend(workspace, audit_id)
+    publish_report_index(workspace)
     link_report(workspace, audit_id)
     show_audit(workspace, audit_id)
     return report

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gradtrail import __version__, printing
-from gradtrail.commands import audits, exporting, installation, ledger, models, running, trust
+from gradtrail.commands import audits, exporting, installation, ledger, models, reports, running, trust
 from gradtrail.errors import GradtrailError
 from gradtrail.session import quiet_libraries
 
@@ -23,6 +23,7 @@ for room, panel in (
     (installation, "Begin"),
     (models, "Models"),
     (audits, "Audits"),
+    (reports, "Audits"),
     (running, "On a schedule"),
     (ledger, "Ledger"),
     (trust, "Ledger"),

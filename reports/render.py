@@ -13,6 +13,7 @@ from gradtrail.digests import short
 from gradtrail.reports import formats
 from gradtrail.reports.document import SCHEMA, report_json
 from gradtrail.reports.model import AuditReport
+from gradtrail.reports.policies_sql import evidence_sql
 from gradtrail.reports.table import ATTRIBUTION_SCHEMA, attribution_table
 from gradtrail.reports.views import view_of
 
@@ -45,6 +46,7 @@ def environment() -> Environment:
     )
     environment.filters.update(
         count=formats.count,
+        evidence_sql=lambda finding, audit_id: evidence_sql(audit_id, finding),
         moment=formats.moment,
         number=formats.number,
         output_anchor=output_anchor,
@@ -56,6 +58,7 @@ def environment() -> Environment:
         web_address=formats.web_address,
     )
     environment.globals["index_page"] = INDEX_PAGE
-    # The style sheet is the package's own file: the only text that is not escaped.
+    # The style sheets are the package's own files: no other text is exempt from escaping here.
     environment.globals["css"] = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704
+    environment.globals["style"] = Markup((_TEMPLATES / "index.css").read_text(encoding="utf-8"))  # noqa: S704
     return environment

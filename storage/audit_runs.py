@@ -90,12 +90,18 @@ def markdown_text(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\`*_[]<>#|!" else character for character in text)
 
 
-def open_audit_run(registry: Registry, audit_id: str, name: str) -> AuditRun:
-    """Find the audit's run by its tag, or create it with the tag in one call, so that a repeat never makes a second."""
+def find_audit_run(registry: Registry, audit_id: str) -> AuditRun | None:
+    """The audit's run, by its tag."""
     experiment_id = registry.experiment_id(AUDIT_EXPERIMENT)
     found = registry.client.search_runs([experiment_id], f"tags.`{AUDIT_TAG}` = '{audit_id}'", max_results=1)
-    if found:
-        return AuditRun(str(found[0].info.run_id), experiment_id)
+    return AuditRun(str(found[0].info.run_id), experiment_id) if found else None
+
+
+def open_audit_run(registry: Registry, audit_id: str, name: str) -> AuditRun:
+    """Find the audit's run by its tag, or create it with the tag in one call, so that a repeat never makes a second."""
+    if found := find_audit_run(registry, audit_id):
+        return found
+    experiment_id = registry.experiment_id(AUDIT_EXPERIMENT)
     run = registry.client.create_run(experiment_id, run_name=name, tags={AUDIT_TAG: audit_id})
     return AuditRun(str(run.info.run_id), experiment_id)
 

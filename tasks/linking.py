@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import sha256_file, short
-from gradtrail.nouns import SEVERITIES
+from gradtrail.lineage.audit_history import PastAudit
 from gradtrail.reports.write import HTML_NAME, JSON_NAME, PARQUET_NAME
-from gradtrail.storage.audit_runs import AUDIT_TAG, LATEST_AUDIT_TAG, Links, describe, markdown_text, publish_audit
+from gradtrail.storage.audit_runs import (
+    AUDIT_TAG,
+    LATEST_AUDIT_TAG,
+    Links,
+    describe,
+    describe_model,
+    markdown_text,
+    publish_audit,
+)
+from gradtrail.storage.registry import Registry
+from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
 from gradtrail.tasks.reporting import RecordedAudit, recorded_audit
 from gradtrail.tasks.workspace import Workspace
 
@@ -18,9 +30,12 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
     """Put a written report into MLflow, link it from version and run, record it as done; returns the run id."""
     recorded = recorded_audit(workspace, audit_id)
     model_version, run = recorded.details.model_version, recorded.audit_run
+    with workspace.ledger().read() as connection:
+        history = audit_history(connection, model_version.name)
+    this = next(each for each in history if each.past.audit_id == audit_id)
     folder = workspace.reports / audit_id
     digests = {name: sha256_file(folder / name) for name in (HTML_NAME, JSON_NAME, PARQUET_NAME)}
-    registry, links = workspace.registry(), Links(workspace.mlflow_url)
+    registry, links = workspace.registry(), workspace.links()
     audit = recorded.details.audit
     publish_audit(
         registry,
@@ -37,19 +52,11 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
             **_signature_tags(recorded),
         },
         parameters={"method": audit.method, **{name: str(value) for name, value in audit.parameters.items()}},
-        metrics=_metrics(recorded),
+        metrics=audit_metrics(this, wrong_outputs(workspace, audit_id)),
         files=[folder / name for name in digests],
         dataset=recorded.pinned.dataset,
     )
-    version = registry.resolve(model_version.model_version_id)
-    describe(
-        registry,
-        version,
-        f"**gradtrail** · newest audit {short(audit_id)} of {recorded.details.recorded_at:%Y-%m-%d %H:%M} UTC: "
-        f"[report]({links.artifact(run.experiment_id, run.run_id, HTML_NAME)}) · "
-        f"[audit run]({links.run(run.experiment_id, run.run_id)})",
-    )
-    registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
+    _describe(registry, links, recorded, [each.past for each in history])
     workspace.ledger().record_report(
         audit_id,
         html_uri=str(folder / HTML_NAME),
@@ -68,25 +75,23 @@ def _signature_tags(recorded: RecordedAudit) -> dict[str, str]:
     return {"gradtrail.signature": signature.signature, "gradtrail.public_key_sha256": signature.public_key_sha256}
 
 
-def _metrics(recorded: RecordedAudit) -> dict[str, float]:
-    details, coverage = recorded.details, recorded.index.coverage
-    metrics = {
-        "outputs": float(len(recorded.outputs)),
-        "outputs_not_reproduced": float(sum(not result.reproduced for result in details.results)),
-        "coverage_parameters": coverage.parameter_share,
-        "coverage_examples": coverage.example_share,
-    }
-    for severity in SEVERITIES:
-        metrics[f"findings_{severity}"] = float(sum(finding.severity == severity for finding in details.findings))
-    for share in details.shares:
-        if share.output_id is None and share.side == "proponent" and share.attribute in ("source", "licence"):
-            metrics[f"share_{share.attribute}/{_metric_name(share.value)}"] = share.share
-    return metrics
-
-
-def _metric_name(value: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "_-. " else "_" for c in value)
-    return kept[:100] or "unknown"
+def _describe(registry: Registry, links: Links, recorded: RecordedAudit, history: Sequence[PastAudit]) -> None:
+    """Lead from model version, training run and model to the audit, where no later one of theirs is there already."""
+    details, run = recorded.details, recorded.audit_run
+    audit_id, name, number = details.audit.audit_id, details.model_version.name, details.model_version.version
+    later = [past for past in history if past.event_sequence > details.event_sequence and past.reported]
+    elsewhere = (
+        f"[report]({links.report(audit_id, run)}) · [audit run]({links.run(run.experiment_id, run.run_id)}) · "
+        f"[trend]({links.metrics(recorded.trend_run)}) · [all audits]({links.index(recorded.index_run)})"
+    )
+    when = f"{details.recorded_at:%Y-%m-%d %H:%M} UTC"
+    if not any(past.version == number for past in later):
+        version = registry.resolve(details.model_version.model_version_id)
+        describe(registry, version, f"**gradtrail** · newest audit {short(audit_id)} of {when}: {elsewhere}")
+        registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
+    if not later:
+        section = f"**gradtrail** · newest audit {short(audit_id)}, of version {number}, {when}: {elsewhere}"
+        describe_model(registry, name, section)
 
 
 def _note(recorded: RecordedAudit, links: Links) -> str:
@@ -94,9 +99,10 @@ def _note(recorded: RecordedAudit, links: Links) -> str:
     version = details.model_version
     lines = [
         f"## {markdown_text(recorded.title)}",
-        f"[Open the report]({links.artifact(audit_run.experiment_id, audit_run.run_id, HTML_NAME)}) · "
+        f"[Open the report]({links.report(details.audit.audit_id, audit_run)}) · "
         f"[model version]({links.model_version(version.name, version.version)}) · "
-        f"[training run]({links.run(run.experiment_id, run.run_id)})",
+        f"[training run]({links.run(run.experiment_id, run.run_id)}) · "
+        f"[trend]({links.metrics(recorded.trend_run)}) · [all audits]({links.index(recorded.index_run)})",
         "",
         f"{len(recorded.outputs)} outputs, method `{details.audit.method}`, "
         f"checkpoint `{short(recorded.pinned.serving.checkpoint_id)}`, "

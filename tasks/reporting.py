@@ -23,7 +23,14 @@ from gradtrail.lineage.signatures import AuditSignature, sign_audit, signature_o
 from gradtrail.nouns import Fidelity, Index, Output, Preview, Run, Side, Weighting
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
 from gradtrail.reports.write import HTML_NAME, write_report
-from gradtrail.storage.audit_runs import AuditRun, Links, open_audit_run, upload_files
+from gradtrail.storage.audit_runs import (
+    AuditRun,
+    Links,
+    open_audit_run,
+    open_index_run,
+    open_trend_run,
+    upload_files,
+)
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.datasets import ExampleFinder
@@ -48,7 +55,7 @@ class FoundReport:
 
 @dataclass(frozen=True)
 class RecordedAudit:
-    """What the ledger holds about one audit, the model it is about, and the MLflow run that shows it."""
+    """What the ledger holds about one audit, the model it is about, and the MLflow runs that show it."""
 
     details: AuditDetails
     index: Index
@@ -65,6 +72,8 @@ class RecordedAudit:
     fidelity_alone: Fidelity | None
     pinned: PinnedModel
     audit_run: AuditRun
+    trend_run: AuditRun
+    index_run: AuditRun
 
     @property
     def title(self) -> str:
@@ -113,7 +122,7 @@ def ensure_report(workspace: Workspace, audit_id: str) -> FoundReport:
         path = rewrite_report(workspace, audit_id, "its file was gone or changed")
     url = ""
     if report is not None and report.mlflow_run_id and report.mlflow_experiment_id:
-        links = Links(workspace.mlflow_url)
+        links = workspace.links()
         url = links.artifact(report.mlflow_experiment_id, report.mlflow_run_id, HTML_NAME)
     return FoundReport(audit_id, str(path), url, rewritten)
 
@@ -159,6 +168,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         counts: dict[str, dict[str, int]] = {}
         for found in queries.attribute_counts(connection, index.dataset_version_id):
             counts.setdefault(found.attribute, {})[found.value] = found.examples
+    registry = workspace.registry()
     return RecordedAudit(
         details=details,
         index=index,
@@ -174,14 +184,16 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         fidelity=fidelity,
         fidelity_alone=alone,
         pinned=pinned_model(workspace, details.audit.model_version_id),
-        audit_run=open_audit_run(workspace.registry(), audit_id, f"{_title(details)} ({short(audit_id)})"),
+        audit_run=open_audit_run(registry, audit_id, f"{_title(details)} ({short(audit_id)})"),
+        trend_run=open_trend_run(registry, details.model_version.name),
+        index_run=open_index_run(registry),
     )
 
 
 def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
     """Gather an audit's report from the ledger, the payloads and the adapter's previews."""
     recorded = recorded_audit(workspace, audit_id)
-    pinned, run, links = recorded.pinned, recorded.run, Links(workspace.mlflow_url)
+    pinned, run, links = recorded.pinned, recorded.run, workspace.links()
     cards = _Cards(pinned, recorded.examples, recorded.erased)
     return AuditReport(
         audit=recorded.details.audit,
@@ -192,6 +204,8 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
             "Model version": links.model_version(pinned.model_version.name, pinned.model_version.version),
             "Training run": links.run(run.experiment_id, run.run_id),
             "Audit run": links.run(recorded.audit_run.experiment_id, recorded.audit_run.run_id),
+            "Trend": links.metrics(recorded.trend_run),
+            "All audits": links.index(recorded.index_run),
         },
         run=run,
         checkpoint=pinned.serving,

@@ -11,8 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
 from gradtrail.lineage import queries
-from gradtrail.reports.write import HTML_NAME
-from gradtrail.storage.audit_runs import Links, markdown_text
+from gradtrail.storage.audit_runs import AuditRun, markdown_text
 from gradtrail.tasks.workspace import Workspace
 
 
@@ -25,9 +24,8 @@ def show_audit(workspace: Workspace, audit_id: str) -> None:
     version = details.model_version
     key = _key(version.name)
     if report is not None:
-        links = Links(workspace.mlflow_url)
         address = (
-            links.artifact(report.mlflow_experiment_id, report.mlflow_run_id, HTML_NAME)
+            workspace.links().report(audit_id, AuditRun(report.mlflow_run_id, report.mlflow_experiment_id))
             if report.mlflow_run_id and report.mlflow_experiment_id
             else Path(report.html_uri).as_uri()
         )

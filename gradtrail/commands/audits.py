@@ -8,27 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from gradtrail import printing
+from gradtrail.commands import outputs
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
 
 app = typer.Typer()
-outputs_app = typer.Typer(help="Outputs of production models, waiting to be audited.", no_args_is_help=True)
-app.add_typer(outputs_app, name="outputs")
-
-
-@outputs_app.command("add")
-def outputs_add(
-    file: Annotated[Path, typer.Argument(help="Parquet or JSON Lines, one record an output.")],
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Put a file of outputs into the inbox; the next audit takes what is new in it."""
-    from gradtrail.storage.outputs import add_file
-
-    workspace = load_settings(home=home).workspace()
-    placed = add_file(file, workspace.inbox)
-    printing.show_added(placed, as_json=as_json)
+app.add_typer(outputs.app, name="outputs")
 
 
 @app.command()
@@ -102,18 +88,3 @@ def explain(
     from gradtrail.api import connect
 
     printing.show_explanation(connect(load_settings(home=home).home).explain(output), as_json=as_json)
-
-
-@app.command()
-def report(
-    audit_id: Annotated[str, typer.Argument(help="Audit id, or the beginning of one; default: the newest.")] = "",
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Find the report of an audit; write it again from the ledger if its file is gone."""
-    settings = load_settings(home=home)
-    with flow_session(settings.home):
-        from gradtrail.tasks.reporting import ensure_report
-
-        found = ensure_report(settings.workspace(), audit_id)
-    printing.show_report(found, as_json=as_json)

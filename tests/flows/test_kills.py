@@ -13,7 +13,7 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
-from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT
+from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
 from gradtrail.tasks.auditing import AuditOptions, measure_outputs, score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.opened import ready_indexes
@@ -107,7 +107,9 @@ def test_an_audit_killed_after_any_step_is_completed_once(indexed, stop_after):
     assert (outcome.audit_id or outcome.finished[0]) == audits[0].audit_id
     client = indexed.workspace.registry().client
     experiment = client.get_experiment_by_name(AUDIT_EXPERIMENT)
-    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert len(client.search_runs([experiment.experiment_id], f"tags.`{AUDIT_TAG}` LIKE '%'")) == 1
+    trend = client.search_runs([experiment.experiment_id], f"tags.`{TREND_TAG}` = 'tiny'")[0]
+    assert [point.step for point in client.get_metric_history(trend.info.run_id, "outputs")] == [1]
     again = audit(indexed.workspace, "tiny@champion")
     assert (again.audit_id, again.finished) == ("", ())
     assert not verify_workspace(indexed.workspace).problems

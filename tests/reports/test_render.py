@@ -92,7 +92,8 @@ def test_the_style_sheet_asks_for_nothing_outside(sample_report: AuditReport) ->
 def test_only_web_addresses_are_links(page: Page, sample_report: AuditReport) -> None:
     targets = {anchor["href"] for anchor in page.all("a")}
     assert "https://mlflow.example/#/run" in targets
-    assert all(target and target.startswith("https://mlflow.example/") for target in targets)
+    elsewhere = targets - {"../index.html"}
+    assert all(target and target.startswith("https://mlflow.example/") for target in elsewhere)
     assert sample_report.model_links["audit run"] == "javascript:alert(1)"
 
 

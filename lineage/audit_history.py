@@ -1,0 +1,172 @@
+"""All audits at a glance: what trend and report index draw, in a few queries however many audits there are."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import duckdb
+
+from gradtrail.nouns import Finding, Severity, Share, Target
+
+Connection = duckdb.DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class FiredRule:
+    """A rule that fired in an audit, `count` times. `message` is the sentence of its first finding."""
+
+    rule: str
+    severity: Severity
+    count: int
+    message: str
+
+
+@dataclass(frozen=True)
+class PastAudit:
+    """One audit as one line of a history.
+
+    `number` counts the audits of its model in the order they were recorded, from 1. Shares are those over all outputs,
+    by attribute and falling share. The coverage is the smallest over the indexes. The ids of its MLflow run are empty
+    before its report is recorded; those of the training run where the ledger does not know it.
+    """
+
+    audit_id: str
+    number: int
+    recorded_at: datetime
+    event_sequence: int
+    model: str
+    version: int
+    checkpoint_id: str
+    run_id: str
+    run_experiment_id: str
+    method: str
+    parameters: Mapping[str, Any]
+    weighting_id: str
+    dataset_version_id: str
+    index_ids: tuple[str, ...]
+    target: Target
+    outputs: int
+    not_reproduced: int
+    parameter_share: float
+    example_share: float
+    shares: tuple[Share, ...]
+    fired: tuple[FiredRule, ...]
+    audit_run_id: str
+    audit_experiment_id: str
+
+    @property
+    def reported(self) -> bool:
+        """Whether its report is recorded as done."""
+        return bool(self.audit_run_id)
+
+    def findings(self, severity: Severity) -> int:
+        """How many findings of that severity it has."""
+        return sum(rule.count for rule in self.fired if rule.severity == severity)
+
+
+def past_audits(connection: Connection, model: str | None = None) -> list[PastAudit]:
+    """The audits of a model, or of all models, in the order they were recorded."""
+    header = """
+        SELECT
+            audit.audit_id,
+            row_number() OVER (PARTITION BY model_version.name ORDER BY audit.event_sequence),
+            event.recorded_at, audit.event_sequence, model_version.name, model_version.version,
+            serving_checkpoint.checkpoint_id, model_version.run_id, coalesce(training_run.experiment_id, ''),
+            audit.method, audit.parameters, audit.weighting_id, audit_dataset.dataset_version_id,
+            coalesce(report.mlflow_run_id, ''), coalesce(report.mlflow_experiment_id, '')
+        FROM audit
+        JOIN event ON event.sequence = audit.event_sequence
+        JOIN model_version ON model_version.model_version_id = audit.model_version_id
+        JOIN serving_checkpoint ON serving_checkpoint.model_version_id = audit.model_version_id
+        JOIN audit_dataset ON audit_dataset.audit_id = audit.audit_id
+        LEFT JOIN training_run ON training_run.run_id = model_version.run_id
+        LEFT JOIN report ON report.audit_id = audit.audit_id
+        WHERE model_version.name = coalesce(?, model_version.name)
+        ORDER BY audit.event_sequence"""
+    rows = connection.execute(header, [model]).fetchall()
+    audit_ids = [row[0] for row in rows]
+    outputs = _outputs(connection, audit_ids)
+    indexes = _indexes(connection, audit_ids)
+    shares = _shares(connection, audit_ids)
+    fired = _fired(connection, audit_ids)
+    found = []
+    for row in rows:
+        count, not_reproduced, target = outputs[row[0]]
+        index_ids, parameter_share, example_share = indexes[row[0]]
+        found.append(
+            PastAudit(
+                *row[:10],
+                parameters=json.loads(row[10]),
+                weighting_id=row[11],
+                dataset_version_id=row[12],
+                index_ids=tuple(index_ids),
+                target=target,
+                outputs=count,
+                not_reproduced=not_reproduced,
+                parameter_share=parameter_share,
+                example_share=example_share,
+                shares=tuple(shares[row[0]]),
+                fired=tuple(fired[row[0]]),
+                audit_run_id=row[13],
+                audit_experiment_id=row[14],
+            )
+        )
+    return found
+
+
+def findings_of(connection: Connection, audit_id: str) -> list[Finding]:
+    """The findings of an audit in its order."""
+    query = "SELECT rule, severity, message, output_id, evidence FROM finding WHERE audit_id = ? ORDER BY position"
+    return [Finding(*row[:4], evidence=json.loads(row[4])) for row in connection.execute(query, [audit_id]).fetchall()]
+
+
+def fidelity_events(connection: Connection) -> dict[str, list[int]]:
+    """For each checkpoint the events that recorded a fidelity of it, in order."""
+    query = "SELECT checkpoint_id, list(event_sequence ORDER BY event_sequence) FROM fidelity GROUP BY checkpoint_id"
+    return dict(connection.execute(query).fetchall())
+
+
+def _outputs(connection: Connection, audit_ids: list[str]) -> dict[str, tuple[int, int, Target]]:
+    query = """
+        SELECT audit_id, count(*), count_if(NOT reproduced), min_by(target, position)
+        FROM audit_output WHERE audit_id IN (SELECT unnest(?)) GROUP BY audit_id"""
+    return {row[0]: row[1:] for row in connection.execute(query, [audit_ids]).fetchall()}
+
+
+def _indexes(connection: Connection, audit_ids: list[str]) -> dict[str, tuple[list[str], float, float]]:
+    query = """
+        SELECT
+            audit_id,
+            list(index_id ORDER BY position),
+            coalesce(min(covered_parameters / nullif(total_parameters, 0)), 0),
+            coalesce(min(indexed_examples / nullif(total_examples, 0)), 0)
+        FROM audit_index JOIN gradient_index USING (index_id)
+        WHERE audit_id IN (SELECT unnest(?)) GROUP BY audit_id"""
+    return {row[0]: row[1:] for row in connection.execute(query, [audit_ids]).fetchall()}
+
+
+def _shares(connection: Connection, audit_ids: list[str]) -> dict[str, list[Share]]:
+    query = """
+        SELECT audit_id, output_id, side, attribute, value, share, training_share, interval_low, interval_high
+        FROM share WHERE output_id IS NULL AND audit_id IN (SELECT unnest(?))
+        ORDER BY side DESC, attribute, share DESC, value"""
+    found: dict[str, list[Share]] = defaultdict(list)
+    for audit_id, *share in connection.execute(query, [audit_ids]).fetchall():
+        found[audit_id].append(Share(*share))
+    return found
+
+
+def _fired(connection: Connection, audit_ids: list[str]) -> dict[str, list[FiredRule]]:
+    query = """
+        SELECT audit_id, rule, severity, count(*), min_by(message, position)
+        FROM finding WHERE audit_id IN (SELECT unnest(?)) GROUP BY audit_id, rule, severity
+        ORDER BY array_position(['high', 'medium', 'low', 'info'], severity), min(position)"""
+    found: dict[str, list[FiredRule]] = defaultdict(list)
+    for audit_id, *rule in connection.execute(query, [audit_ids]).fetchall():
+        found[audit_id].append(FiredRule(*rule))
+    return found

@@ -1,0 +1,86 @@
+"""The history of audits with the fidelity of each, from the ledger alone, and the figures that MLflow draws of it."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from gradtrail.digests import canonical_json, sha256_bytes, short
+from gradtrail.lineage.audit_history import PastAudit, fidelity_events, past_audits
+from gradtrail.nouns import SEVERITIES, Fidelity
+from gradtrail.reports.index_model import IndexedAudit
+from gradtrail.reports.write import JSON_NAME
+from gradtrail.tasks.measured_fidelity import audited_fidelity
+from gradtrail.tasks.workspace import Workspace
+
+DRAWN_ATTRIBUTES = ("source", "licence")
+_LONGEST_VALUE = 100
+
+
+def audit_history(connection: duckdb.DuckDBPyConnection, model: str | None = None) -> list[IndexedAudit]:
+    """The audits of a model, or of all models, in the order they were recorded, each with its fidelity."""
+    events = fidelity_events(connection)
+    known: dict[bytes, Fidelity | None] = {}
+
+    def fidelity(past: PastAudit) -> Fidelity | None:
+        measured = events.get(past.checkpoint_id, [])
+        asked = (
+            past.checkpoint_id,
+            past.method,
+            dict(past.parameters),
+            past.weighting_id,
+            list(past.index_ids),
+            past.target,
+        )
+        # Audits alike between two calibrations share one figure.
+        key = canonical_json([*asked, bisect_left(measured, past.event_sequence)])
+        if key not in known:
+            known[key] = audited_fidelity(connection, *asked, before=past.event_sequence) if measured else None
+        return known[key]
+
+    return [IndexedAudit(past, fidelity(past)) for past in past_audits(connection, model)]
+
+
+def audit_metrics(audit: IndexedAudit, wrong: int | None, least_share: float = 0.0) -> dict[str, float]:
+    """The figures of an audit as MLflow metrics; shares of support by source and licence from `least_share` on."""
+    past, fidelity = audit.past, audit.fidelity
+    metrics = {
+        "outputs_not_reproduced": float(past.not_reproduced),
+        "coverage_parameters": past.parameter_share,
+        "coverage_examples": past.example_share,
+    }
+    if wrong is not None:
+        metrics["outputs_wrong"] = float(wrong)
+    if fidelity is not None:
+        metrics |= {
+            "fidelity": fidelity.value,
+            "fidelity_error": fidelity.standard_error,
+            "fidelity_ceiling": fidelity.ceiling,
+        }
+    for severity in SEVERITIES:
+        metrics[f"findings_{severity}"] = float(past.findings(severity))
+    for share in past.shares:
+        if share.side == "proponent" and share.attribute in DRAWN_ATTRIBUTES and share.share >= least_share:
+            metrics[f"share_{share.attribute}/{_metric_name(share.value)}"] = share.share
+    return metrics | {"outputs": float(past.outputs)}
+
+
+def wrong_outputs(workspace: Workspace, audit_id: str) -> int | None:
+    """How many outputs contradict their true label, by the report on disk; None where no label is known."""
+    path: Path = workspace.reports / audit_id / JSON_NAME
+    if not path.is_file():
+        return None
+    sections: list[Mapping[str, Any]] = json.loads(path.read_text("utf-8"))["outputs"]
+    judged = [section["wrong"] for section in sections if section["wrong"] is not None]
+    return sum(judged) if judged else None
+
+
+def _metric_name(value: str) -> str:
+    """A value as MLflow lets a metric be called; one that had to change carries a digest, so that no two are one."""
+    kept = "".join(c if c.isalnum() or c in "_-. " else "_" for c in value)[:_LONGEST_VALUE]
+    return kept if kept == value else f"{kept or 'unnamed'} {short(sha256_bytes(value.encode('utf-8')), 6)}"

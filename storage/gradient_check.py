@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from gradtrail.storage.gradient_rows import IndexDescription, attribute_lists
-from gradtrail.storage.measured import first_few, matrix, row_digests
+from gradtrail.storage.measured import first_few, row_digests
+from gradtrail.storage.vector_codes import matrix
 
 
 class IndexContents:

@@ -19,13 +19,12 @@ from gradtrail.storage.arrow_text import ArrowText, CodedText
 from gradtrail.storage.lance_tables import key_field
 from gradtrail.storage.measured import (
     Measured,
-    matrix,
     measured_columns,
     measured_fields,
     require_unique,
     text_column,
 )
-from gradtrail.storage.vector_codes import VectorCode
+from gradtrail.storage.vector_codes import VectorCode, matrix
 
 Column = Literal["content_sha256", "vector", "loss", "squared_norms", "attributes"]
 MEASURED: tuple[Column, ...] = ("vector", "loss", "squared_norms", "attributes")

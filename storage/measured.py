@@ -145,12 +145,6 @@ def text_column(kind: str, values: Sequence[str | None]) -> pa.Array:
         raise DataError(f"The {kind} of a row is not valid text: {fault}.", "Convert it to text first.") from fault
 
 
-def matrix(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    """A fixed-size list column as a (B, size) view of its Arrow memory, without a copy."""
-    column = batch.column(name)
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)  # type: ignore[no-any-return]  # pyarrow has no types
-
-
 def first_few(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)

@@ -16,14 +16,13 @@ from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faul
 from gradtrail.storage.measured import (
     Measured,
     first_few,
-    matrix,
     measured_columns,
     measured_fields,
     require_unique,
     row_digests,
     text_column,
 )
-from gradtrail.storage.vector_codes import VectorCode
+from gradtrail.storage.vector_codes import VectorCode, matrix
 
 _KEYS = ("output_id", "target")
 # Outputs are few: they are kept whole, whatever the type of the index.

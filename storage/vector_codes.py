@@ -118,8 +118,8 @@ class VectorCode:
 
     def stored(self, batch: pa.RecordBatch) -> StoredVectors:
         """What a batch of the table holds, as it is kept: views of its Arrow memory."""
-        vectors = _view(batch, "vector")
-        return StoredVectors(vectors, _view(batch, "scales") if self.type == "int8" else _no_scales(len(vectors)))
+        vectors = matrix(batch, "vector")
+        return StoredVectors(vectors, matrix(batch, "scales") if self.type == "int8" else _no_scales(len(vectors)))
 
     def decode(self, stored: StoredVectors) -> NDArray[np.float32]:
         """Vectors (B, D) as float32; where they are kept so, the very memory.
@@ -160,7 +160,11 @@ def _no_scales(rows: int) -> NDArray[np.float32]:
     return np.empty((rows, 0), dtype=np.float32)
 
 
-def _view(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+def matrix(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """A fixed-size list column as a (B, size) view of its Arrow memory, without a copy."""
     column = batch.column(name)
-    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
+    width = column.type.list_size
+    # `flatten` would copy; what lies under a slice is all of the array it was cut from.
+    within = column.values.slice(column.offset * width, len(column) * width)
+    values: NDArray[Any] = within.to_numpy(zero_copy_only=True).reshape(-1, width)
     return values

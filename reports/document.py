@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradtrail.digests import sha256_bytes
-from gradtrail.nouns import GroupContribution, Preview, PreviewMode, Share
+from gradtrail.nouns import Finding, GroupContribution, Preview, PreviewMode, Share
 from gradtrail.reports.model import AuditReport, ExampleCard, OutputSection, Trust
+from gradtrail.reports.policies_sql import evidence_sql
 from gradtrail.reports.previews import apply_mode, shown_prediction
 
 SCHEMA = "gradtrail.report/1"
@@ -43,14 +44,14 @@ def report_json(report: AuditReport) -> dict[str, Any]:
             "attribute_counts": {name: dict(counts) for name, counts in report.attribute_counts.items()},
         },
         "trust": _trust(report.trust),
-        "findings": [_plain(finding) for finding in report.findings],
+        "findings": [_finding(finding, report.audit.audit_id) for finding in report.findings],
         "overall": {
             "shares": [_share(share) for share in report.overall.shares],
             "proponents": [_card(card, mode) for card in report.overall.proponents],
             "opponents": [_card(card, mode) for card in report.overall.opponents],
             "groups": [_group(contribution) for contribution in report.overall.groups],
         },
-        "outputs": [_section(section, mode) for section in report.outputs],
+        "outputs": [_section(section, mode, report.audit.audit_id) for section in report.outputs],
         "ledger_head": report.ledger_head,
         "evidence": {
             "audit_id": report.audit.audit_id,
@@ -73,7 +74,11 @@ def _trust(trust: Trust) -> dict[str, Any]:
     }
 
 
-def _section(section: OutputSection, mode: PreviewMode) -> dict[str, Any]:
+def _finding(finding: Finding, audit_id: str) -> dict[str, Any]:
+    return {**_plain(finding), "sql": evidence_sql(audit_id, finding)}
+
+
+def _section(section: OutputSection, mode: PreviewMode, audit_id: str) -> dict[str, Any]:
     return {
         "output": _plain(section.output),
         "result": {
@@ -87,7 +92,7 @@ def _section(section: OutputSection, mode: PreviewMode) -> dict[str, Any]:
         "opponents": [_card(card, mode) for card in section.opponents],
         "shares": [_share(share) for share in section.shares],
         "groups": [_group(contribution) for contribution in section.groups],
-        "findings": [_plain(finding) for finding in section.findings],
+        "findings": [_finding(finding, audit_id) for finding in section.findings],
         "lineage": [_plain(step) for step in section.lineage],
     }
 

@@ -12,9 +12,13 @@ from typing import Any, cast
 
 from gradtrail.digests import sha256_json
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.nouns import SEVERITIES, Severity
+from gradtrail.nouns import SEVERITIES, Finding, Severity
+from gradtrail.reports.formats import count
 
 DEFAULT_POLICY = Path(__file__).parent / "templates" / "default_policy.toml"
+OUTPUT_SLICES = ("prediction", "source")
+LEAST_FOR_SPREAD = 3
+_NAMED_IN_MESSAGE = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,17 @@ class Policy:
         return sha256_json(dict(self.content))
 
 
+def finding(rule: Rule, message: str, output_id: str | None = None, **evidence: Any) -> Finding:
+    """A finding of a rule; its evidence names the kind of the rule."""
+    return Finding(rule.name, rule.severity, message, output_id, {"kind": rule.kind, **evidence})
+
+
+def listed(names: list[str] | tuple[str, ...]) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - _NAMED_IN_MESSAGE
+    return ", ".join(names[:_NAMED_IN_MESSAGE]) + (f" and {count(rest)} more" if rest > 0 else "")
+
+
 @dataclass(frozen=True)
 class _Option:
     """What one key of a rule may hold. `default` is None where the key must be given."""
@@ -54,6 +69,8 @@ class _Option:
 _TOP = _Option("whole", 10, low=1)
 _SIDE = _Option("choice", "proponent", choices=("proponent", "opponent"))
 _FRACTION = _Option("number", low=0, high=1)
+_OF_OUTPUTS: Mapping[str, _Option] = {"only_outputs": _Option("slice", (), choices=OUTPUT_SLICES)}
+_OF_BOTH: Mapping[str, _Option] = {**_OF_OUTPUTS, "only_examples": _Option("slice", ())}
 
 RULE_KINDS: Mapping[str, Mapping[str, _Option]] = {
     "share_above": {
@@ -63,19 +80,41 @@ RULE_KINDS: Mapping[str, Mapping[str, _Option]] = {
         "measure": _Option("choice", "share", choices=("share", "ratio", "ratio_above_interval")),
         "scope": _Option("choice", "overall", choices=("overall", "output")),
         "side": _SIDE,
+        **_OF_OUTPUTS,
     },
-    "one_example_dominates": {"limit": _FRACTION},
+    "share_drift": {
+        "attribute": _Option("text"),
+        "value": _Option("text", "*"),
+        "audits": _Option("whole", 5, low=1, high=100),
+        "tolerance": _Option("choice", "spread", choices=("spread", "interval")),
+        "limit": _Option("number", 3.0, low=0),
+        "least_change": _Option("number", 0.05, low=0, high=1),
+        "side": _SIDE,
+    },
+    "one_example_dominates": {"limit": _FRACTION, "near_copies": _Option("number", 0.0, low=0, high=1), **_OF_BOTH},
+    "copies_of_output": {"cosine": _Option("number", 0.999, low=0, high=1), "top": _TOP, **_OF_BOTH},
     "withdrawn_among_top": {
         "attribute": _Option("text", ""),
         "values": _Option("texts", ()),
         "example_ids": _Option("texts", ()),
         "top": _TOP,
+        **_OF_BOTH,
     },
-    "unknown_among_top": {"attribute": _Option("text"), "values": _Option("texts", ("unknown",)), "top": _TOP},
-    "not_reproduced": {},
+    "unknown_among_top": {
+        "attribute": _Option("text"),
+        "values": _Option("texts", ("unknown",)),
+        "top": _TOP,
+        **_OF_BOTH,
+    },
+    "not_reproduced": {**_OF_OUTPUTS},
     "coverage_below": {"of": _Option("choice", choices=("parameters", "examples")), "limit": _FRACTION},
     "fidelity_below": {"limit": _Option("number", low=-1, high=1)},
-    "suspect_labels": {"limit": _Option("number", low=0)},
+    "suspect_labels": {
+        "limit": _Option("number", low=0),
+        "measure": _Option("choice", "opposition", choices=("opposition", "self_influence", "other_label")),
+        "attribute": _Option("text", "label"),
+        **_OF_BOTH,
+    },
 }
 
 
@@ -131,13 +170,28 @@ def _rule(path: Path, name: str, table: Mapping[str, Any]) -> Rule:
 
 
 def _check_together(where: str, kind: str, values: Mapping[str, Any]) -> None:
-    if values.get("measure") == "ratio_above_interval" and values["scope"] == "output":
+    if values.get("measure") == "ratio_above_interval" and (values["scope"] == "output" or values["only_outputs"]):
+        cause = "scope 'output'" if values["scope"] == "output" else "only_outputs"
         raise UsageError(
-            f"{where} tests 'ratio_above_interval' with scope 'output', but intervals are measured for audits only.",
-            'Set scope = "overall", or measure = "ratio".',
+            f"{where} tests 'ratio_above_interval' with {cause}, but intervals are measured for whole audits only.",
+            'Set scope = "overall" without only_outputs, or measure = "ratio".',
         )
     if values.get("measure") == "share" and values["limit"] > 1:
         raise UsageError(f"{where} has limit {values['limit']} for a share.", "Give a share between 0 and 1.")
+    if values.get("measure") == "other_label" and values["limit"] > 1:
+        raise UsageError(
+            f"{where} has limit {values['limit']} for a share of the opposition.", "Give a share between 0 and 1."
+        )
+    if values.get("measure") in ("opposition", "self_influence") and values["only_outputs"]:
+        raise UsageError(
+            f"{where} has only_outputs, but '{values['measure']}' is measured over all outputs or none.",
+            'Leave it out, or set measure = "other_label".',
+        )
+    if kind == "share_drift" and values["tolerance"] == "spread" and values["audits"] < LEAST_FOR_SPREAD:
+        raise UsageError(
+            f"{where} has audits = {values['audits']}, too few to know their spread.",
+            f'Give at least {LEAST_FOR_SPREAD}, or set tolerance = "interval".',
+        )
     if kind == "withdrawn_among_top" and bool(values["attribute"]) != bool(values["values"]):
         missing = "values" if values["attribute"] else "attribute"
         raise UsageError(f"{where} has no '{missing}'.", "Give 'attribute' and 'values' together, or neither.")
@@ -150,6 +204,8 @@ def _checked(where: str, key: str, value: Any, option: _Option) -> Any:
         return value
     if option.shape == "texts" and isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return tuple(value)
+    if option.shape == "slice":
+        return _slice(where, key, value, option)
     is_number = isinstance(value, int if option.shape == "whole" else int | float) and not isinstance(value, bool)
     if (
         option.shape in ("number", "whole")
@@ -159,6 +215,18 @@ def _checked(where: str, key: str, value: Any, option: _Option) -> Any:
     ):
         return value
     raise UsageError(f"{where} has {key} = {value!r}.", f"Give {_wanted(option)}.")
+
+
+def _slice(where: str, key: str, value: Any, option: _Option) -> Mapping[str, str]:
+    texts = isinstance(value, dict) and value and all(isinstance(item, str) and item for item in value.values())
+    if not texts:
+        raise UsageError(
+            f"{where} has {key} = {value!r}.", f'Give attributes with their values: {key} = {{ name = "…" }}.'
+        )
+    for name in value:
+        if option.choices:
+            _one_of(where, f"attribute in {key}", name, option.choices)
+    return dict(value)
 
 
 def _wanted(option: _Option) -> str:

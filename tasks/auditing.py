@@ -14,8 +14,10 @@ from torch import nn
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.scoring import Ranked, overall_of_pass, score_pass, shares
+from gradtrail.digests import sha256_json
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries, withdrawals
+from gradtrail.lineage.earlier_shares import earlier_shares
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -26,8 +28,9 @@ from gradtrail.nouns import (
     Side,
     Target,
 )
-from gradtrail.reports.policies import evaluate, load_policy
+from gradtrail.reports.policies import EarlierAudit, evaluate, load_policy
 from gradtrail.storage.outputs import payload_record
+from gradtrail.tasks.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
 from gradtrail.tasks.group_contributions import audited_groups
 from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.measured_fidelity import HorizonName, audited_fidelity
@@ -172,11 +175,22 @@ def score_outputs(
     }
     if options.named_horizon:
         parameters["named_horizon"] = options.named_horizon
+    asked = asked_by(policy)
     with workspace.ledger().read() as connection:
         withdrawn = withdrawals.withdrawn(connection)
+        history = earlier_shares(
+            connection,
+            pinned.model_version.name,
+            options.method,
+            options.target,
+            [m.output_id for m in measured],
+            asked.earlier_audits,
+        )
     if withdrawn.values or withdrawn.example_ids:
         # What is withdrawn decides what is found: without it, an audit made again after a withdrawal had the old id.
         parameters["withdrawn_sha256"] = withdrawn.sha256
+    if history:
+        parameters["history_sha256"] = sha256_json([audit_id for audit_id, _ in history])
     audit = Audit(
         outputs=tuple((m.output_id, options.target) for m in measured),
         model_version_id=model_version_id,
@@ -220,9 +234,12 @@ def score_outputs(
         for rank, (example_id, value) in enumerate(ranked, start=1)
     ]
     measured_shares = shares(result, overall, query_rows.example_ids)
+    self_influences = largest_self_influences(opened[-1]) if asked.self_influence else ()
     ledger = workspace.ledger()
     with ledger.read() as connection:
         named = {a.example_id for a in attributions} | {e.example_id for e in influences}
+        named |= {example_id for example_id, _ in self_influences}
+        sources = {output.output_id: output.source for output in queries.outputs(connection, measured_ids)}
         examples = queries.examples(connection, index.dataset_version_id, sorted(named))
         fidelity = audited_fidelity(
             connection,
@@ -234,8 +251,20 @@ def score_outputs(
             options.target,
         )
     attributes = {example_id: dict(found.attributes) for example_id, found in examples.items()}
+    likeness = likeness_asked_for(
+        asked, opened[-1], output_queries[-1], attributions, examples_of, pinned.adapter.training_data, examples
+    )
+    earlier = tuple(EarlierAudit(audit_id, known) for audit_id, known in history)
     facts = policy_facts(
-        results, attributions, measured_shares, influences, attributes, index.coverage, fidelity, withdrawn
+        results,
+        attributions,
+        measured_shares,
+        influences,
+        attributes,
+        index.coverage,
+        fidelity,
+        withdrawn,
+        BeyondAudit(likeness, earlier, self_influences, sources),
     )
     ledger.record_weighting(weighting)
     ledger.record_audit(

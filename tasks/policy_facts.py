@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gradtrail.lineage.withdrawals import Withdrawn
-from gradtrail.nouns import Attribution, Coverage, ExampleInfluence, Fidelity, OutputResult, Share
+from gradtrail.nouns import Attribution, Coverage, ExampleInfluence, Fidelity, OutputResult, Share, Side
 from gradtrail.reports.policies import PolicyFacts, RankedExample
+from gradtrail.tasks.beyond_audit import BeyondAudit
 
 
 def policy_facts(
@@ -18,27 +19,43 @@ def policy_facts(
     coverage: Coverage,
     fidelity: Fidelity | None = None,
     withdrawn: Withdrawn | None = None,
+    beyond: BeyondAudit | None = None,
 ) -> PolicyFacts:
     """Facts of one audit; `attributes` are by example id, for every example that is named.
 
     `withdrawn` is what the ledger says was withdrawn; the policy file may name more.
     """
-    mass = {result.output_id: result.proponent_mass for result in results}
-    proponents: dict[str, list[RankedExample]] = {result.output_id: [] for result in results}
-    for found in sorted(attributions, key=lambda a: (a.output_id, a.rank)):
-        if found.side == "proponent":
-            proponents[found.output_id].append(
-                RankedExample(
-                    found.example_id, found.rank, found.score / mass[found.output_id], attributes[found.example_id]
-                )
-            )
+    beyond = beyond or BeyondAudit()
     return PolicyFacts(
         results=tuple(results),
         shares=tuple(shares),
-        proponents={output_id: tuple(ranked) for output_id, ranked in proponents.items()},
+        proponents=_ranked("proponent", results, attributions, attributes),
         coverage=coverage,
         fidelity=fidelity,
         withdrawn_values=withdrawn.values if withdrawn else {},
         withdrawn_example_ids=withdrawn.example_ids if withdrawn else frozenset(),
         suspects=tuple(influence for influence in influences if influence.side == "opponent"),
+        opponents=_ranked("opponent", results, attributions, attributes),
+        likeness=beyond.likeness,
+        earlier=beyond.earlier,
+        self_influences=beyond.self_influences,
+        attributes=attributes,
+        output_sources=beyond.output_sources,
     )
+
+
+def _ranked(
+    side: Side,
+    results: Sequence[OutputResult],
+    attributions: Sequence[Attribution],
+    attributes: Mapping[str, Mapping[str, str]],
+) -> dict[str, tuple[RankedExample, ...]]:
+    mass = {r.output_id: r.proponent_mass if side == "proponent" else r.opponent_mass for r in results}
+    ranked: dict[str, list[RankedExample]] = {result.output_id: [] for result in results}
+    for found in sorted(attributions, key=lambda a: (a.output_id, a.rank)):
+        if found.side == side:
+            share = abs(found.score / mass[found.output_id])
+            ranked[found.output_id].append(
+                RankedExample(found.example_id, found.rank, share, attributes[found.example_id])
+            )
+    return {output_id: tuple(examples) for output_id, examples in ranked.items()}

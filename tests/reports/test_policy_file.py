@@ -42,6 +42,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
         "measure": "share",
         "scope": "overall",
         "side": "proponent",
+        "only_outputs": (),
     }
 
 
@@ -99,7 +100,41 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
                 measure='"ratio_above_interval"',
                 scope='"output"',
             ),
-            "measured for audits only.*overall",
+            "measured for whole audits only.*overall",
+        ),
+        (rule(kind='"share_drift"', severity='"low"', attribute='"source"', audits="2"), "audits = 2, too few"),
+        (rule(kind='"share_drift"', severity='"low"', attribute='"source"', audits="0"), "audits = 0.*at least 1"),
+        (rule(kind='"share_drift"', severity='"low"', attribute='"source"', tolerance='"sigma"'), "unknown tolerance"),
+        (rule(kind='"share_drift"', severity='"low"', attribute='"source"', least_change="2"), "least_change = 2"),
+        (rule(kind='"copies_of_output"', severity='"low"', cosine="1.01"), "cosine = 1.01.*at most 1"),
+        (rule(kind='"one_example_dominates"', severity='"low"', limit="0.2", near_copies="-1"), "near_copies = -1"),
+        (rule(kind='"suspect_labels"', severity='"low"', limit="2", measure='"other_label"'), "limit 2 for a share"),
+        (rule(kind='"suspect_labels"', severity='"low"', limit="2", measure='"opponents"'), "unknown measure"),
+        (
+            rule(kind='"suspect_labels"', severity='"low"', limit="2", only_outputs='{ source = "inbox" }'),
+            "only_outputs, but 'opposition'",
+        ),
+        (rule(kind='"not_reproduced"', severity='"low"', only_outputs='"inbox"'), "only_outputs = 'inbox'.*name = "),
+        (rule(kind='"not_reproduced"', severity='"low"', only_outputs="{}"), "only_outputs = {}"),
+        (rule(kind='"not_reproduced"', severity='"low"', only_outputs="{ source = 3 }"), "only_outputs = "),
+        (
+            rule(kind='"not_reproduced"', severity='"low"', only_outputs='{ sorce = "inbox" }'),
+            "unknown attribute in only_outputs 'sorce'.*Did you mean 'source'",
+        ),
+        (
+            rule(kind='"not_reproduced"', severity='"low"', only_examples='{ source = "web" }'),
+            "unknown key 'only_examples'",
+        ),
+        (
+            rule(
+                kind='"share_above"',
+                severity='"low"',
+                attribute='"source"',
+                limit="2",
+                measure='"ratio_above_interval"',
+                only_outputs='{ source = "inbox" }',
+            ),
+            "only_outputs, but intervals are measured for whole audits only",
         ),
         (rule(kind='"withdrawn_among_top"', severity='"high"', attribute='"source"'), "has no 'values'"),
         (rule(kind='"withdrawn_among_top"', severity='"high"', values='["x"]'), "has no 'attribute'"),

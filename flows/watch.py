@@ -11,7 +11,8 @@ from gradtrail.errors import GradtrailError
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.tasks.watching import Preparation, WatchedModel, note_failure, note_success, unprepared
+from gradtrail.tasks.watched import WatchedModel
+from gradtrail.tasks.watching import Preparation, note_failure, note_success, unprepared
 from gradtrail.tasks.workspace import Workspace
 
 

@@ -22,7 +22,7 @@ import yaml
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.session import quiet_libraries
 from gradtrail.settings import Settings
-from gradtrail.tasks.watching import WatchedModel
+from gradtrail.tasks.watched import WatchedModel
 
 SERVER_START_SECONDS = 120
 POOL = "gradtrail"

@@ -16,7 +16,8 @@ from pydantic_settings import (
 from gradtrail.errors import UsageError
 from gradtrail.nouns import PreviewMode
 from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.watching import WatchedModel
+from gradtrail.storage.webhooks import Webhook
+from gradtrail.tasks.watched import WatchedModel
 from gradtrail.tasks.workspace import Workspace
 
 SETTINGS_FILE = "gradtrail.toml"
@@ -41,6 +42,7 @@ class Settings(BaseSettings):
     payload_retention_days: int = Field(0, ge=0, description="Days that payloads are kept; 0 keeps them.")
     models: tuple[WatchedModel, ...] = Field((), description="Models to look after, as [[models]] tables.")
     sources: tuple[SourceConfig, ...] = Field((), description="Where outputs come from, as [[sources]] tables.")
+    webhooks: tuple[Webhook, ...] = Field((), description="Whom to tell about findings, as [[webhooks]] tables.")
     watch_seconds: int = Field(60, ge=5, description="How often `gradtrail serve` asks the registry what is new.")
     openlineage: str = Field("", description="OpenLineage consumer (http…) or file that every flow reports to.")
 
@@ -77,6 +79,7 @@ class Settings(BaseSettings):
             payload_retention_days=self.payload_retention_days,
             openlineage=self.openlineage,
             sources=self.sources,
+            webhooks=self.webhooks,
         )
 
 

@@ -5,46 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 from prefect import task
 
 from gradtrail.errors import GradtrailError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Target
 from gradtrail.storage.atomic import write_atomically
 from gradtrail.storage.registry import RegisteredVersion
 from gradtrail.tasks.retrying import WITH_RETRIES
+from gradtrail.tasks.watched import WatchedModel
 from gradtrail.tasks.workspace import Workspace
 
 SOURCE = "registry"
 ATTEMPTS = "watch.json"
 FIRST_PAUSE = timedelta(minutes=2)
 LONGEST_PAUSE = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class WatchedModel:
-    """A model that gradtrail looks after, as `[[models]]` of the settings describes it.
-
-    Attributes:
-        reference: `NAME@alias` follows the alias; `NAME` takes every new version.
-        adapter: `module:Class` for versions that were registered without one.
-        calibrate: measure the fidelity of new versions too.
-        audit: cron of the audits.
-        target: what audits explain.
-        method: attribution method; `auto` is what the calibration chose.
-    """
-
-    # pydantic reads this where settings or flow parameters are checked: an unknown key is an error and not ignored.
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
-
-    reference: str
-    adapter: str = ""
-    calibrate: bool = True
-    audit: str = "*/15 * * * *"
-    target: Target = "emitted"
-    method: str = "auto"
 
 
 @dataclass(frozen=True)

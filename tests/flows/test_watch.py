@@ -21,7 +21,8 @@ from gradtrail.lineage import queries
 from gradtrail.serving import deployments, prefect_file
 from gradtrail.settings import load_settings
 from gradtrail.storage.registry import ADAPTER_TAG
-from gradtrail.tasks.watching import ATTEMPTS, SOURCE, WatchedModel
+from gradtrail.tasks.watched import WatchedModel
+from gradtrail.tasks.watching import ATTEMPTS, SOURCE
 
 ALIAS = WatchedModel("tiny@champion", calibrate=False)
 EVERY = WatchedModel("tiny", calibrate=False)

@@ -111,3 +111,10 @@ def test_importing_gradtrail_loads_nothing_heavy(tmp_path):
         "print(json.dumps(sorted({'torch', 'mlflow', 'prefect', 'lancedb', 'duckdb', 'pandas'} & set(sys.modules))))"
     )
     assert _run(Path(sys.executable), code, tmp_path) == []
+
+
+def test_the_command_line_starts_without_heavy_libraries():
+    heavy = {"prefect", "mlflow", "torch", "lancedb", "duckdb", "pyarrow", "sklearn"}
+    code = "import sys, gradtrail.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not heavy & set(loaded)

@@ -89,7 +89,8 @@
 
   document.documentElement.classList.add("scripted");
   document.querySelector(".controls").hidden = false;
-  for (const id of ["search", "model", "severity"]) byId(id).addEventListener("input", filter);
+  byId("search").addEventListener("input", filter);
+  for (const id of ["model", "severity"]) byId(id).addEventListener("change", filter);
   for (const row of rows) row.querySelector("input").addEventListener("change", compare);
   filter();
 })();

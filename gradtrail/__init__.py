@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gradtrail.attribution.causal_language_model import CausalLMAdapter as CausalLMAdapter
     from gradtrail.nouns import Example as Example
     from gradtrail.nouns import Preview as Preview
+    from gradtrail.recording import record_output as record_output
+    from gradtrail.recording import record_outputs as record_outputs
     from gradtrail.registration import register as register
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,8 @@ _EXPORTS = {
     "Preview": "gradtrail.nouns",
     "RegressionAdapter": "gradtrail.attribution.adapters",
     "connect": "gradtrail.api",
+    "record_output": "gradtrail.recording",
+    "record_outputs": "gradtrail.recording",
     "register": "gradtrail.registration",
 }
 
@@ -47,6 +51,8 @@ __all__ = [
     "RegressionAdapter",
     "__version__",
     "connect",
+    "record_output",
+    "record_outputs",
     "register",
 ]
 

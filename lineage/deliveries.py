@@ -32,3 +32,10 @@ def reported_outputs(connection: duckdb.DuckDBPyConnection, output_ids: Sequence
         WHERE output_id IN (SELECT unnest(?)) AND mlflow_run_id IS NOT NULL
         QUALIFY row_number() OVER (PARTITION BY output_id ORDER BY report.event_sequence) = 1"""
     return {row[0]: ReportedOutput(*row) for row in connection.execute(query, [list(output_ids)]).fetchall()}
+
+
+def pending_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """How many recorded outputs of each source no audit has examined, whatever its target."""
+    query = """
+        SELECT source, count(*) FROM output ANTI JOIN audit_output USING (output_id) GROUP BY source ORDER BY source"""
+    return dict(connection.execute(query).fetchall())

@@ -125,6 +125,12 @@ class SourceConfig:
             f"Set {variable} where the audits run.",
         )
 
+    def shown_location(self) -> str:
+        """Where it is, for people: never a password, and never what a variable holds."""
+        if self.kind == "traces":
+            return ", ".join(self.experiments)
+        return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", self.location)
+
     def _check_kind(self) -> None:
         if self.kind == "sql":
             if not self.location:

@@ -15,7 +15,7 @@ HorizonName = Literal["", "now", "training"]
 """Horizons by name, fitted to the shortest and to the longest further training that was measured."""
 
 QUESTIONS: Mapping[HorizonName, str] = {
-    "now": "how sensitive is the model now",
+    "now": "how sensitive the model is now",
     "training": "what shaped the model",
 }
 
@@ -59,7 +59,7 @@ def fidelity_notes(fidelity: Fidelity | None, alone: Fidelity | None = None) -> 
         f"{said['learning_rate']:g}: {said['sets']} random halves left out, {said['seeds']} seeds."
     ]
     if said.get("horizon"):
-        notes.append(f"That is the horizon {said['horizon']}: {QUESTIONS[said['horizon']]}?")
+        notes.append(f"This is the horizon “{said['horizon']}”: the scores answer {QUESTIONS[said['horizon']]}.")
     if said["query_source"] != "outputs":
         notes.append(
             "Fidelity was measured on training examples, with what the model says about them, because too few outputs "
@@ -80,7 +80,7 @@ def question_of(audit: Audit, weighting: Weighting) -> str:
     if horizon:
         amount = "shortest" if horizon == "now" else "longest"
         asked.append(
-            f"Asked: {QUESTIONS[horizon]}? Fitted to the {amount} further training measured (horizon {horizon})."
+            f"Asked: {QUESTIONS[horizon]}. Fitted to the {amount} further training measured (horizon {horizon})."
         )
     elif "horizon" in audit.parameters:
         tau = audit.parameters["horizon"]

@@ -202,7 +202,7 @@ def test_a_weighting_is_chosen_by_name_without_a_new_index(calibrated):
 
 
 def test_a_horizon_is_asked_for_by_name_or_as_a_number(calibrated):
-    for name, steps, question in (("now", 2, "how sensitive is the model now?"), ("training", 6, "what shaped")):
+    for name, steps, question in (("now", 2, "how sensitive the model is now"), ("training", 6, "what shaped")):
         [best] = [each for each in calibrated.outcome.methods if "all" in each.best_of[steps]]
         chosen = calibrated.resolved(named_horizon=name)
         assert (chosen.options.method, chosen.options.weighting) in {

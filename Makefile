@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-docs
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-faults bench-audit bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,12 @@ bench-fidelity: $(READY) ## fidelity, LDS and learned weights on four tasks, pee
 bench-lineage: $(READY) ## the ledger at ten million attributions, an hour or less; writes its part of docs/ledger.md
 	@$(BIN)/python benchmarks/lineage.py
 	@$(BIN)/python benchmarks/document_lineage.py
+
+bench-faults: $(READY) ## flows killed at random moments, and what comes twice, late or goes away; six minutes
+	@$(BIN)/python benchmarks/faults.py
+
+bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; six minutes
+	@$(BIN)/python benchmarks/audit.py
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results
 	@$(BIN)/python benchmarks/document.py

@@ -35,6 +35,7 @@ class AuditOutcome:
         sampled_out: new records that the sampling of their source left out.
         finished: audits of an earlier, interrupted run whose reports this run completed.
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
+        earlier: audits that this run made before `audit_id`, where the outputs were too many for one.
     """
 
     model_version_id: str
@@ -47,6 +48,7 @@ class AuditOutcome:
     sampled_out: int = 0
     finished: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 @flow(name="gradtrail-audit")
@@ -95,6 +97,7 @@ def audit(
         sampled_out=collected.sampled_out,
         finished=tuple(finished),
         warnings=examined.warnings,
+        earlier=examined.earlier,
     )
 
 

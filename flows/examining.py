@@ -14,23 +14,43 @@ from gradtrail.tasks.showing import show_audit
 from gradtrail.tasks.trends import record_trend
 from gradtrail.tasks.workspace import Workspace
 
+MOST_OUTPUTS = 1000
+"""Outputs that one audit covers: they bound the memory of scoring and the size of a report."""
+
 
 @dataclass(frozen=True)
 class Examined:
-    """The audit that was made; all empty when none of the outputs could be measured."""
+    """The audit that was made; all empty when none of the outputs could be measured.
+
+    More than `MOST_OUTPUTS` outputs make several audits. `audit_id` and `report` are the last one's, `earlier` are the
+    ids of those before it, and the rest is of all together.
+    """
 
     audit_id: str = ""
     report: str = ""
     output_count: int = 0
     warnings: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
 
 def examine(
     workspace: Workspace, model_version_id: str, output_ids: Sequence[str], resolved: ResolvedAudit
 ) -> Examined:
-    """One audit of these outputs, from their payloads to the linked report."""
-    if not output_ids:
-        return Examined()
+    """Audit these outputs, portion by portion, each from its payloads to the linked report before the next begins."""
+    examined = Examined()
+    for start in range(0, len(output_ids), MOST_OUTPUTS):
+        portion = _examine(workspace, model_version_id, output_ids[start : start + MOST_OUTPUTS], resolved)
+        if portion.audit_id:
+            before = (*examined.earlier, examined.audit_id) if examined.audit_id else ()
+            warnings = tuple(dict.fromkeys((*examined.warnings, *portion.warnings)))
+            count = examined.output_count + portion.output_count
+            examined = Examined(portion.audit_id, portion.report, count, warnings, before)
+    return examined
+
+
+def _examine(
+    workspace: Workspace, model_version_id: str, output_ids: Sequence[str], resolved: ResolvedAudit
+) -> Examined:
     options, index_ids = resolved.options, resolved.index_ids
     measured = measure_outputs(workspace, model_version_id, index_ids, output_ids, options)
     if not measured:

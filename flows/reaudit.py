@@ -46,4 +46,5 @@ def reaudit(
         output_count=examined.output_count,
         left_out=len(output_ids) + without_payload - examined.output_count,
         warnings=examined.warnings,
+        earlier=examined.earlier,
     )

@@ -50,6 +50,15 @@ def audits(connection: Connection, model_version_id: str | None = None) -> list[
     return [recorded for row in found if (recorded := audit(connection, row[0]))]
 
 
+def unreported_audits(connection: Connection, model_version_id: str) -> list[str]:
+    """Ids of the audits of a model version that have no report yet, in the order they were recorded."""
+    query = """
+        SELECT audit_id FROM audit
+        WHERE model_version_id = ? AND NOT EXISTS (SELECT 1 FROM report WHERE report.audit_id = audit.audit_id)
+        ORDER BY event_sequence"""
+    return [row[0] for row in connection.execute(query, [model_version_id]).fetchall()]
+
+
 def latest_audit(connection: Connection, model_version_id: str | None = None) -> Audit | None:
     """The audit of a model version, or of any, that was recorded last."""
     query = """

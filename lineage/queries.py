@@ -13,6 +13,7 @@ from gradtrail.lineage.audits import (
     audits,
     latest_audit,
     report_of,
+    unreported_audits,
 )
 from gradtrail.lineage.catalogue import (
     attribute_counts,
@@ -85,6 +86,7 @@ __all__ = [
     "report_of",
     "resolve",
     "run",
+    "unreported_audits",
     "upstream",
     "weighting",
 ]

@@ -14,7 +14,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 
-from gradtrail.errors import NotFoundError, UsageError
+from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.nouns import DatasetVersion, Run
 
 ARTIFACT_FOLDER = "gradtrail"
@@ -25,6 +25,7 @@ ADAPTER_SHA256_TAG = "gradtrail.adapter_sha256"
 DATASET_TAG = "gradtrail.dataset_version"
 CHECKPOINT_TAG = "gradtrail.checkpoint"
 
+_SERVER_FAULT = 500
 _NAME = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
 
 
@@ -73,6 +74,7 @@ class Registry:
         Raises:
             UsageError: if the reference has another form.
             NotFoundError: if there is no such model, alias or version; it names those that exist.
+            StoreError: if MLflow does not answer.
         """
         parts = _NAME.fullmatch(reference)
         if parts is None:
@@ -81,6 +83,7 @@ class Registry:
         try:
             model = self.client.get_registered_model(name)
         except MlflowException as error:
+            self._require_answer(error)
             known = sorted(m.name for m in self.client.search_registered_models(max_results=20))
             raise NotFoundError(
                 f"No model named {name} is registered at {self.tracking_uri}.",
@@ -92,6 +95,7 @@ class Registry:
             if number:
                 return _as_version(self.client.get_model_version(name, number))
         except MlflowException as error:
+            self._require_answer(error)
             aliases = ", ".join(f"@{a} → {v}" for a, v in sorted(model.aliases.items())) or "none"
             missing = f"alias {alias}" if alias else f"version {number}"
             raise NotFoundError(f"The model {name} has no {missing}.", f"Its aliases: {aliases}.") from error
@@ -132,6 +136,7 @@ class Registry:
         try:
             found = self.client.get_run(run_id)
         except MlflowException as error:
+            self._require_answer(error)
             raise NotFoundError(
                 f"The run {run_id} is not in MLflow at {self.tracking_uri}.",
                 "Restore it, or register the model again from a run that exists.",
@@ -183,6 +188,14 @@ class Registry:
             self.client.set_model_version_tag(version.name, str(version.version), key, value)
             if version.run_id:
                 self.client.set_tag(version.run_id, key, value)
+
+    def _require_answer(self, fault: MlflowException) -> None:
+        """Tell an MLflow that is away from one that says no."""
+        if fault.get_http_status_code() >= _SERVER_FAULT:
+            raise StoreError(
+                f"MLflow at {self.tracking_uri} does not answer: {fault}",
+                "See that it runs; a repeat goes on from here.",
+            ) from fault
 
 
 def _named(name: str) -> str:

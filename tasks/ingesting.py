@@ -30,6 +30,7 @@ from gradtrail.storage.registry import (
 )
 from gradtrail.tasks.datasets import manifest_rows
 from gradtrail.tasks.recorded import manifest_sha256
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".bin")
@@ -43,7 +44,7 @@ class AdapterChoice:
     source_sha256: str
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def resolve_version(workspace: Workspace, reference: str) -> RegisteredVersion:
     """Resolve an alias once; everything after names the number."""
     return workspace.registry().resolve(reference)
@@ -81,7 +82,7 @@ def choose_adapter(workspace: Workspace, version: RegisteredVersion, given: str)
     return AdapterChoice(loaded.reference, loaded.source_sha256)
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def fetch_files(workspace: Workspace, version: RegisteredVersion) -> str:
     """Copy the version's files into a scratch folder of its own and return that folder."""
     scratch = _scratch(workspace, version)
@@ -160,7 +161,7 @@ def store_manifest(
     return DatasetVersion(manifest.stem, f"{version.name} training data", count, str(manifest))
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def record_model_version(
     workspace: Workspace,
     version: RegisteredVersion,
@@ -185,7 +186,7 @@ def record_model_version(
     return model_version.model_version_id
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def tag_version(
     workspace: Workspace,
     version: RegisteredVersion,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import sha256_file, short
 from gradtrail.lineage.audit_history import PastAudit
@@ -22,10 +21,11 @@ from gradtrail.storage.audit_runs import (
 from gradtrail.storage.registry import Registry
 from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
 from gradtrail.tasks.reporting import RecordedAudit, recorded_audit
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def link_report(workspace: Workspace, audit_id: str) -> str:
     """Put a written report into MLflow, link it from version and run, record it as done; returns the run id."""
     recorded = recorded_audit(workspace, audit_id)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from gradtrail.addresses import COMPARISONS, INDEX_PAGE, REPORT_PAGE
 from gradtrail.digests import short
@@ -21,10 +20,11 @@ from gradtrail.reports.index_page import index_page
 from gradtrail.storage.atomic import write_atomically
 from gradtrail.storage.audit_runs import AuditRun, Links, annotate, find_audit_run, open_index_run, upload_files
 from gradtrail.tasks.history import audit_history
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def publish_report_index(workspace: Workspace) -> str:
     """Write the index beside the reports and a copy into MLflow; returns the path of the page.
 

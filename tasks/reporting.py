@@ -36,7 +36,9 @@ from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.datasets import ExampleFinder
 from gradtrail.tasks.measured_fidelity import audited_fidelity, fidelity_notes, question_of
 from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.output_evidence import OutputEvidence, evidence_by_output
 from gradtrail.tasks.recorded import recorded_index, recorded_run, recorded_weighting
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
 LINEAGE_EXAMPLES = 3
@@ -85,14 +87,10 @@ class RecordedAudit:
 def unfinished_audit_ids(workspace: Workspace, model_version_id: str) -> list[str]:
     """Audits that an interrupted run recorded without getting to the end of their report."""
     with workspace.ledger().read() as connection:
-        return [
-            audit.audit_id
-            for audit in queries.audits(connection, model_version_id)
-            if queries.report_of(connection, audit.audit_id) is None
-        ]
+        return queries.unreported_audits(connection, model_version_id)
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def write_audit_report(workspace: Workspace, audit_id: str) -> str:
     """Sign the audit where a key is set, then write HTML, JSON and Parquet; returns the path of the HTML file."""
     if workspace.signing_key:
@@ -195,6 +193,7 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
     recorded = recorded_audit(workspace, audit_id)
     pinned, run, links = recorded.pinned, recorded.run, workspace.links()
     cards = _Cards(pinned, recorded.examples, recorded.erased)
+    evidence = evidence_by_output(recorded.details)
     return AuditReport(
         audit=recorded.details.audit,
         created_at=recorded.details.recorded_at,
@@ -214,7 +213,10 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
         trust=_trust(recorded),
         findings=recorded.details.findings,
         overall=_overall(recorded.details, cards),
-        outputs=tuple(_section(workspace, recorded, output, cards, links) for output in recorded.outputs),
+        outputs=tuple(
+            _section(workspace, recorded, output, evidence[output.output_id], cards, links)
+            for output in recorded.outputs
+        ),
         ledger_head=recorded.evidence.event_hash,
         audit_root=recorded.evidence.audit_root,
         signature=_signed(recorded.signature),
@@ -250,25 +252,22 @@ class _Cards:
 
 
 def _section(
-    workspace: Workspace, recorded: RecordedAudit, output: Output, cards: _Cards, links: Links
+    workspace: Workspace, recorded: RecordedAudit, output: Output, evidence: OutputEvidence, cards: _Cards, links: Links
 ) -> OutputSection:
-    details, adapter = recorded.details, recorded.pinned.adapter
-    result = next(result for result in details.results if result.output_id == output.output_id)
-    target = next(target for output_id, target in details.audit.outputs if output_id == output.output_id)
+    adapter, result = recorded.pinned.adapter, evidence.result
     label, preview = None, None
     if output.output_id in recorded.erased:
         preview = _tombstone(recorded.erased[output.output_id])
     elif output.payload_sha256 in workspace.payloads():
         record = payload_record(workspace.payloads().get(output.payload_sha256))
-        preview = adapter.preview(output_example(recorded.pinned, output, record, target))
+        preview = adapter.preview(output_example(recorded.pinned, output, record, evidence.target))
         if record.get("label") is not None:
             label = adapter.target_text(adapter.output_to_example(record, "label").target)
     ranked: dict[str, list[ExampleCard]] = {"proponent": [], "opponent": []}
     mass = {"proponent": result.proponent_mass, "opponent": result.opponent_mass}
-    for found in details.attributions:
-        if found.output_id == output.output_id:
-            share = abs(found.score) / mass[found.side] if mass[found.side] else None
-            ranked[found.side].append(cards.card(found.example_id, found.side, found.rank, found.score, share))
+    for found in evidence.attributions:
+        share = abs(found.score) / mass[found.side] if mass[found.side] else None
+        ranked[found.side].append(cards.card(found.example_id, found.side, found.rank, found.score, share))
     return OutputSection(
         output=output,
         result=result,
@@ -276,10 +275,10 @@ def _section(
         true_label=label,
         proponents=tuple(ranked["proponent"]),
         opponents=tuple(ranked["opponent"]),
-        shares=tuple(share for share in details.shares if share.output_id == output.output_id),
-        findings=tuple(finding for finding in details.findings if finding.output_id == output.output_id),
+        shares=tuple(evidence.shares),
+        findings=tuple(evidence.findings),
         lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
-        groups=tuple(part for part in details.group_contributions if part.output_id == output.output_id),
+        groups=tuple(evidence.groups),
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from gradtrail.errors import GradtrailError
 
 _SERVER_FAULT = 500
-RETRIES = 4
+RETRIES = 5
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -37,4 +37,4 @@ WITH_RETRIES: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": is_transient,
 }
-"""Options of a task that talks to MLflow, a database or a catalogue: about 30 seconds of patience."""
+"""Options of a task that talks to MLflow, a database or a catalogue: about a minute of patience."""

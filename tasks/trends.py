@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from gradtrail.lineage import queries
 from gradtrail.lineage.connections import recorded
@@ -16,6 +15,7 @@ from gradtrail.storage.audit_runs import (
     open_trend_run,
 )
 from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
+from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
 TREND_SHARE = 0.01
@@ -24,7 +24,7 @@ WHOLE_STEP = "outputs"
 """The metric that is logged last."""
 
 
-@task(cache_policy=NO_CACHE)
+@task(**WITH_RETRIES)
 def record_trend(workspace: Workspace, audit_id: str) -> str:
     """Log a recorded audit, and earlier ones that are missing, as steps of its model's trend; returns the run id.
 

@@ -1,0 +1,133 @@
+"""What a whole audit costs, from the files in the inbox to the linked report: by outputs, and by training examples.
+
+Every figure is of a process of its own that runs the flow as `gradtrail audit` does, on one Prefect server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from machine import RESULTS, environment, write_results
+from small_project import MODEL, SmallProject, records
+
+from gradtrail.serving import prefect_server
+from gradtrail.session import flow_session
+from gradtrail.tasks.workspace import Workspace
+
+OUTPUTS = (100, 1_000, 10_000)
+TRAINING_EXAMPLES = (1_000, 8_000)
+HIDDEN = 64
+EMPTY_RUNS = 5
+WANTED_EMPTY_SECONDS = 2.0
+
+
+def prepare(project: SmallProject) -> None:
+    """Body of a process: register, ingest and index; fit what the method needs by an audit of one output."""
+    from gradtrail.flows.audit import audit
+    from gradtrail.flows.index import index
+    from gradtrail.flows.ingest import ingest
+
+    with flow_session(project.workspace.root):
+        project.register()
+        ingest(project.workspace, MODEL)
+        index(project.workspace, MODEL)
+        project.drop("before.jsonl", records([10_000_000]))
+        audit(project.workspace, MODEL)
+
+
+def measure(workspace: Workspace, runs: int, answer: Connection) -> None:
+    """Body of a process: the seconds of each of some audits one after the other, the outputs, and the peak memory."""
+    import torch
+
+    from gradtrail.flows.audit import audit
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    seconds, outputs = [], 0
+    with flow_session(workspace.root):
+        for _ in range(runs):
+            began = time.perf_counter()
+            outputs += audit(workspace, MODEL).output_count
+            seconds.append(time.perf_counter() - began)
+    answer.send((seconds, outputs, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def in_process(target: Any, *arguments: Any) -> Any:
+    """What the body sends, from a process that started with nothing in memory."""
+    context = multiprocessing.get_context("spawn")
+    mine, its = context.Pipe()
+    process = context.Process(target=target, args=(*arguments, its) if target is measure else arguments)
+    process.start()
+    its.close()
+    process.join(0)
+    said = mine.recv() if target is measure else None
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{target.__name__} failed, see above")
+    return said
+
+
+def measured(folder: Path, outputs: tuple[int, ...], training_examples: int) -> tuple[list[dict[str, Any]], float]:
+    """One row for each number of outputs, and the seconds of an audit that finds nothing new."""
+    project = SmallProject(folder, examples=training_examples, hidden=HIDDEN)
+    project.home.mkdir(parents=True)
+    in_process(prepare, project)
+    rows, first = [], 0
+    for count in outputs:
+        project.drop(f"{count}.jsonl", records(range(first, first + count)))
+        first += count
+        [seconds], audited, peak = in_process(measure, project.workspace, 1)
+        if audited != count:
+            raise RuntimeError(f"{audited} of {count} outputs were audited")
+        report = max(path.stat().st_size for path in project.workspace.reports.glob("*/report.html"))
+        row = {
+            "outputs": count,
+            "training_examples": training_examples,
+            "outputs_per_second": round(count / seconds, 2),
+            "peak_memory_mb": round(peak),
+            "seconds": round(seconds, 2),
+            "largest_report_mb": round(report / 1e6, 1),
+        }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    # The first run of a process pays for imports as well.
+    seconds, audited, _ = in_process(measure, project.workspace, EMPTY_RUNS + 1)
+    if audited:
+        raise RuntimeError(f"{audited} outputs were audited again")
+    print(f"An empty run: {median(seconds[1:]):.2f} s", flush=True)
+    return rows, median(seconds[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--outputs", type=int, nargs="+", default=list(OUTPUTS))
+    parser.add_argument("--training-examples", type=int, nargs="+", default=list(TRAINING_EXAMPLES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS / "audit.json")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    packages = ["gradtrail", "torch", "prefect", "mlflow", "duckdb", "lancedb"]
+    described = environment(options.threads, packages, hidden=HIDDEN)
+    rows: list[dict[str, Any]] = []
+    empty = {}
+    with tempfile.TemporaryDirectory(prefix="gradtrail-audit-") as name:
+        settings = SmallProject(Path(name)).settings.model_copy(update={"home": Path(name)})
+        with prefect_server(settings):
+            for number in options.training_examples:
+                found, empty[str(number)] = measured(Path(name) / str(number), tuple(options.outputs), number)
+                rows += found
+    wanted = {"seconds_of_an_empty_run": empty, "wanted_seconds_of_an_empty_run": WANTED_EMPTY_SECONDS}
+    write_results(options.output, {**described, **wanted}, rows)
+
+
+if __name__ == "__main__":
+    main()

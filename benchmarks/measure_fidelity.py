@@ -68,8 +68,17 @@ def _write(output: Path, suffix: str, described: dict[str, Any], rows: list[dict
     kept = [row for row in earlier["rows"] if row["task"] not in described["tasks"]]
     every = {**earlier["environment"]["tasks"], **described["tasks"]}
     order = [name for name in tasks() if name in every]
-    together = sorted([*kept, *rows], key=lambda row: order.index(row["task"]))
+    together = sorted([*kept, *_rounded(rows)], key=lambda row: order.index(row["task"]))
     write_results(path, {**described, "tasks": {name: every[name] for name in order}}, together)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to five digits: what comes after is neither exact nor read."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def measure_truths(names: Sequence[str], *, toy: bool, cache: Path, workers: int) -> None:
@@ -140,7 +149,7 @@ def _verdicts(judged: Judged) -> Iterator[dict[str, Any]]:
             "ours_value": float(ours.ranks.mean()),
             "peer": f"{theirs.prediction.candidate.engine} {theirs.prediction.candidate.method}",
             "peer_value": float(theirs.ranks.mean()),
-            "ceiling": question.ceiling(judged.parts["report"])[0],
+            "ceiling": judged.ceiling(place)[0],
             **asdict(comparison),
             "verdict": comparison.verdict,
         }

@@ -13,6 +13,8 @@ from gradtrail.attribution.weight_learning import effective_groups
 from gradtrail.attribution.weights import group_weights
 
 BASELINES = "baseline"
+SWEPT = ("influence", "influence_global", "horizon", "ekfac")
+"""Methods whose every damping is in the results."""
 Key = tuple[int, str, str, str]
 """Place of the question, engine, method, weighting."""
 
@@ -36,6 +38,7 @@ class Judged:
     parts: dict[str, list[int]]
     chosen: dict[Key, Chosen] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
+    _ceilings: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Keep whatever is best on the selection queries so far."""
@@ -52,12 +55,18 @@ class Judged:
         ]
         return max(found, key=lambda each: each.selected, default=None)
 
+    def ceiling(self, place: int) -> tuple[float, float]:
+        """Of a question on the report queries, as Spearman and as cosine."""
+        if place not in self._ceilings:
+            self._ceilings[place] = self.asked[place].ceiling(self.parts["report"])
+        return self._ceilings[place]
+
     def comparison(self, place: int) -> Comparison | None:
         """Best of ours against best peer on the report queries."""
         ours, theirs = self.best(place, ours=True), self.best(place, ours=False)
         if ours is None or theirs is None:
             return None
-        return compare(ours.ranks, theirs.ranks, self.asked[place].ceiling(self.parts["report"])[0])
+        return compare(ours.ranks, theirs.ranks, self.ceiling(place)[0])
 
     def gain(self, place: int, method: str, weighting: str) -> Comparison | None:
         """A weighting of ours against uniform, each at its own best setting, on the report queries."""
@@ -65,7 +74,7 @@ class Judged:
         uniform = self.chosen.get((place, ENGINE, method, "uniform"))
         if ours is None or uniform is None:
             return None
-        return compare(ours.ranks, uniform.ranks, self.asked[place].ceiling(self.parts["report"])[0])
+        return compare(ours.ranks, uniform.ranks, self.ceiling(place)[0])
 
     def rows(self) -> list[dict[str, Any]]:
         """One a question, engine, method and weighting."""
@@ -76,7 +85,7 @@ class Judged:
         selected = float(question.ranks(total, self.parts["select"]).mean())
         reported = self.parts["report"]
         candidate = prediction.candidate
-        if candidate.engine == ENGINE and prediction.weighting_name == "uniform" and candidate.damping is not None:
+        if (candidate.engine, prediction.weighting_name) == (ENGINE, "uniform") and candidate.method in SWEPT:
             self.sweep.append(
                 {
                     "task": self.task,
@@ -97,7 +106,7 @@ class Judged:
     def _row(self, key: Key, each: Chosen) -> dict[str, Any]:
         place, engine, method, weighting = key
         question, candidate = self.asked[place], each.prediction.candidate
-        ceiling, cosine_ceiling = question.ceiling(self.parts["report"])
+        ceiling, cosine_ceiling = self.ceiling(place)
         row = {
             "task": self.task,
             "engine": engine,

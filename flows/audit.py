@@ -8,6 +8,7 @@ from prefect import flow
 
 from gradtrail.errors import GradtrailError
 from gradtrail.flows.examining import examine, finish
+from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.auditing import AuditOptions
@@ -79,6 +80,7 @@ def audit(
 
     pending = pending_output_ids(workspace, model_version_id, options.target)
     examined = examine(workspace, model_version_id, pending, resolved)
+    deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)
     if workspace.payload_retention_days:
         retain_payloads(workspace, workspace.payload_retention_days)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradtrail.tasks.alerting import note_alerts
 from gradtrail.tasks.auditing import measure_outputs, recorded_warnings, score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.linking import link_report
@@ -68,6 +69,7 @@ def finish(workspace: Workspace, audit_id: str) -> str:
     report = write_audit_report(workspace, audit_id)
     record_trend(workspace, audit_id)
     publish_report_index(workspace)
+    note_alerts(workspace, audit_id)
     link_report(workspace, audit_id)
     show_audit(workspace, audit_id)
     return report

@@ -6,6 +6,7 @@ from prefect import flow
 
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.flows.examining import examine
+from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.audited import audited_output_ids
 from gradtrail.tasks.auditing import AuditOptions
@@ -37,6 +38,7 @@ def reaudit(
     resolved = resolve_audit(workspace, model_version_id, options)
     output_ids, without_payload = audited_output_ids(workspace, model_version_id, options.target, audit_id)
     examined = examine(workspace, model_version_id, output_ids, resolved)
+    deliver_alerts(workspace)
     publish_snapshot(workspace)
     announce(workspace)
     return AuditOutcome(

@@ -59,5 +59,11 @@ class VerificationError(GradtrailError):
     exit_code = 3
 
 
+class FindingsError(GradtrailError):
+    """An audit found what its caller asked to be stopped by, with `--fail-on`."""
+
+    exit_code = 4
+
+
 class AttributionWarning(UserWarning):
     """Something a measurement is slower or says less by; the numbers are right."""

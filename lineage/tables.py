@@ -335,6 +335,11 @@ _ALL = (
         },
         nullable="reached",
     ),
+    _table(
+        "alert",
+        "audit_id outlet state",
+        {"audit_id": _TEXT, "outlet": _TEXT, "state": _TEXT, "idempotency_key": _TEXT},
+    ),
 )
 
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}

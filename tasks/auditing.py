@@ -252,7 +252,7 @@ def score_outputs(
         )
     attributes = {example_id: dict(found.attributes) for example_id, found in examples.items()}
     likeness = likeness_asked_for(
-        asked, opened[-1], output_queries[-1], attributions, examples_of, pinned.adapter.training_data, examples
+        asked, opened[-1], output_queries[-1], attributions, examples_of, pinned.adapter, examples
     )
     earlier = tuple(EarlierAudit(audit_id, known) for audit_id, known in history)
     facts = policy_facts(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
-from gradtrail.attribution.adapters import TrainingData
+from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.attribution.features import FeatureRows
 from gradtrail.lineage.records import RecordedExample
 from gradtrail.nouns import Attribution, Example
@@ -78,12 +78,16 @@ def likeness_asked_for(
     queries: FeatureRows,
     attributions: Sequence[Attribution],
     outputs_of: Callable[[Sequence[str]], Sequence[Example]],
-    training_data: Callable[[], TrainingData],
+    adapter: ModelAdapter,
     recorded: Mapping[str, RecordedExample],
 ) -> dict[str, Likeness]:
     """The likeness of outputs and proponents, if a rule asks for it; see `measured_likeness`."""
     if not asked.likeness:
         return {}
     places = {example_id: (example.position, example.content_sha256) for example_id, example in recorded.items()}
-    find = ExampleFinder(training_data(), places)
-    return measured_likeness(opened, queries, attributions, outputs_of, find, asked.least_pair)
+    find = ExampleFinder(adapter.training_data(), places)
+
+    def inputs_of(example: Example) -> object:
+        return adapter.collate([example]).inputs
+
+    return measured_likeness(opened, queries, attributions, outputs_of, find, inputs_of, asked.least_pair)

@@ -23,6 +23,7 @@ def measured_likeness(
     attributions: Sequence[Attribution],
     outputs_of: Callable[[Sequence[str]], Sequence[Example]],
     example_of: Callable[[str], Example],
+    inputs_of: Callable[[Example], object],
     least_pair: float,
 ) -> dict[str, Likeness]:
     """The likeness of every output to its proponents; pairs of proponents with a cosine of at least `least_pair`.
@@ -36,6 +37,7 @@ def measured_likeness(
         attributions: what the audit keeps.
         outputs_of: outputs as examples, by id.
         example_of: a training example, by id.
+        inputs_of: the inputs of an example as the model takes them: a record of an output may write them otherwise.
         least_pair: 0 asks for no pairs.
 
     Raises:
@@ -58,8 +60,8 @@ def measured_likeness(
             names = proponents[output.example_id]
             for name in names:
                 if name not in inputs:
-                    inputs[name] = content_sha256(example_of(name).inputs, None)
-            own = content_sha256(output.inputs, None)
+                    inputs[name] = content_sha256(inputs_of(example_of(name)), None)
+            own = content_sha256(inputs_of(output), None)
             found[output.example_id] = _likeness(names, {n for n in names if inputs[n] == own}, query, rows, least_pair)
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradtrail.nouns import PreviewMode
 from gradtrail.storage.source_config import DEFAULT_SOURCE, SourceConfig, SourceConfigError
+from gradtrail.storage.webhooks import Webhook
 
 if TYPE_CHECKING:
     from gradtrail.lineage.ledger import Ledger
@@ -37,6 +38,7 @@ class Workspace:
         payload_retention_days: days after which an audit run deletes payloads; 0 keeps them.
         openlineage: address of an OpenLineage consumer, or a file, that flows report to; empty reports nowhere.
         sources: where outputs come from, besides the inbox of the home folder.
+        webhooks: whom to tell about findings.
     """
 
     home: str
@@ -54,6 +56,7 @@ class Workspace:
     payload_retention_days: int = 0
     openlineage: str = ""
     sources: tuple[SourceConfig, ...] = ()
+    webhooks: tuple[Webhook, ...] = ()
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.output_sources]

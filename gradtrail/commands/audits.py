@@ -49,6 +49,14 @@ def audit(
         bool, typer.Option("--every-checkpoint", help="An ensemble over all checkpoints, for method trak.")
     ] = False,
     policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
+    fail_on: Annotated[
+        Literal["high", "medium", "low"] | None,
+        typer.Option(help="Exit with code 4 where a finding is of this severity or higher.", show_default=False),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(help="Write rules and findings as JUnit XML, and as JSON beside it.", show_default=False),
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +84,15 @@ def audit(
         )
         outcome = audit_flow(settings.workspace(), reference, options)
     printing.show_audit(outcome, as_json=as_json)
+    if fail_on or junit:
+        from gradtrail.tasks.gating import gated_audits, require_gate, write_gate
+
+        made = [*outcome.finished, *filter(None, [outcome.audit_id])]
+        audits = gated_audits(settings.workspace(), outcome.model_version_id, made)
+        if junit:
+            write_gate(audits, fail_on or "high", junit)
+        if fail_on:
+            require_gate(audits, fail_on)
 
 
 @app.command()

@@ -1,0 +1,229 @@
+"""Alerts reach a webhook signed and at least once, whatever it answers and whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from gradtrail.errors import UsageError
+from gradtrail.lineage.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
+from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.sql import run_sql
+from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
+from gradtrail.tasks.alerting import alert_document, deliver_alerts
+from gradtrail.tasks.workspace import Workspace
+
+SECRET = "correct horse"  # noqa: S105 - of this test only
+PAGE = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text("utf-8")
+
+
+@dataclass
+class Receiver:
+    """A real HTTP server: `answers` are the next statuses, 200 after them; a number below 0 keeps silent so long."""
+
+    url: str = ""
+    answers: list[float] = field(default_factory=list)
+    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    kills: int = 0
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    monkeypatch.setenv("HOOK_SECRET", SECRET)
+    state = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            state.received.append((dict(self.headers), body))
+            if state.kills:
+                os.kill(state.kills, signal.SIGKILL)
+                state.kills = 0
+                return
+            answer = state.answers.pop(0) if state.answers else 200
+            if answer < 0:
+                time.sleep(-answer)
+                return
+            self.send_response(int(answer))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/hook"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def send(receiver: Receiver, **options: float) -> None:
+    given = {"timeout_seconds": 5.0, "first_pause_seconds": 0.01, **options}
+    post(Webhook(receiver.url, "HOOK_SECRET"), b'{"a": 1}', "the key", **given)
+
+
+def test_what_is_posted_is_signed_as_the_documentation_says(receiver: Receiver) -> None:
+    snippet = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "is_genuine" in code)
+    names: dict[str, object] = {}
+    exec(snippet, names)  # noqa: S102 - the documentation's own code
+    is_genuine = names["is_genuine"]
+    assert callable(is_genuine)
+    send(receiver)
+    [(headers, body)] = receiver.received
+    assert is_genuine(headers, body, SECRET)
+    assert not is_genuine(headers, body + b" ", SECRET)
+    assert not is_genuine(headers, body, "another")
+    assert not is_genuine(headers | {"Gradtrail-Timestamp": "1"}, body, SECRET)
+    assert not is_genuine(headers, body, SECRET, most_seconds=-1)
+    assert headers["Idempotency-Key"] == "the key"
+
+
+def test_a_webhook_that_is_away_is_tried_four_times(receiver: Receiver) -> None:
+    receiver.answers = [503, 429, 408]
+    send(receiver)
+    assert len(receiver.received) == 4
+    receiver.answers = [500] * 4
+    with pytest.raises(AwayError, match=r"webhook:127\.0\.0\.1:[0-9a-f]{16} answered 500"):
+        send(receiver)
+    assert len(receiver.received) == 8
+    assert {headers["Idempotency-Key"] for headers, _ in receiver.received} == {"the key"}
+
+
+def test_silence_and_no_connection_are_being_away(receiver: Receiver) -> None:
+    receiver.answers = [-0.6] * 4
+    with pytest.raises(AwayError, match="ReadTimeout"):
+        send(receiver, timeout_seconds=0.1)
+    with pytest.raises(AwayError, match="ConnectError") as caught:
+        post(Webhook("http://127.0.0.1:9/token-in-path", "HOOK_SECRET"), b"{}", "key", first_pause_seconds=0.01)
+    assert "token-in-path" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 404])
+def test_a_refusal_is_not_repeated_at_once(status: int, receiver: Receiver) -> None:
+    receiver.answers = [status]
+    with pytest.raises(RefusedError, match=str(status)):
+        send(receiver)
+    assert len(receiver.received) == 1
+
+
+def test_without_its_secret_nothing_is_posted(receiver: Receiver) -> None:
+    with pytest.raises(RefusedError, match="NO_SUCH_VARIABLE"):
+        post(Webhook(receiver.url, "NO_SUCH_VARIABLE"), b"{}", "key")
+    assert receiver.received == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"url": "ftp://example.org"}, "no http or https"),
+        ({"url": "nothing"}, "no http or https"),
+        ({"secret_env": ""}, "secret_env"),
+        ({"least_severity": "severe"}, "least_severity 'severe'"),
+    ],
+)
+def test_a_webhook_that_cannot_work_is_refused(given: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Webhook(**{"url": "https://example.org", "secret_env": "SECRET", **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def due(story_ledger: Ledger, receiver: Receiver) -> tuple[Workspace, Alert]:
+    """A home with one audit whose alert is due."""
+    home = story_ledger.paths.database.parent
+    webhook = Webhook(receiver.url, "HOOK_SECRET", "low")
+    workspace = Workspace(str(home), "", "", "", "http://mlflow.example", webhooks=(webhook,))
+    audit_id = run_sql(story_ledger.paths.snapshot, "SELECT audit_id FROM audit").to_pylist()[0]["audit_id"]
+    alert = Alert(audit_id, webhook.outlet)
+    assert record_alerts(workspace.ledger(), [alert], DUE)
+    assert not record_alerts(workspace.ledger(), [alert], DUE)
+    return workspace, alert
+
+
+def delivered(workspace: Workspace) -> int:
+    with disable_run_logger():
+        return deliver_alerts.fn(workspace)
+
+
+def states(workspace: Workspace) -> list[str]:
+    with workspace.ledger().read() as connection:
+        return [row[0] for row in connection.execute("SELECT state FROM alert ORDER BY state").fetchall()]
+
+
+def test_a_due_alert_is_delivered_once_with_findings_root_and_link(
+    due: tuple[Workspace, Alert], receiver: Receiver
+) -> None:
+    workspace, alert = due
+    assert delivered(workspace) == 1
+    assert delivered(workspace) == 0
+    [(headers, body)] = receiver.received
+    told = json.loads(body)
+    assert told == alert_document(workspace, alert, workspace.webhooks[0])
+    assert told["idempotency_key"] == headers["Idempotency-Key"] == alert.idempotency_key
+    assert re.fullmatch("[0-9a-f]{64}", told["audit_root"])
+    assert told["report"].startswith("http://mlflow.example/#/experiments/0/runs/run-of-audit")
+    assert sum(told["finding_counts"].values()) >= len(told["findings"]) > 0
+    assert states(workspace) == [DELIVERED, DUE]
+
+
+def test_a_webhook_that_was_away_or_refused_gets_it_from_the_next_run(
+    due: tuple[Workspace, Alert], receiver: Receiver
+) -> None:
+    workspace, _ = due
+    receiver.answers = [400]
+    assert delivered(workspace) == 0
+    with workspace.ledger().read() as connection:
+        assert undelivered_alerts(connection) == [due[1]]
+    assert delivered(workspace) == 1
+    assert len(receiver.received) == 2
+
+
+def test_a_webhook_that_the_settings_no_longer_name_is_left_alone(
+    due: tuple[Workspace, Alert], receiver: Receiver
+) -> None:
+    workspace, _ = due
+    without = Workspace(**{**{name: getattr(workspace, name) for name in asdict(workspace)}, "webhooks": ()})
+    assert delivered(without) == 0
+    assert delivered(workspace) == 1
+
+
+def test_a_kill_between_posting_and_remembering_repeats_with_the_same_key(
+    due: tuple[Workspace, Alert], receiver: Receiver, tmp_path: Path
+) -> None:
+    workspace, alert = due
+    script = (
+        "import json, sys\n"
+        "from gradtrail.storage.webhooks import Webhook\n"
+        "from gradtrail.tasks.alerting import deliver_alerts\n"
+        "from gradtrail.tasks.workspace import Workspace\n"
+        "given = json.load(open(sys.argv[1]))\n"
+        "given['webhooks'] = tuple(Webhook(**each) for each in given['webhooks'])\n"
+        "sys.stdin.readline()\n"
+        "deliver_alerts.fn(Workspace(**given))\n"
+    )
+    (tmp_path / "workspace.json").write_text(json.dumps(asdict(workspace)))
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "workspace.json"], stdin=subprocess.PIPE)
+    receiver.kills = process.pid
+    process.communicate(b"go\n", timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    assert states(workspace) == [DUE]
+    assert delivered(workspace) == 1
+    assert [headers["Idempotency-Key"] for headers, _ in receiver.received] == [alert.idempotency_key] * 2
+    assert states(workspace) == [DELIVERED, DUE]

@@ -23,7 +23,9 @@ METRICS = {"fidelity_subset": "random halves left out", "fidelity_loo": "single 
 def by_training(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
     """Fidelity over steps: ours under uniform weights tuned for each amount, untuned influence, best peer, ceiling."""
     pyplot = _pyplot()
-    figure, panels = pyplot.subplots(len(METRICS), len(titles), figsize=(3.3 * len(titles), 6), squeeze=False)
+    figure, panels = pyplot.subplots(
+        len(METRICS), len(titles), figsize=(3.3 * len(titles), 6), squeeze=False, layout="constrained"
+    )
     for line, metric in enumerate(METRICS):
         for column, (task, title) in enumerate(titles.items()):
             axes = panels[line, column]
@@ -54,7 +56,7 @@ def by_training(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> N
             axes.set_xlabel("steps of further training")
             axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("Spearman")
-    panels[0, -1].legend(fontsize=7, frameon=False, loc="lower left")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
     _save(figure, path)
 
 
@@ -62,7 +64,9 @@ def sweep(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
     """Heat maps over damping and amount of further training, block and global, with LDS as the last column of each."""
     pyplot = _pyplot()
     methods = {"influence": "block", "influence_global": "global"}
-    figure, panels = pyplot.subplots(len(methods), len(titles), figsize=(3.3 * len(titles), 6.4), squeeze=False)
+    figure, panels = pyplot.subplots(
+        len(methods), len(titles), figsize=(3.3 * len(titles), 6.4), squeeze=False, layout="constrained"
+    )
     for line, (method, name) in enumerate(methods.items()):
         for column, (task, title) in enumerate(titles.items()):
             axes = panels[line, column]
@@ -87,7 +91,7 @@ def sweep(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
             axes.set_title(f"{title}\n{name} curvature ({kind})", fontsize=8, loc="left")
     panels[0, 0].set_ylabel("damping")
     figure.colorbar(image, ax=panels, shrink=0.6, label="Spearman below the best of its column")
-    _save(figure, path, tight=False)
+    _save(figure, path)
 
 
 def _selected(row: Row) -> float:
@@ -104,7 +108,5 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path, *, tight: bool = True) -> None:
-    if tight:
-        figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None}, bbox_inches=None if tight else "tight")
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, metadata={"Date": None})

@@ -39,7 +39,7 @@ def check(folder: Path, *tasks: str) -> None:
     for task in tasks:
         own = [row for row in content["rows"] if row["task"] == task]
         assert {row["metric"] for row in own} == {"fidelity_subset", "fidelity_loo", "lds"}
-        assert {row["engine"] for row in own} == {"gradtrail", "baseline"}
+        assert {row["engine"] for row in own} == {"gradtrail", "gradtrail, five trainings", "baseline"}
         assert {row["weighting"] for row in own} == {"uniform", "self_supervised", "further_training", "retraining"}
         methods = {row["method"] for row in own}
         assert methods >= {"grad_dot", "tracin_cp", "influence", "influence_global", "horizon", "ekfac", "datainf"}

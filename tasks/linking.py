@@ -56,7 +56,7 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
         files=[folder / name for name in digests],
         dataset=recorded.pinned.dataset,
     )
-    _describe(registry, links, recorded, [each.past for each in history])
+    lead_to_report(registry, links, recorded, [each.past for each in history])
     workspace.ledger().record_report(
         audit_id,
         html_uri=str(folder / HTML_NAME),
@@ -75,7 +75,7 @@ def _signature_tags(recorded: RecordedAudit) -> dict[str, str]:
     return {"gradtrail.signature": signature.signature, "gradtrail.public_key_sha256": signature.public_key_sha256}
 
 
-def _describe(registry: Registry, links: Links, recorded: RecordedAudit, history: Sequence[PastAudit]) -> None:
+def lead_to_report(registry: Registry, links: Links, recorded: RecordedAudit, history: Sequence[PastAudit]) -> None:
     """Lead from model version, training run and model to the audit, where no later one of theirs is there already."""
     details, run = recorded.details, recorded.audit_run
     audit_id, name, number = details.audit.audit_id, details.model_version.name, details.model_version.version

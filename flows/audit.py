@@ -80,11 +80,11 @@ def audit(
 
     pending = pending_output_ids(workspace, model_version_id, options.target)
     examined = examine(workspace, model_version_id, pending, resolved)
-    deliver_alerts(workspace)
+    delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)
     if workspace.payload_retention_days:
         retain_payloads(workspace, workspace.payload_retention_days)
-    if finished or pending or collected.new_output_ids or collected.refused or collected.sampled_out:
+    if delivered or finished or pending or collected.new_output_ids or collected.refused or collected.sampled_out:
         publish_snapshot(workspace)
         announce(workspace)
     require_sources(failed)

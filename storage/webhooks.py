@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import StoreError, UsageError
@@ -104,7 +104,7 @@ def post(
     patience = Retrying(
         retry=retry_if_exception_type(AwayError),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(initial=first_pause_seconds, jitter=first_pause_seconds / 2),
+        wait=wait_exponential(multiplier=first_pause_seconds) + wait_random(0, first_pause_seconds / 2),
         reraise=True,
     )
     patience(_post_once, webhook, secret, body, idempotency_key, timeout_seconds)

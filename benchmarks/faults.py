@@ -195,11 +195,12 @@ class Trials:
 
     def killed(self, flow: str, seconds: float) -> bool:
         """Run the flow and kill it after so many seconds; returns whether it was still at work."""
-        process, _ = self.start(flow)
+        process, answer = self.start(flow)
         process.join(seconds)
         interrupted = process.exitcode is None
         process.kill()
         process.join()
+        answer.close()
         return interrupted
 
     def count(self, flow: str, expected: Sequence[str] = ()) -> tuple[list[str], Count]:
@@ -255,9 +256,10 @@ def deliveries(trials: Trials, number: int) -> Iterator[Row]:
         return row
 
     def overlapping() -> bool:
-        both = [trials.start("audit")[0] for _ in range(2)]
-        for process in both:
+        both = [trials.start("audit") for _ in range(2)]
+        for process, answer in both:
             process.join()
+            answer.close()
         return True
 
     def twice() -> bool:
@@ -309,12 +311,13 @@ def absences(folder: Path, source: random.Random, number: int) -> Iterator[Row]:
         with mlflow_server(folder, database, port):
             expected, _ = trials.count("audit")
             project.drop(f"{trial}.jsonl", records(own))
-            process, _ = trials.start("audit")
+            process, answer = trials.start("audit")
             process.join(source.uniform(0, duration))
             interrupted = process.exitcode is None
         time.sleep(AWAY_SECONDS)
         with mlflow_server(folder, database, port):
             process.join()
+            answer.close()
             trials.run("audit")
             wanted = [*expected, *(f"audited inbox:out-{each}" for each in own)]
             row.add(trials.count("audit", wanted)[1], interrupted)

@@ -16,6 +16,8 @@ from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, Outpu
 from gradtrail.reports.previews import Picture, apply_mode, picture, shown_prediction
 
 _OPEN_OUTPUTS = 3
+_WHOLE_OUTPUTS = 100
+"""Outputs that the page shows with all their evidence, 40 KB each; of the others it has a line."""
 _MOST_ROWS_OF_OUTPUT = 5
 _MOST_GROUPS_OF_OUTPUT = 12
 _STATIONS = {
@@ -90,6 +92,16 @@ class ShownOutput:
 
 
 @dataclass(frozen=True)
+class BriefOutput:
+    """An output that the page has a line of; the JSON file and the Parquet file beside it have the rest."""
+
+    number: int
+    section: OutputSection
+    prediction: str
+    worst: Severity | None
+
+
+@dataclass(frozen=True)
 class ReportView:
     """A report prepared for the template."""
 
@@ -103,6 +115,7 @@ class ReportView:
     proponents: tuple[ShownCard, ...]
     opponents: tuple[ShownCard, ...]
     outputs: tuple[ShownOutput, ...]
+    brief: tuple[BriefOutput, ...]
     named_examples: tuple[ExampleCard, ...]
     explain_command: str
     prove_command: str
@@ -117,10 +130,15 @@ def view_of(report: AuditReport) -> ReportView:
     Raises:
         DataError: a preview that is not a readable PNG.
     """
-    outputs = tuple(
-        _shown_output(report, number, section) for number, section in enumerate(_in_reading_order(report.outputs), 1)
+    ordered = list(enumerate(_in_reading_order(report.outputs), 1))
+    outputs = tuple(_shown_output(report, number, section) for number, section in ordered[:_WHOLE_OUTPUTS])
+    brief = tuple(
+        BriefOutput(
+            number, section, shown_prediction(section.result.prediction, report.preview_mode), _worst(section.findings)
+        )
+        for number, section in ordered[_WHOLE_OUTPUTS:]
     )
-    numbers = {shown.section.output.output_id: shown.number for shown in outputs}
+    numbers = {section.output.output_id: number for number, section in ordered}
     by_severity = Counter(finding.severity for finding in report.findings)
     first = outputs[0].section.output if outputs else None
     named = {card.example_id: card for card in report.cards()}
@@ -135,6 +153,7 @@ def view_of(report: AuditReport) -> ReportView:
         proponents=_shown_cards(report, report.overall.proponents),
         opponents=_shown_cards(report, report.overall.opponents),
         outputs=outputs,
+        brief=brief,
         named_examples=tuple(named[example_id] for example_id in sorted(named)),
         explain_command=f"gradtrail explain {shlex.quote(first.output_id)}" if first else "gradtrail explain OUTPUT",
         prove_command=f"gradtrail verify --output {shlex.quote(first.output_id) if first else 'OUTPUT'} --json",
@@ -166,7 +185,6 @@ def _groups(findings: Sequence[Finding], output_numbers: Mapping[str, int]) -> t
 
 
 def _shown_output(report: AuditReport, number: int, section: OutputSection) -> ShownOutput:
-    severities = [SEVERITIES.index(finding.severity) for finding in section.findings]
     stations = groupby(section.lineage, key=lambda step: step.kind)
     return ShownOutput(
         number=number,
@@ -179,9 +197,13 @@ def _shown_output(report: AuditReport, number: int, section: OutputSection) -> S
         groups=group_figure(section.groups, _MOST_GROUPS_OF_OUTPUT),
         stations=tuple(Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations),
         drawing=drawing_of_output(section),
-        worst=SEVERITIES[min(severities)] if severities else None,
+        worst=_worst(section.findings),
         is_open=number <= _OPEN_OUTPUTS,
     )
+
+
+def _worst(findings: Sequence[Finding]) -> Severity | None:
+    return SEVERITIES[min(SEVERITIES.index(finding.severity) for finding in findings)] if findings else None
 
 
 def _shown_cards(report: AuditReport, cards: Sequence[ExampleCard]) -> tuple[ShownCard, ...]:

@@ -27,8 +27,8 @@ EQUAL = 0.005
 """Ratios closer to 1 than this are called equal."""
 
 
-def markdown(index: Row, score: Row, peers: Row) -> str:
-    """The whole page."""
+def markdown(index: Row, score: Row, peers: Row, audit: Row | None = None, faults: Row | None = None) -> str:
+    """The whole page; whole audits and faults where they were measured."""
     parts = [
         "# Benchmarks\n",
         "What gradtrail costs and how it compares, measured by the scripts in `benchmarks/` and written by "
@@ -37,6 +37,8 @@ def markdown(index: Row, score: Row, peers: Row) -> str:
         _indexing(index),
         _scoring(score),
         _oracles(peers),
+        *([_audits(audit)] if audit else []),
+        *([_faults(faults)] if faults else []),
         _running(),
     ]
     return "\n".join(parts)
@@ -220,10 +222,56 @@ def _oracles(results: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _audits(results: Row) -> str:
+    described = results["environment"]
+    empty, wanted = described["seconds_of_an_empty_run"], described["wanted_seconds_of_an_empty_run"]
+    lines = [
+        "## Whole audits: from the inbox to the linked report\n",
+        "`gradtrail audit` of a model of two layers, with a Prefect server that runs and MLflow on sqlite: the files "
+        "are read, every output is measured and scored against every training example, recorded, reported in three "
+        "files and linked. Each row is a process of its own, with its libraries in the peak memory.\n",
+        _load(described),
+        "| training examples | outputs | outputs/s | seconds | peak memory | largest report |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        lines.append(
+            f"| {row['training_examples']:,} | {row['outputs']:,} | {row['outputs_per_second']:.1f} "
+            f"| {row['seconds']:.1f} | {row['peak_memory_mb']:,} MB | {row['largest_report_mb']:.1f} MB |"
+        )
+    worst = max(empty.values())
+    verdict = "yes" if worst <= wanted else "**missed**"
+    said = " and ".join(f"{seconds:.2f} s with {int(number):,} training examples" for number, seconds in empty.items())
+    lines.append(f"\nA run that finds nothing new takes {said}. Wanted: at most {wanted:.0f} s: {verdict}.\n")
+    return "\n".join(lines)
+
+
+def _faults(results: Row) -> str:
+    lines = [
+        "## Faults: what is lost, what is there twice\n",
+        f"{results['environment']['outputs_an_audit']} outputs an audit. SIGKILL strikes a process at a moment drawn "
+        "over the duration of a run that nothing disturbs; *interrupted* are the trials in which the fault met the "
+        "flow at work. Then the flow runs again, and the ledger is compared with that of the undisturbed run. Problems "
+        "are those that `gradtrail verify` finds.\n",
+        _load(results["environment"]),
+        "| flow | fault | trials | interrupted | lost | duplicated | problems |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in results["rows"]:
+        numbers = " | ".join(str(row[name]) for name in ("trials", "interrupted", "lost", "duplicated", "problems"))
+        lines.append(f"| {row['flow']} | {row['fault']} | {numbers} |")
+    return "\n".join([*lines, ""])
+
+
+def _load(described: Row) -> str:
+    return f"Measured on {described['measured_at'][:10]}; load before the start: {described['load_before']}.\n"
+
+
 def _running() -> str:
     return (
         "## Measuring again\n\n"
-        "`make bench-index`, `make bench-score` and `make bench-peers` write the results, `make bench-docs` this page. "
+        "`make bench-index`, `make bench-score`, `make bench-peers`, `make bench-audit` and `make bench-faults` write "
+        "the results, `make bench-docs` this page. "
         "The first makes `.venv-peers`, an environment with the peers, because their requirements do not go together "
         "with ours: they would bring a CUDA build of torch. Leave the machine alone meanwhile.\n\n"
         "All engines run under the same settings: as many threads, and an allocator that keeps its memory, because a "
@@ -268,7 +316,11 @@ def main() -> None:
     index, score, peers = (
         json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
     )
-    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers))
+    audit, faults = (
+        json.loads(path.read_text()) if (path := options.results / f"{name}.json").is_file() else None
+        for name in ("audit", "faults")
+    )
+    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults))
     picture(index, options.docs / "benchmarks.svg")
     print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
 

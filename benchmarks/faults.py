@@ -72,8 +72,8 @@ class Row:
         self.problems += count.problems
 
 
-def run_flow(workspace: Workspace, flow: str) -> None:
-    """One run of a flow on the project's model."""
+def run_step(project: SmallProject, flow: str) -> None:
+    """One run of a flow on the project's model; or a new version of it, or its first one deleted."""
     from gradtrail.flows.audit import audit
     from gradtrail.flows.calibrate import calibrate
     from gradtrail.flows.index import index
@@ -82,7 +82,12 @@ def run_flow(workspace: Workspace, flow: str) -> None:
     from gradtrail.tasks.calibration_plans import CalibrateOptions
     from gradtrail.tasks.watching import WatchedModel
 
-    if flow == "calibrate":
+    workspace = project.workspace
+    if flow == "register":
+        project.register()
+    elif flow == "delete":
+        workspace.registry().client.delete_model_version("small", "1")
+    elif flow == "calibrate":
         options = CalibrateOptions(
             methods=("grad_dot", "influence"), weightings=(), steps=(2,), sets=8, seeds=2, most_queries=8
         )
@@ -93,15 +98,15 @@ def run_flow(workspace: Workspace, flow: str) -> None:
         {"ingest": ingest, "index": index, "audit": audit}[flow](workspace, MODEL)
 
 
-def in_process(workspace: Workspace, flow: str, answer: Connection) -> None:
+def in_process(project: SmallProject, flow: str, answer: Connection) -> None:
     """Body of a process: say that it begins, run the flow, say how it ended."""
     import torch
 
     torch.set_num_threads(1)
-    with flow_session(workspace.root):
+    with flow_session(project.workspace.root):
         answer.send("begins")
         try:
-            run_flow(workspace, flow)
+            run_step(project, flow)
         except GradtrailError as fault:
             answer.send(str(fault))
         else:
@@ -171,7 +176,7 @@ class Trials:
     def start(self, flow: str) -> tuple[Any, Connection]:
         """A process that is about to begin the flow, and what it will say."""
         mine, its = self.context.Pipe()
-        process = self.context.Process(target=in_process, args=(self.workspace, flow, its))
+        process = self.context.Process(target=in_process, args=(self.project, flow, its))
         process.start()
         its.close()
         if mine.recv() != "begins":
@@ -274,10 +279,10 @@ def deliveries(trials: Trials, number: int) -> Iterator[Row]:
         return True
 
     def deleted() -> bool:
-        trials.project.register()
+        trials.run("register")
         trials.run("watch")
         trials.project.drop("second.jsonl", records(range(OUTPUTS, OUTPUTS + 3), version=2))
-        trials.workspace.registry().client.delete_model_version("small", "1")
+        trials.run("delete")
         return True
 
     later = [f"audited inbox:out-{number}" for number in range(OUTPUTS, OUTPUTS + 3)]
@@ -300,9 +305,8 @@ def absences(folder: Path, source: random.Random, number: int) -> Iterator[Row]:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     trials = Trials(project, folder / "kept", source)
     with mlflow_server(folder, database, port):
-        project.register()
-        for flow in ("ingest", "index"):
-            trials.run(flow)
+        for step in ("register", "ingest", "index"):
+            trials.run(step)
         project.drop("first.jsonl", records([1000]))
         duration = trials.run("audit")
     row = Row("audit", f"MLflow away for {AWAY_SECONDS:.0f} s and its start")
@@ -363,7 +367,7 @@ def free_port() -> int:
 
 def prepare(trials: Trials) -> None:
     """The states that trials start from: registered, ingested, indexed, with outputs in the inbox."""
-    trials.project.register()
+    trials.run("register")
     trials.keep("registered")
     trials.run("ingest")
     trials.keep("ingested")

@@ -1,0 +1,65 @@
+"""The measurements of faults and of whole audits: they run, count what they say, and the page shows it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    specification = importlib.util.spec_from_file_location("document", BENCHMARKS / "document.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow  # some forty processes, each of which runs a flow
+def test_three_seeded_kills_of_each_flow_lose_nothing_and_duplicate_nothing(prefect_server, tmp_path):
+    run("faults.py", "--trials", "3", "--other-trials", "1", "--absences", "0", "--output", str(tmp_path / "f.json"))
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    assert [row["flow"] for row in rows[:5]] == ["ingest", "index", "calibrate", "audit", "watch"]
+    assert all((row["lost"], row["duplicated"], row["problems"]) == (0, 0, 0) for row in rows)
+    assert sum(row["interrupted"] for row in rows[:5]) > 0
+
+
+@pytest.mark.slow  # a process for each figure
+def test_a_whole_audit_is_measured_by_outputs_and_training_examples(prefect_server, tmp_path):
+    options = ["--outputs", "3", "--training-examples", "20", "30", "--output", str(tmp_path / "audit.json")]
+    run("audit.py", *options)
+    content = json.loads((tmp_path / "audit.json").read_text())
+    assert [(row["outputs"], row["training_examples"]) for row in content["rows"]] == [(3, 20), (3, 30)]
+    assert all(row["outputs_per_second"] > 0 and row["peak_memory_mb"] > 0 for row in content["rows"])
+    assert set(content["environment"]["seconds_of_an_empty_run"]) == {"20", "30"}
+
+
+def test_the_page_names_what_was_lost_and_an_empty_run_that_takes_too_long(page):
+    described = {"measured_at": "2026-11-22T04:00:00", "load_before": 0.1, "outputs_an_audit": 12}
+    row = {
+        "flow": "audit",
+        "fault": "SIGKILL",
+        "trials": 20,
+        "interrupted": 18,
+        "lost": 1,
+        "duplicated": 2,
+        "problems": 3,
+    }
+    assert "| audit | SIGKILL | 20 | 18 | 1 | 2 | 3 |" in page._faults({"environment": described, "rows": [row]})
+    costs = {**described, "seconds_of_an_empty_run": {"1000": 2.5}, "wanted_seconds_of_an_empty_run": 2.0}
+    assert "at most 2 s: **missed**" in page._audits({"environment": costs, "rows": []})

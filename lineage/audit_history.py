@@ -76,14 +76,15 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
             audit.audit_id,
             row_number() OVER (PARTITION BY model_version.name ORDER BY audit.event_sequence),
             event.recorded_at, audit.event_sequence, model_version.name, model_version.version,
-            serving_checkpoint.checkpoint_id, model_version.run_id, coalesce(training_run.experiment_id, ''),
-            audit.method, audit.parameters, audit.weighting_id, audit_dataset.dataset_version_id,
+            coalesce(serving_checkpoint.checkpoint_id, ''),
+            model_version.run_id, coalesce(training_run.experiment_id, ''),
+            audit.method, audit.parameters, audit.weighting_id, coalesce(audit_dataset.dataset_version_id, ''),
             coalesce(report.mlflow_run_id, ''), coalesce(report.mlflow_experiment_id, '')
         FROM audit
         JOIN event ON event.sequence = audit.event_sequence
         JOIN model_version ON model_version.model_version_id = audit.model_version_id
-        JOIN serving_checkpoint ON serving_checkpoint.model_version_id = audit.model_version_id
-        JOIN audit_dataset ON audit_dataset.audit_id = audit.audit_id
+        LEFT JOIN serving_checkpoint ON serving_checkpoint.model_version_id = audit.model_version_id
+        LEFT JOIN audit_dataset ON audit_dataset.audit_id = audit.audit_id
         LEFT JOIN training_run ON training_run.run_id = model_version.run_id
         LEFT JOIN report ON report.audit_id = audit.audit_id
         WHERE model_version.name = coalesce(?, model_version.name)
@@ -96,8 +97,8 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
     fired = _fired(connection, audit_ids)
     found = []
     for row in rows:
-        count, not_reproduced, target = outputs[row[0]]
-        index_ids, parameter_share, example_share = indexes[row[0]]
+        count, not_reproduced, target = outputs.get(row[0], (0, 0, "emitted"))
+        index_ids, parameter_share, example_share = indexes.get(row[0], ([], 0.0, 0.0))
         found.append(
             PastAudit(
                 *row[:10],

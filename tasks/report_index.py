@@ -12,6 +12,7 @@ from prefect import task
 from gradtrail.addresses import COMPARISONS, INDEX_PAGE, REPORT_PAGE
 from gradtrail.digests import short
 from gradtrail.errors import UsageError
+from gradtrail.lineage import queries
 from gradtrail.lineage.audit_history import PastAudit, findings_of
 from gradtrail.lineage.comparisons import compare_audits
 from gradtrail.reports.compare_page import compare_page
@@ -19,6 +20,7 @@ from gradtrail.reports.index_model import IndexedAudit
 from gradtrail.reports.index_page import index_page
 from gradtrail.storage.atomic import write_atomically
 from gradtrail.storage.audit_runs import AuditRun, Links, annotate, find_audit_run, open_index_run, upload_files
+from gradtrail.storage.registry import Registry
 from gradtrail.tasks.history import audit_history
 from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
@@ -31,23 +33,31 @@ def publish_report_index(workspace: Workspace) -> str:
     The page beside the reports leads to them by relative addresses, so that the folder can be published as it is; the
     copy, which MLflow shows by itself, by whole ones.
     """
-    history, registry, links = _history(workspace), workspace.registry(), workspace.links()
-    runs = _recorded_runs(history)
+    registry = workspace.registry()
+    run, current = open_index_run(registry), False
+    while not current:
+        history = _history(workspace)
+        path = _publish(workspace, registry, run, history)
+        # Another flow may have recorded an audit since; whoever writes last has to have seen it.
+        current = _history_ends_with(workspace, history)
+    annotate(registry, run, f"## All audits\n\n[Open the index]({workspace.links().index(run)})")
+    return str(path)
+
+
+def _publish(workspace: Workspace, registry: Registry, index_run: AuditRun, history: Sequence[IndexedAudit]) -> Path:
+    links, runs = workspace.links(), _recorded_runs(history)
     for audit_id in {audit.past.audit_id for audit in history} - runs.keys():
         if found := find_audit_run(registry, audit_id):
             runs[audit_id] = found
-    path = _write(workspace, history, runs)
 
     def address(past: PastAudit) -> str:
         return links.report(past.audit_id, runs[past.audit_id]) if past.audit_id in runs else ""
 
-    run = open_index_run(registry)
     with TemporaryDirectory(prefix="gradtrail-index-") as folder:
         copy = Path(folder) / INDEX_PAGE
         copy.write_text(index_page(_addressed(history, links, runs, address)), encoding="utf-8")
-        upload_files(registry, run.run_id, [copy])
-    annotate(registry, run, f"## All audits\n\n[Open the index]({links.index(run)})")
-    return str(path)
+        upload_files(registry, index_run.run_id, [copy])
+    return _write(workspace, history, runs)
 
 
 def write_report_index(workspace: Workspace) -> Path:
@@ -88,6 +98,12 @@ def write_comparison(workspace: Workspace, a: str, b: str) -> Path:
 def _history(workspace: Workspace) -> list[IndexedAudit]:
     with workspace.ledger().read() as connection:
         return audit_history(connection)
+
+
+def _history_ends_with(workspace: Workspace, history: Sequence[IndexedAudit]) -> bool:
+    with workspace.ledger().read() as connection:
+        newest = queries.latest_audit(connection)
+    return newest is None or newest.audit_id == history[-1].past.audit_id
 
 
 def _write(workspace: Workspace, history: Sequence[IndexedAudit], runs: Mapping[str, AuditRun]) -> Path:

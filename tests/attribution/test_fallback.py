@@ -199,7 +199,7 @@ def test_an_eigenbasis_is_fitted_to_the_layers_that_have_factors_and_leaves_the_
     model = adapter.build_model()
     plan = plan_features(model, FeatureSettings(group_dimension=9))
     basis = fit_eigen_basis(adapter, model, examples, plan, kind="empirical")
-    assert {key.split(":")[1] for key in basis.matrices} == {"read"}
+    assert {key.split(":")[1] for key in basis.matrices} == {"attend", "attend.out_proj", "read"}
     check_capture(adapter, model, examples, replace(plan, basis=basis))
 
 

@@ -32,7 +32,7 @@ def test_the_document_names_its_schema_and_everything_the_audit_pinned(sample_re
     assert document["overall"]["shares"][0].keys() >= {"share", "training_share", "ratio", "interval_low"}
     assert set(document) == {
         *("schema", "title", "created_at", "gradtrail_version", "preview_mode", "audit", "model_version", "run"),
-        *("checkpoint", "dataset", "trust", "findings", "overall", "outputs", "ledger_head"),
+        *("checkpoint", "dataset", "trust", "findings", "overall", "outputs", "ledger_head", "evidence"),
     }
 
 

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -50,8 +52,19 @@ def audited(kept):
     backup = kept.folder / "backup"
     shutil.copytree(kept.home, backup)
     yield kept
-    shutil.rmtree(kept.home)
-    backup.rename(kept.home)
+    for entry in kept.home.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif not entry.name.startswith("mlflow.db"):
+            entry.unlink()
+    shutil.copytree(backup, kept.home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
+    # MLflow keeps its connections: its database is filled again in place, and not replaced under them.
+    with (
+        closing(sqlite3.connect(backup / "mlflow.db")) as before,
+        closing(sqlite3.connect(kept.home / "mlflow.db")) as now,
+    ):
+        before.backup(now)
+    shutil.rmtree(backup)
 
 
 def _files_with(home, text):

@@ -68,7 +68,6 @@ def in_process(target: Any, *arguments: Any) -> Any:
     process = context.Process(target=target, args=(*arguments, its) if target is measure else arguments)
     process.start()
     its.close()
-    process.join(0)
     said = mine.recv() if target is measure else None
     process.join()
     if process.exitcode:
@@ -125,8 +124,8 @@ def main() -> None:
             for number in options.training_examples:
                 found, empty[str(number)] = measured(Path(name) / str(number), tuple(options.outputs), number)
                 rows += found
-    wanted = {"seconds_of_an_empty_run": empty, "wanted_seconds_of_an_empty_run": WANTED_EMPTY_SECONDS}
-    write_results(options.output, {**described, **wanted}, rows)
+                wanted = {"seconds_of_an_empty_run": empty, "wanted_seconds_of_an_empty_run": WANTED_EMPTY_SECONDS}
+                write_results(options.output, {**described, **wanted}, rows)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,13 @@ def resolve_version(workspace: Workspace, reference: str) -> RegisteredVersion:
 
 
 def already_ingested(workspace: Workspace, version: RegisteredVersion) -> bool:
-    """Whether the ledger has this model version."""
+    """Whether the ledger has this model version, and its tags say so: they are the last that an ingest writes."""
     ledger = workspace.ledger()
     if not ledger.paths.database.is_file():
         return False
     with ledger.read() as connection:
-        return queries.model_version(connection, version.model_version_id) is not None
+        recorded = queries.model_version(connection, version.model_version_id)
+    return recorded is not None and version.tags.get(CHECKPOINT_TAG) == recorded.checkpoint_ids[-1]
 
 
 @task(cache_policy=NO_CACHE)

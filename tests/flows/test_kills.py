@@ -1,10 +1,12 @@
 """A kill between any two steps loses nothing and duplicates nothing."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from prefect.settings import PREFECT_API_URL
@@ -14,6 +16,7 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
+from gradtrail.storage.registry import CHECKPOINT_TAG
 from gradtrail.tasks.auditing import AuditOptions, measure_outputs, score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.opened import ready_indexes
@@ -41,6 +44,26 @@ version = "tiny/1"
 workspace = settings.workspace()
 [checkpoint] = indexing.list_checkpoints.fn(workspace, version, False)
 indexing.build_index.fn(workspace, version, checkpoint, indexing.IndexOptions())
+"""
+
+FORKED_AUDITS = """
+import os, sys
+import lancedb, torch
+from gradtrail.settings import Settings
+from gradtrail.flows.audit import audit
+
+home, folder, reference = sys.argv[1:]
+settings = Settings(home=home, mlflow_tracking_uri=f"sqlite:///{home}/mlflow.db",
+                    allowed_adapters=(reference,), adapter_path=folder)
+torch.set_num_threads(1)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        audit(settings.workspace(), "tiny@champion")
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
@@ -115,35 +138,45 @@ def test_an_audit_killed_after_any_step_is_completed_once(indexed, stop_after):
     assert not verify_workspace(indexed.workspace).problems
 
 
-def test_a_real_sigkill_during_the_audit_flow_leaves_work_that_the_next_run_finishes(indexed):
-    code = (
-        "import sys; from gradtrail.settings import Settings; from gradtrail.session import flow_session\n"
-        "home, folder, reference = sys.argv[1:]\n"
-        "settings = Settings(home=home, mlflow_tracking_uri=f'sqlite:///{home}/mlflow.db',"
-        " allowed_adapters=(reference,), adapter_path=folder)\n"
-        "from gradtrail.flows.audit import audit\n"
-        "print('started', flush=True)\n"
-        "audit(settings.workspace(), 'tiny@champion')\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(indexed.home), str(indexed.folder), indexed.reference],
+def test_audits_killed_at_three_seeded_moments_are_completed_once(indexed):
+    began = time.monotonic()
+    audit(indexed.workspace, "tiny@champion")
+    duration = time.monotonic() - began
+    forking = subprocess.Popen(
+        [sys.executable, "-c", FORKED_AUDITS, str(indexed.home), str(indexed.folder), indexed.reference],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
     )
-    assert process.stdout.readline().strip() == "started"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with indexed.workspace.ledger().read() as connection:
-            if queries.outputs(connection, ["inbox:out-0"]):
-                break
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    audit(indexed.workspace, "tiny@champion")
+    moments = random.Random(0)  # noqa: S311 (moments, not secrets)
+    with forking:
+        for turn in range(3):
+            indexed.drop(f"{turn}.jsonl", *(indexed.record(5 + 3 * turn + i) for i in range(3)))
+            forking.stdin.write("audit\n")
+            forking.stdin.flush()
+            killed = int(forking.stdout.readline())
+            time.sleep(moments.uniform(0, duration))
+            with suppress(ProcessLookupError):
+                os.kill(killed, signal.SIGKILL)
+            assert forking.stdout.readline() == "ended\n"
+            audit(indexed.workspace, "tiny@champion")
+        forking.stdin.close()
     with indexed.workspace.ledger().read() as connection:
         audits = queries.audits(connection, "tiny/1")
         covered = [output_id for each in audits for output_id, _ in each.outputs]
         assert all(queries.report_of(connection, each.audit_id) for each in audits)
-    assert sorted(covered) == [f"inbox:out-{i}" for i in range(5)]
+    assert sorted(covered) == sorted(f"inbox:out-{i}" for i in range(14))
     assert not verify_workspace(indexed.workspace).problems
+
+
+def test_an_ingest_that_was_killed_before_it_tagged_the_version_is_completed(tiny, prefect_server):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    registry = tiny.workspace.registry()
+    tags = registry.resolve("tiny@champion").tags
+    registry.client.delete_model_version_tag("tiny", "1", CHECKPOINT_TAG)
+    ingest(tiny.workspace, "tiny@champion")
+    assert registry.resolve("tiny@champion").tags == tags
+    assert not ingest(tiny.workspace, "tiny@champion").new

@@ -14,6 +14,12 @@ import duckdb
 from gradtrail.nouns import Finding, Severity, Share, Target
 
 Connection = duckdb.DuckDBPyConnection
+_READ = (
+    *("audit_id", "number", "recorded_at", "event_sequence", "model", "version", "checkpoint_id"),
+    *("run_id", "run_experiment_id", "method", "parameters", "weighting_id", "dataset_version_id"),
+    *("audit_run_id", "audit_experiment_id"),
+)
+"""Columns of the first query, in its order."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,11 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
     for row in rows:
         count, not_reproduced, target = outputs.get(row[0], (0, 0, "emitted"))
         index_ids, parameter_share, example_share = indexes.get(row[0], ([], 0.0, 0.0))
+        read: dict[str, Any] = dict(zip(_READ, row, strict=True))
+        read["parameters"] = json.loads(read["parameters"])
         found.append(
             PastAudit(
-                *row[:10],
-                parameters=json.loads(row[10]),
-                weighting_id=row[11],
-                dataset_version_id=row[12],
+                **read,
                 index_ids=tuple(index_ids),
                 target=target,
                 outputs=count,
@@ -113,8 +118,6 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
                 example_share=example_share,
                 shares=tuple(shares[row[0]]),
                 fired=tuple(fired[row[0]]),
-                audit_run_id=row[13],
-                audit_experiment_id=row[14],
             )
         )
     return found
@@ -123,7 +126,11 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
 def findings_of(connection: Connection, audit_id: str) -> list[Finding]:
     """The findings of an audit in its order."""
     query = "SELECT rule, severity, message, output_id, evidence FROM finding WHERE audit_id = ? ORDER BY position"
-    return [Finding(*row[:4], evidence=json.loads(row[4])) for row in connection.execute(query, [audit_id]).fetchall()]
+    found = connection.execute(query, [audit_id]).fetchall()
+    return [
+        Finding(rule, severity, message, output_id, json.loads(evidence))
+        for rule, severity, message, output_id, evidence in found
+    ]
 
 
 def fidelity_events(connection: Connection) -> dict[str, list[int]]:

@@ -86,9 +86,10 @@ def write_comparison(workspace: Workspace, a: str, b: str) -> Path:
         if second.past.event_sequence < first.past.event_sequence:
             first, second = second, first
             comparison = compare_audits(connection, first.past.audit_id, second.past.audit_id)
-        findings = [findings_of(connection, audit.past.audit_id) for audit in (first, second)]
-    sides = [replace(audit, report=f"../{audit.past.audit_id}/{REPORT_PAGE}") for audit in (first, second)]
-    page = compare_page(*sides, comparison.lines, *findings)
+        found = findings_of(connection, first.past.audit_id)
+        later_found = findings_of(connection, second.past.audit_id)
+    first, second = (replace(each, report=f"../{each.past.audit_id}/{REPORT_PAGE}") for each in (first, second))
+    page = compare_page(first, second, comparison.lines, found, later_found)
     name = f"{short(first.past.audit_id)}-{short(second.past.audit_id)}.html"
     path = workspace.reports / COMPARISONS / name
     write_atomically(path, page.encode("utf-8"))

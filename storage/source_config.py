@@ -49,7 +49,7 @@ class SourceConfig:
         query: a SELECT that keeps to rows after the bound parameter `:since`.
         time_column: when an output was made; it orders the reading.
         id_column: what tells outputs apart; without one, a record is told by its content.
-        time_zone: `UTC` where times in the database have no zone and mean UTC; else such times are refused.
+        time_zone: `UTC` where times in the database have no zone and mean UTC; else such records are refused.
         json_fields: text columns that hold JSON.
         experiments: names of the MLflow experiments whose traces are read.
         fields: field of a record by where it is found: a column, or for traces `request.KEY`, `response.KEY`,

@@ -152,8 +152,9 @@ class SqlSource:
             record["time"] = _with_zone(record["time"])
         return record
 
-    @staticmethod
-    def _plain(value: Any) -> Any:
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, datetime) and self.config.time_zone:
+            return _with_zone(value)
         if isinstance(value, Decimal):
             return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
         return str(value) if isinstance(value, uuid.UUID) else value

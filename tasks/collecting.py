@@ -78,7 +78,7 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
         spool.begin(before)
         recording = Recording(workspace, source, spool)
         recording.drain()
-        reader = open_source(source, workspace.registry())
+        reader = open_source(source, workspace.registry)
         intake = Intake(source, reader, spool, now, since, recording.left(), recording.known)
         try:
             for taken in intake.run():

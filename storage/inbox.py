@@ -186,7 +186,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows_at_once(metadata: pq.FileMetaData) -> int:
     stored = sum(metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups))
-    return max(1, min(_ROWS_AT_ONCE, RECORD_BYTES_LIMIT * metadata.num_rows // max(stored, 1)))
+    return max(1, min(_ROWS_AT_ONCE, int(RECORD_BYTES_LIMIT * metadata.num_rows // max(stored, 1))))
 
 
 def _skip_line(stream: BinaryIO, start: bytes) -> int:

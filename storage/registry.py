@@ -191,7 +191,7 @@ class Registry:
 
     def _require_answer(self, fault: MlflowException) -> None:
         """Tell an MLflow that is away from one that says no."""
-        if fault.get_http_status_code() >= _SERVER_FAULT:
+        if int(fault.get_http_status_code()) >= _SERVER_FAULT:  # type: ignore[no-untyped-call]  # mlflow's
             raise StoreError(
                 f"MLflow at {self.tracking_uri} does not answer: {fault}",
                 "See that it runs; a repeat goes on from here.",

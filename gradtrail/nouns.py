@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from gradtrail.digests import content_sha256, sha256_json
@@ -239,9 +240,9 @@ class Audit:
     weighting_id: str
     policy_sha256: str
 
-    @property
+    @cached_property
     def audit_id(self) -> str:
-        """Digest of everything that determines the answer."""
+        """Digest of everything that determines the answer; made once, for it reads every output."""
         pinned = asdict(self)
         pinned["outputs"] = sorted([list(output) for output in self.outputs])
         pinned["index_ids"] = list(self.index_ids)

@@ -11,6 +11,7 @@ from gradtrail.attribution.features import FeatureRows
 from gradtrail.lineage.records import RecordedExample
 from gradtrail.nouns import Attribution, Example
 from gradtrail.reports.policies import EarlierAudit, Likeness, Policy
+from gradtrail.storage.gradient_rows import Column
 from gradtrail.tasks.datasets import ExampleFinder
 from gradtrail.tasks.likeness import measured_likeness
 from gradtrail.tasks.opened import OpenIndex
@@ -64,7 +65,8 @@ def largest_self_influences(opened: OpenIndex) -> tuple[tuple[str, float], ...]:
     """
     total, examples = 0.0, 0
     largest: list[tuple[float, str]] = []
-    for batch in opened.table.stream(version=opened.index.table_version, columns=("squared_norms",)):
+    columns: tuple[Column, ...] = ("squared_norms",)
+    for batch in opened.table.stream(version=opened.index.table_version, columns=columns):
         values = batch.squared_norms.sum(axis=1).astype(float).tolist()
         total, examples = total + sum(values), examples + len(values)
         largest = nlargest(_MOST_SELF_INFLUENCES, [*largest, *zip(values, batch.example_ids, strict=True)])

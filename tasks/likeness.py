@@ -94,5 +94,5 @@ def _unit_rows(opened: OpenIndex, example_ids: Sequence[str]) -> dict[str, Tenso
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1, of shape (rows, D) float64; one of zeros stays so and is like nothing."""
     vectors = vectors.double()
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors / lengths.clamp_min(torch.finfo(torch.float64).tiny)

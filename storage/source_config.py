@@ -94,7 +94,8 @@ class SourceConfig:
         if not _NAME.fullmatch(self.name):
             self._refuse(f"is called {self.name!r}", "Use small letters, digits, - and _, at most 64.")
         for name, kinds in _ONLY_FOR.items():
-            if self.kind not in kinds and getattr(self, name) != _default(name):
+            given = getattr(self, name)
+            if self.kind not in kinds and given and given != _default(name):
                 self._refuse(f"of kind {self.kind} has {name}", f"It belongs to sources of kind {' or '.join(kinds)}.")
         self._check_kind()
         self._check_sampling()

@@ -1,0 +1,52 @@
+"""Audits over several sources at once: what can be read is audited, what cannot is named at the end."""
+
+from dataclasses import replace
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from gradtrail.errors import StoreError
+from gradtrail.flows.audit import audit
+from gradtrail.flows.index import index
+from gradtrail.flows.ingest import ingest
+from gradtrail.lineage import queries
+from gradtrail.storage.source_config import SourceConfig
+from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.verifying import verify_workspace
+
+
+def test_inbox_and_traces_are_audited_together_answered_and_a_broken_source_stops_neither(
+    tiny, prefect_server, monkeypatch, tmp_path
+):
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tiny.workspace.tracking_uri)
+    try:
+        client = MlflowClient(tiny.workspace.tracking_uri)
+        experiment = client.create_experiment("serving", artifact_location=str(tmp_path / "traces"))
+        made = tiny.record(0)
+        tags = {"gradtrail.audit": "pending", "gradtrail.model": "tiny", "gradtrail.version": "1"}
+        root = client.start_trace("predict", inputs=made["inputs"], tags=tags, experiment_id=experiment)
+        client.end_trace(root.trace_id, outputs=made["prediction"])
+    finally:
+        mlflow.set_tracking_uri(before)
+    tiny.drop("day.jsonl", tiny.record(1))
+    traces = SourceConfig("serving", "traces", experiments=("serving",))
+    broken = SourceConfig("broken", "sql", f"sqlite:///{tmp_path}/empty.db", table="absent", time_column="time")
+    workspace = replace(tiny.workspace, sources=(traces, broken))
+    options = AuditOptions(method="grad_dot")
+    with pytest.raises(StoreError, match=r"1 of the sources could not .* broken: There is no table absent"):
+        audit(workspace, "tiny@champion", options)
+    with workspace.ledger().read() as connection:
+        [audited] = queries.audits(connection)
+    assert {output_id for output_id, _ in audited.outputs} == {"inbox:out-1", f"serving:{root.trace_id}"}
+    answered = client.get_trace(root.trace_id, display=False).info
+    assert answered.tags["gradtrail.audit"] == "done"
+    assert "report.html" in answered.assessments[0].rationale
+    mended = replace(workspace, sources=(traces,))
+    assert audit(mended, "tiny@champion", options).audit_id == ""
+    assert not verify_workspace(mended).problems

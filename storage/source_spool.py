@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gradtrail.nouns import Output, Watermark
 from gradtrail.storage.outputs import ParsedOutput, Refused
@@ -70,7 +71,8 @@ class Spool:
 
     def held_payloads(self, output_ids: Sequence[str]) -> dict[str, str]:
         """The payload digests of those outputs that wait here, by id."""
-        return dict(self._by_key("SELECT output_id, payload_sha256 FROM held WHERE output_id IN", output_ids))
+        query = "SELECT output_id, payload_sha256 FROM held WHERE output_id IN"
+        return {row[0]: row[1] for row in self._by_key(query, output_ids)}
 
     def decided(self, origin: str, keys: Sequence[str]) -> dict[str, tuple[Verdict, str]]:
         """Verdict and cause for those records that were sampled out or refused before, by key."""
@@ -171,8 +173,8 @@ class Spool:
 
     def _by_key(
         self, query: str, keys: Sequence[str], before: Sequence[str] = (), after: str = ""
-    ) -> list[tuple[str, ...]]:
-        found: list[tuple[str, ...]] = []
+    ) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
             marks = ", ".join("?" * len(some))

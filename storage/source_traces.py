@@ -147,7 +147,7 @@ class TraceSource:
                 raise DataError(f"{place} is larger than 16 MB.", "Keep a reference in the trace.")
             record = self._record(self._client.get_trace(info.trace_id, display=False), place)
         except MlflowException as fault:
-            if fault.get_http_status_code() >= _SERVER_FAULT:
+            if int(fault.get_http_status_code()) >= _SERVER_FAULT:  # type: ignore[no-untyped-call]  # mlflow's
                 raise self._away("read", fault) from fault
             gone = DataError(f"{place} cannot be loaded: {fault}.", "Log the call again.")
             return Arrival(self.config.name, place, info.trace_id, None, gone)
@@ -209,4 +209,4 @@ def _found(roots: Mapping[str, Any], path: str) -> Any:
 
 def _is_ours(assessment: Any, answer: Answer) -> bool:
     audit_id = (assessment.metadata or {}).get("audit_id", "")
-    return assessment.name == FEEDBACK and audit_id == answer.audit_id
+    return bool(assessment.name == FEEDBACK and audit_id == answer.audit_id)

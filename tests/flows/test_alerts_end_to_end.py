@@ -62,6 +62,7 @@ def hook():
     server.server_close()
 
 
+@pytest.mark.slow  # three flows with servers; each outlet has fast tests of its own
 def test_findings_reach_exit_code_webhook_and_prefect(tiny, hook, prefect_server, monkeypatch):
     tiny.register()
     ingest(tiny.workspace, "tiny@champion")

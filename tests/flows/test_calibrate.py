@@ -218,7 +218,7 @@ def test_a_horizon_is_asked_for_by_name_or_as_a_number(calibrated):
         assert found.relative_damping == own.parameters["relative_damping"]
         _, trust = calibrated.audited(named_horizon=name)
         assert question in trust["method_description"]
-        assert any(f"the horizon {name}" in note for note in trust["fidelity_notes"])
+        assert any(f"the horizon “{name}”" in note for note in trust["fidelity_notes"])
         assert trust["fidelity"]["evidence"]["steps"] == steps
     number = calibrated.resolved(horizon=0.5)
     assert (number.options.method, number.options.horizon) == ("horizon", 0.5)

@@ -1,7 +1,11 @@
 """Auditing again: the same question has one answer, a withdrawal or another method makes it another question."""
 
-import pytest
+import re
 
+import pytest
+from typer.testing import CliRunner
+
+from gradtrail.cli import app
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -44,6 +48,16 @@ def test_a_repeat_is_the_same_audit_and_a_withdrawal_another(audited):
 
     other = reaudit(tiny.workspace, "tiny@champion", AuditOptions("grad_cos"))
     assert len({first.audit_id, again.audit_id, other.audit_id}) == 3
+    result = CliRunner().invoke(
+        app, ["report", "--compare", other.audit_id[:12], first.audit_id[:12], "--home", str(tiny.home)]
+    )
+    assert result.exit_code == 0, result.output
+    page = tiny.workspace.reports / "comparisons" / f"{first.audit_id[:12]}-{other.audit_id[:12]}.html"
+    assert str(page) in result.output
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r'href="(\.\./[^"]+)"', text)
+    assert targets
+    assert all((page.parent / target).resolve().is_file() for target in targets)
     with tiny.workspace.ledger().read() as connection:
         [output, *_] = queries.outputs(connection, ["inbox:out-1"])
     tiny.workspace.payloads().delete(output.payload_sha256)

@@ -44,6 +44,7 @@ def _scores(tiny, index_id, method, weighting):
     return np.concatenate([scores for _, scores in prepared.scoring.batches()], axis=1)
 
 
+@pytest.mark.slow  # every method under every weighting, twice
 def test_every_method_and_weighting_scores_alike_on_both_indexes(ingested):
     for projection, methods in (
         ("random", ("grad_dot", "grad_cos", "influence", "influence_global", "horizon", "datainf", "trak")),

@@ -119,7 +119,9 @@ def test_one_command_watches_and_audits(tiny, prefect_server, monkeypatch):
     tiny.drop("a.jsonl", tiny.record(1))
     environment = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "PREFECT_HOME")}
     assert PREFECT_API_URL.value() not in environment.values()
-    serving = subprocess.Popen([sys.executable, "-m", "gradtrail.cli", "serve"], cwd=tiny.folder, env=environment)
+    # Where the tests run in the background, a shell lets them ignore what a person's Ctrl-C sends.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "gradtrail.cli", "serve"]
+    serving = subprocess.Popen(command, cwd=tiny.folder, env=environment)
     try:
         deadline = time.monotonic() + 240
         reports: list[Path] = []

@@ -54,11 +54,13 @@ CHANGES = {
 }
 
 TRIED_IN_TEST_TAMPERING = {
+    "alert",
     "audit_signature",
     "erased_row",
     "erasure",
     "file_revision",
     "personal_attribute",
+    "watermark",
     "withdrawal",
     "withdrawn_example",
 }

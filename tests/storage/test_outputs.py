@@ -300,7 +300,10 @@ def test_adding_a_file_twice_makes_one_copy(inbox, tmp_path):
     ("records", "cause"),
     [
         ([record(record_id="x"), record(time=None)], "row 2 has no field 'time'"),
-        ([record(record_id="x"), record(record_id="x", prediction="8")], "row 2: output inbox:x was delivered before with other content"),
+        (
+            [record(record_id="x"), record(record_id="x", prediction="8")],
+            "row 2: output inbox:x was delivered before with other content",
+        ),
     ],
 )
 def test_a_bad_file_is_not_added(inbox, tmp_path, records, cause):

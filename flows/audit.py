@@ -9,6 +9,7 @@ from prefect import flow
 from gradtrail.errors import GradtrailError
 from gradtrail.flows.examining import examine, finish
 from gradtrail.tasks.alerting import deliver_alerts
+from gradtrail.storage.exclusive import holding
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.auditing import AuditOptions
@@ -74,12 +75,14 @@ def audit(
     options = resolved.options
     collected = collect_outputs(workspace)
 
-    finished = unfinished_audit_ids(workspace, model_version_id)
-    for audit_id in finished:
-        finish(workspace, audit_id)
+    # Two runs at once would both see an output as pending: the second waits, and then finds what the first left.
+    with holding(workspace.audit_lock(model_version_id)):
+        finished = unfinished_audit_ids(workspace, model_version_id)
+        for audit_id in finished:
+            finish(workspace, audit_id)
 
-    pending = pending_output_ids(workspace, model_version_id, options.target)
-    examined = examine(workspace, model_version_id, pending, resolved)
+        pending = pending_output_ids(workspace, model_version_id, options.target)
+        examined = examine(workspace, model_version_id, pending, resolved)
     delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)
     if workspace.payload_retention_days:

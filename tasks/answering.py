@@ -6,8 +6,7 @@ from prefect import task
 
 from gradtrail.lineage import queries
 from gradtrail.lineage.deliveries import reported_outputs
-from gradtrail.reports.write import HTML_NAME
-from gradtrail.storage.audit_runs import Links, markdown_text
+from gradtrail.storage.audit_runs import AuditRun, markdown_text
 from gradtrail.storage.source_traces import COLLECTED, DONE, REFUSED, Answer, TraceSource
 from gradtrail.tasks.auditing import MEASURING
 from gradtrail.tasks.retrying import WITH_RETRIES
@@ -39,7 +38,7 @@ def _answers(workspace: Workspace, source: str, trace_ids: list[str]) -> list[An
     if not trace_ids:
         return []
     by_output = {f"{source}:{trace_id}": trace_id for trace_id in trace_ids}
-    links = Links(workspace.mlflow_url)
+    links = workspace.links()
     with workspace.ledger().read() as connection:
         reported = reported_outputs(connection, list(by_output))
         unmeasured = {each.record_id: each.cause for each in queries.quarantined(connection, MEASURING)}
@@ -47,7 +46,8 @@ def _answers(workspace: Workspace, source: str, trace_ids: list[str]) -> list[An
     for output_id, trace_id in by_output.items():
         if output_id in reported:
             report = reported[output_id]
-            url = links.artifact(report.mlflow_experiment_id, report.mlflow_run_id, HTML_NAME)
+            run = AuditRun(report.mlflow_run_id, report.mlflow_experiment_id)
+            url = links.output(report.audit_id, output_id, run)
             answers.append(Answer(trace_id, DONE, "audited", f"[report]({url})", report.audit_id))
         elif output_id in unmeasured:
             answers.append(Answer(trace_id, REFUSED, "refused", markdown_text(unmeasured[output_id])))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradtrail.digests import sha256_bytes
 from gradtrail.nouns import PreviewMode
 from gradtrail.storage.source_config import DEFAULT_SOURCE, SourceConfig, SourceConfigError
 from gradtrail.storage.webhooks import Webhook
@@ -116,6 +117,10 @@ class Workspace:
     def snapshot(self) -> Path:
         """The published read-only copy of the ledger."""
         return self.root / "snapshot.duckdb"
+
+    def audit_lock(self, model_version_id: str) -> Path:
+        """File that whoever audits a model version holds meanwhile."""
+        return self.root / "locks" / f"audit-{sha256_bytes(model_version_id.encode())}"
 
     def ledger(self) -> Ledger:
         """The ledger; opening it creates nothing."""

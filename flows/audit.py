@@ -8,8 +8,8 @@ from prefect import flow
 
 from gradtrail.errors import GradtrailError
 from gradtrail.flows.examining import examine, finish
-from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.storage.exclusive import holding
+from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.auditing import AuditOptions

@@ -100,6 +100,7 @@ def undisturbed_digest(store, everything):
     return table.seal_record().rows_sha256
 
 
+@pytest.mark.slow  # many processes; flows/test_kills.py kills an index in every run of the tests
 def test_an_index_killed_again_and_again_resumes_with_no_gap_and_no_duplicate(
     start_writer, gradient_store, gradient_rows
 ):

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from gradtrail.attribution.effects import EffectKind, Effects
 from gradtrail.attribution.further_training import (
@@ -21,9 +19,11 @@ from gradtrail.attribution.further_training import (
     random_halves,
     single_examples,
 )
+from gradtrail.attribution.resumed_runs import Losses
 from gradtrail.attribution.stationarity import Stationarity, measure_stationarity
 from gradtrail.errors import UsageError
-from gradtrail.storage.atomic import replacing, write_atomically
+from gradtrail.storage.atomic import write_atomically
+from gradtrail.storage.kept_runs import KeptRuns
 from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
 from gradtrail.tasks.calibration_queries import QuerySet, draw_queries
 from gradtrail.tasks.models import PinnedModel, pinned_model
@@ -32,31 +32,7 @@ from gradtrail.tasks.progress import progress_bar
 from gradtrail.tasks.workspace import Workspace
 
 _BAR: dict[EffectKind, str] = {"subset": "training without halves", "loo": "training without single examples"}
-
-
-class KeptRuns:
-    """Finished runs of further training of one calibration, a small file each; those on all data serve both kinds."""
-
-    def __init__(self, workspace: Workspace, calibration_id: str, kind: EffectKind) -> None:
-        self._folder = workspace.root / "calibrations" / calibration_id
-        self._without = "without" if kind == "subset" else "without-single"
-
-    def get(self, key: RunKey) -> NDArray[np.float64] | None:
-        """The losses of a run, or None where it was not finished."""
-        path = self._path(key)
-        if not path.is_file():
-            return None
-        found: NDArray[np.float64] = np.load(path, allow_pickle=False)
-        return found
-
-    def put(self, key: RunKey, losses: NDArray[np.float64]) -> None:
-        """Keep the losses of a finished run."""
-        with replacing(self._path(key)) as temporary, temporary.open("wb") as stream:
-            np.save(stream, losses, allow_pickle=False)
-
-    def _path(self, key: RunKey) -> Path:
-        seed, number = key
-        return self._folder / f"seed-{seed}-{'all' if number is None else f'{self._without}-{number:03d}'}.npy"
+_WITHOUT: dict[EffectKind, str] = {"subset": "without", "loo": "without-single"}
 
 
 def drawn_queries(workspace: Workspace, pinned: PinnedModel, opened: OpenIndex, options: CalibrateOptions) -> QuerySet:
@@ -96,10 +72,7 @@ def finished_runs(workspace: Workspace, plan: CalibrationPlan, options: Calibrat
     ]
     keys += [("subset", (first + seed, number)) for seed in range(plan.seeds) for number in range(halves)]
     keys += [("loo", (first + seed, number)) for seed in range(plan.single_seeds) for number in range(singles)]
-    kept: dict[EffectKind, KeptRuns] = {
-        "subset": KeptRuns(workspace, plan.calibration_id, "subset"),
-        "loo": KeptRuns(workspace, plan.calibration_id, "loo"),
-    }
+    kept = {kind: _kept_runs(workspace, plan, kind) for kind in _WITHOUT}
     return sum(kept[kind].get(key) is not None for kind, key in keys)
 
 
@@ -136,7 +109,7 @@ def stationarity(workspace: Workspace, plan: CalibrationPlan, options: Calibrate
         ModelError: when training diverges.
         UsageError: when the queries are no longer those of the plan.
     """
-    path = workspace.root / "calibrations" / plan.calibration_id / "stationarity.json"
+    path = _folder(workspace, plan) / "stationarity.json"
     if path.is_file():
         return Stationarity(**json.loads(path.read_bytes()))
     training = _training(workspace, plan, options)
@@ -155,20 +128,29 @@ def _effects(
     left_out: list[frozenset[str]],
     seeds: int,
 ) -> Effects:
-    kept = KeptRuns(workspace, plan.calibration_id, kind)
+    kept = _kept_runs(workspace, plan, kind)
     with using_threads(plan.threads), progress_bar(_BAR[kind], seeds * (len(left_out) + 1)) as bar:
 
-        def known(key: RunKey) -> NDArray[np.float64] | None:
+        def known(key: RunKey) -> Losses | None:
             found = kept.get(key)
             bar.advance(int(found is not None))
             return found
 
-        def keep(key: RunKey, losses: NDArray[np.float64]) -> None:
+        def keep(key: RunKey, losses: Losses) -> None:
             kept.put(key, losses)
             bar.advance(1)
 
         chosen = [options.seed + number for number in range(seeds)]
         return measure_effects(training, left_out, chosen, kind=kind, known=known, keep=keep)
+
+
+def _kept_runs(workspace: Workspace, plan: CalibrationPlan, kind: EffectKind) -> KeptRuns:
+    """Runs of one kind; those on all data serve both."""
+    return KeptRuns(_folder(workspace, plan), _WITHOUT[kind])
+
+
+def _folder(workspace: Workspace, plan: CalibrationPlan) -> Path:
+    return workspace.root / "calibrations" / plan.calibration_id
 
 
 def _training(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> FurtherTraining:

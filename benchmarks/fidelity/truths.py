@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from machine import ROOT
-from numpy.typing import NDArray
 from torch import nn
 
 from fidelity.tasks import Task
@@ -19,10 +17,9 @@ from gradtrail.attribution.datamodel_score import Retrained
 from gradtrail.attribution.effects import Effects
 from gradtrail.attribution.further_training import FurtherTraining, measure_effects
 from gradtrail.attribution.left_out import random_halves, single_examples
-from gradtrail.attribution.resumed_runs import RunKey
 from gradtrail.attribution.retraining import Retraining, retrain_on_subsets
 from gradtrail.digests import content_sha256, sha256_json, short
-from gradtrail.storage.atomic import replacing
+from gradtrail.storage.kept_runs import KeptRuns
 
 CACHE = ROOT / ".cache" / "fidelity"
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
@@ -100,7 +97,7 @@ class Truths:
         amounts = self.task.amounts
         sets = random_halves(self.example_ids, amounts.subsets, _SUBSET_SEED)
         seeds = range(_FIRST_RETRAINED_SEED, _FIRST_RETRAINED_SEED + amounts.subset_seeds)
-        kept = _Kept(self.folder / "retrained")
+        kept = KeptRuns(self.folder / "retrained")
         return retrain_on_subsets(self._retraining, sets, seeds, known=kept.get, keep=kept.put)
 
     def further_trained(self, steps: int, order: int) -> nn.Module:
@@ -170,7 +167,7 @@ class Truths:
         return copy.deepcopy(model).eval()
 
     def _effects(self, kind: str, left_out: list[frozenset[str]], seeds: int) -> Effects:
-        kept = _Kept(self.folder / kind)
+        kept = KeptRuns(self.folder / kind)
         named = "subset" if kind == "subset" else "loo"
         return measure_effects(
             self._further,
@@ -178,29 +175,5 @@ class Truths:
             range(seeds),
             kind=named,
             known=kept.get,
-            keep=kept.put,  # type: ignore[arg-type]
+            keep=kept.put,
         )
-
-
-class _Kept:
-    """Finished runs, a small file each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, key: RunKey) -> NDArray[np.float64] | None:
-        """The losses of a run, or None where it was not finished."""
-        path = self._path(key)
-        if not path.is_file():
-            return None
-        found: NDArray[np.float64] = np.load(path, allow_pickle=False)
-        return found
-
-    def put(self, key: RunKey, losses: NDArray[np.float64]) -> None:
-        """Keep the losses of a finished run."""
-        with replacing(self._path(key)) as temporary, temporary.open("wb") as stream:
-            np.save(stream, losses, allow_pickle=False)
-
-    def _path(self, key: RunKey) -> Path:
-        seed, number = key
-        return self._folder / f"seed-{seed}-{'all' if number is None else f'without-{number:03d}'}.npy"

@@ -59,6 +59,10 @@ class Links:
         """Page that shows one artifact of a run."""
         return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path, safe='')}"
 
+    def trace(self, experiment_id: str, trace_id: str) -> str:
+        """Page that shows one trace."""
+        return f"{self.base_url}/#/experiments/{quote(experiment_id, safe='')}/traces/{quote(trace_id, safe='')}"
+
     def model(self, name: str) -> str:
         """Page of a registered model."""
         return f"{self.base_url}/#/models/{quote(name, safe='')}"

@@ -189,6 +189,11 @@ class TraceSource:
         )
 
 
+def is_trace_id(record_id: str) -> bool:
+    """Whether MLflow names traces so."""
+    return record_id.startswith("tr-")
+
+
 def _parsed(text: str | None, name: str) -> Any:
     if text is None:
         return None

@@ -39,6 +39,7 @@ from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.output_evidence import OutputEvidence, evidence_by_output
 from gradtrail.tasks.recorded import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.retrying import WITH_RETRIES
+from gradtrail.tasks.traced import trace_pages
 from gradtrail.tasks.workspace import Workspace
 
 LINEAGE_EXAMPLES = 3
@@ -76,6 +77,7 @@ class RecordedAudit:
     audit_run: AuditRun
     trend_run: AuditRun
     index_run: AuditRun
+    trace_pages: Mapping[str, str]
 
     @property
     def title(self) -> str:
@@ -185,6 +187,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         audit_run=open_audit_run(registry, audit_id, f"{_title(details)} ({short(audit_id)})"),
         trend_run=open_trend_run(registry, details.model_version.name),
         index_run=open_index_run(registry),
+        trace_pages=trace_pages(workspace, outputs),
     )
 
 
@@ -286,7 +289,7 @@ def _path(
     recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCard], links: Links
 ) -> Iterator[LineageStep]:
     pinned, run = recorded.pinned, recorded.run
-    yield LineageStep("output", output.output_id, output.output_id)
+    yield LineageStep("output", output.output_id, output.output_id, href=recorded.trace_pages.get(output.output_id))
     for card in proponents:
         yield LineageStep("example", card.example_id, card.example_id, detail=f"proponent {card.rank}")
     for attribute in ("source", "licence"):

@@ -30,7 +30,8 @@ def render_html(report: AuditReport) -> str:
     Raises:
         DataError: a preview that is not a readable PNG.
     """
-    return environment().get_template("report.html").render(view=view_of(report), report=report)
+    page = environment().get_template("report.html")
+    return page.render(view=view_of(report), report=report, version=report.gradtrail_version)
 
 
 @cache

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gradtrail import printing
-from gradtrail.commands import outputs
+from gradtrail.commands import audits_printing, outputs
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
@@ -83,7 +82,7 @@ def audit(
             index=index,
         )
         outcome = audit_flow(settings.workspace(), reference, options)
-    printing.show_audit(outcome, as_json=as_json)
+    audits_printing.show_audit(outcome, as_json=as_json)
     if fail_on or junit:
         from gradtrail.tasks.gating import gated_audits, require_gate, write_gate
 
@@ -104,4 +103,4 @@ def explain(
     """Say where one output came from: examples, sources, licences, dataset version, run, checkpoint."""
     from gradtrail.api import connect
 
-    printing.show_explanation(connect(load_settings(home=home).home).explain(output), as_json=as_json)
+    audits_printing.show_explanation(connect(load_settings(home=home).home).explain(output), as_json=as_json)

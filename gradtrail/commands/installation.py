@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from gradtrail import printing
 from gradtrail.commands.options import AsJson, Home
@@ -10,7 +15,11 @@ from gradtrail.errors import GradtrailError
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
 
+if TYPE_CHECKING:
+    from gradtrail.doctor import Examination
+
 app = typer.Typer()
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[red]fault[/]"}
 
 
 @app.command()
@@ -29,6 +38,17 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
         from gradtrail.doctor import examine
 
         findings = examine(settings)
-    printing.show_doctor(findings, as_json=as_json)
+    _show_doctor(findings, as_json=as_json)
     if any(finding.status == "fault" for finding in findings):
         raise typer.Exit(GradtrailError.exit_code)
+
+
+def _show_doctor(examinations: Sequence[Examination], *, as_json: bool) -> None:
+    """What the doctor found."""
+    if as_json:
+        return printing.print_json(examinations)
+    table = Table("", "what", "found", box=None, pad_edge=False, show_header=False)
+    for examination in examinations:
+        table.add_row(_MARKS[examination.status], escape(examination.what), escape(examination.found))
+    printing.console().print(table)
+    return None

@@ -49,7 +49,7 @@ def lineage(
         write_atomically(html, page.encode())
         printing.say_or_json({"html": str(html)}, f"Written to {html}.", as_json=as_json)
     else:
-        printing.show_lineage(nodes, as_json=as_json)
+        ledger_printing.show_lineage(nodes, as_json=as_json)
 
 
 @app.command()
@@ -87,7 +87,7 @@ def sql(
             raise UsageError(
                 f"A table for people is not for the file {output}.", "Choose --format csv, json or parquet."
             )
-        printing.show_table(answer, as_json=False)
+        ledger_printing.show_table(answer)
     elif output is None:
         sys.stdout.write(encode_answer(answer, chosen).decode())
     else:

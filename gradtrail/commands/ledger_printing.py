@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 from gradtrail import printing
 from gradtrail.digests import short
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from gradtrail.lineage.blast_radius import BlastRadius
     from gradtrail.lineage.comparisons import Comparison
+    from gradtrail.lineage.records import LineageNode
 
 _MOST_SHOWN = 20
 _LONGEST_TEXT = 40
+
+
+def show_lineage(nodes: Sequence[LineageNode], *, as_json: bool) -> None:
+    """A closure as a tree: the start at the root, every node under the one it was reached from."""
+    if as_json:
+        return printing.print_json(nodes)
+    if not nodes:
+        return printing.say("Nothing.")
+    children: dict[str, list[LineageNode]] = {}
+    for node in nodes[1:]:
+        children.setdefault(f"{node.parent_kind}:{node.parent}", []).append(node)
+    tree = Tree(_node_text(nodes[0]))
+    open_branches = [(tree, nodes[0])]
+    while open_branches:
+        branch, node = open_branches.pop()
+        for child in children.get(f"{node.kind}:{node.node_id}", ()):
+            open_branches.append((branch.add(_node_text(child)), child))
+    printing.console().print(tree, soft_wrap=True)
+    return None
+
+
+def show_table(table: pyarrow.Table) -> None:
+    """Rows of a query."""
+    out = printing.console()
+    shown = Table(*map(escape, table.column_names), box=None, pad_edge=False)
+    for row in table.to_pylist():
+        shown.add_row(*(escape(_plain(value)) for value in row.values()))
+    out.print(shown)
+    out.print(f"[dim]{table.num_rows:,} rows[/]")
 
 
 def show_blast_radius(found: BlastRadius, *, as_json: bool) -> None:
@@ -69,3 +104,18 @@ def _cut(text: str | None) -> str:
         return f"{float(text):.4g}"
     except ValueError:
         return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
+
+
+def _node_text(node: LineageNode) -> str:
+    relation = f" [dim]· {escape(node.relation.replace('_', ' '))}[/]" if node.relation else ""
+    known_by_label = node.label in (node.node_id, node.node_id.partition("@")[0])
+    name = escape(node.label) + ("" if known_by_label else f" [dim]{escape(node.node_id)}[/]")
+    return f"[bold]{escape(node.kind.replace('_', ' '))}[/] {name}{relation}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return "" if value is None else str(value)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gradtrail import printing
+from gradtrail.commands import models_printing
 from gradtrail.commands.calibration import calibrate, weightings
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.session import flow_session
@@ -29,7 +29,7 @@ def register(
     from gradtrail.registration import register_file
 
     version = register_file(weights, adapter=adapter, name=name, alias=alias, settings=load_settings(home=home))
-    printing.show_registered(version, alias, as_json=as_json)
+    models_printing.show_registered(version, alias, as_json=as_json)
 
 
 @app.command()
@@ -52,7 +52,7 @@ def ingest(
         from gradtrail.flows.ingest import ingest as ingest_flow
 
         outcome = ingest_flow(settings.workspace(), reference, adapter, allow_code_execution)
-    printing.show_ingest(outcome, as_json=as_json)
+    models_printing.show_ingest(outcome, as_json=as_json)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def index(
             weighting=weighting,
         )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
-    printing.show_index(outcomes, as_json=as_json)
+    models_printing.show_index(outcomes, as_json=as_json)
 
 
 app.command()(calibrate)
@@ -132,7 +132,7 @@ def methods(as_json: AsJson = False) -> None:
     """List the attribution methods: what each does, needs and costs, and where it comes from."""
     from gradtrail.attribution.methods import METHODS
 
-    printing.show_methods(list(METHODS.values()), as_json=as_json)
+    models_printing.show_methods(list(METHODS.values()), as_json=as_json)
 
 
 @app.command("self-influence")
@@ -156,4 +156,4 @@ def self_influence(
             method, curvature=curvature, relative_damping=relative_damping, absolute_damping=absolute_damping
         )
         found = write_self_influence(settings.workspace(), reference, options.method_options, top)
-    printing.show_self_influence(found, as_json=as_json)
+    models_printing.show_self_influence(found, as_json=as_json)

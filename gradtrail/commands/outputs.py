@@ -28,7 +28,8 @@ def add(
 
     workspace = load_settings(home=home).workspace()
     placed = add_file(file, workspace.inbox)
-    printing.show_added(placed, as_json=as_json)
+    text = f"In the inbox: {placed}\nThe next audit takes what is new in it."
+    printing.say_or_json({"file": str(placed)}, text, as_json=as_json)
 
 
 @app.command("list")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gradtrail import printing
+from gradtrail.commands import audits_printing
 from gradtrail.commands.options import AsJson, Home
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
@@ -47,7 +48,7 @@ def report(
         from gradtrail.tasks.reporting import ensure_report
 
         found = ensure_report(settings.workspace(), audit_id)
-    return printing.show_report(found, as_json=as_json)
+    return audits_printing.show_report(found, as_json=as_json)
 
 
 def _serve(settings: Settings, port: int) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gradtrail import printing
+from gradtrail.commands import audits_printing
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
+
+if TYPE_CHECKING:
+    from gradtrail.flows.watch import WatchOutcome
 
 app = typer.Typer()
 
@@ -57,7 +61,7 @@ def watch(home: Home = None, as_json: AsJson = False) -> None:
         from gradtrail.flows.watch import watch as watch_flow
 
         outcome = watch_flow(settings.workspace(), settings.models)
-    printing.show_watch(outcome, as_json=as_json)
+    _show_watch(outcome, as_json=as_json)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -83,4 +87,13 @@ def reaudit(
         audit_id = connect(settings.home).resolve(audit, "audit") if audit else ""
         options = AuditOptions(method, target, weighting=weighting)
         outcome = reaudit_flow(settings.workspace(), reference, options, audit_id)
-    printing.show_audit(outcome, as_json=as_json)
+    audits_printing.show_audit(outcome, as_json=as_json)
+
+
+def _show_watch(outcome: WatchOutcome, *, as_json: bool) -> None:
+    """What a look at the registry brought."""
+    if as_json:
+        return printing.print_json(outcome)
+    lines = [f"Ready: {name}." for name in outcome.prepared]
+    lines += [f"Failed: {name}. {cause}" for name, cause in outcome.failed]
+    return printing.say(*(lines or ["Nothing new: every watched version is ready."]))

@@ -17,7 +17,7 @@ from gradtrail.session import flow_session
 from gradtrail.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from gradtrail.lineage.erasures import ErasureRequest
+    from gradtrail.lineage.erasure_plan import ErasureRequest
 
 app = typer.Typer()
 keys_app = typer.Typer(help="Keys that sign audits.", no_args_is_help=True)
@@ -190,7 +190,7 @@ def _check_proof(proof: Path, report: Path, *, as_json: bool) -> None:
 def _erasure_request(
     settings: Settings, example: list[str] | None, output: list[str] | None, person: str
 ) -> ErasureRequest | None:
-    from gradtrail.lineage.erasures import ErasureRequest
+    from gradtrail.lineage.erasure_plan import ErasureRequest
 
     if not (example or output or person):
         return None

@@ -1,0 +1,80 @@
+"""What commands print about audits, their reports, and single outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from gradtrail import printing
+from gradtrail.digests import short
+
+if TYPE_CHECKING:
+    from gradtrail.flows.audit import AuditOutcome
+    from gradtrail.lineage.records import Explanation
+    from gradtrail.tasks.reporting import FoundReport
+
+
+def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
+    """What an audit run did."""
+    if as_json:
+        return printing.print_json(outcome)
+    for record_id, cause in outcome.refused:
+        printing.say(f"Refused output {record_id}: {cause}")
+    for audit_id in outcome.finished:
+        printing.say(f"Completed the report of the interrupted audit {short(audit_id)}.")
+    if outcome.left_out:
+        printing.say(f"{outcome.left_out:,} pending outputs were left out: refused when measured, or without a label.")
+    if not outcome.audit_id:
+        return printing.say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
+    return printing.say(
+        f"Audited {outcome.output_count:,} outputs of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
+        *(f"Note: {warning}" for warning in outcome.warnings),
+        f"Report: {outcome.report}",
+    )
+
+
+def show_report(found: FoundReport, *, as_json: bool) -> None:
+    """Where a report is."""
+    if as_json:
+        return printing.print_json(found)
+    written = " (written again from the ledger)" if found.rewritten else ""
+    links = [f"In MLflow: {found.mlflow_url}"] if found.mlflow_url else []
+    return printing.say(f"Report of audit {short(found.audit_id)}{written}: {found.html}", *links)
+
+
+def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
+    """One output: the chain, and who supports and opposes it."""
+    if as_json:
+        return printing.print_json(explanation)
+    out = printing.console()
+    output, checkpoint = explanation.output, explanation.checkpoint
+    out.print(f"[bold]{escape(output.output_id)}[/]  {output.produced_at:%Y-%m-%d %H:%M} UTC")
+    facts = {
+        "model version": explanation.model_version.model_version_id,
+        "training run": f"{explanation.run.name} ({explanation.run.run_id})",
+        "checkpoint": f"{checkpoint.checkpoint_id} (step {checkpoint.step})",
+        "dataset version": explanation.dataset_version.dataset_version_id,
+    }
+    if explanation.audit is not None:
+        facts["audit"] = f"{explanation.audit.audit_id} by {explanation.audit.method}"
+    if explanation.result is not None:
+        facts["emitted"] = explanation.result.prediction
+        facts["reproduced"] = "yes" if explanation.result.reproduced else "no"
+    for name, value in facts.items():
+        out.print(f"  {name:<16} {escape(value)}", soft_wrap=True)
+    if explanation.audit is None:
+        out.print("Not audited yet. Next: gradtrail audit " + escape(explanation.model_version.model_version_id))
+        return None
+    for title, ranked in (("Proponents", explanation.proponents), ("Opponents", explanation.opponents)):
+        names = sorted({name for entry in ranked for name in entry.attributes})
+        table = Table("", "example", "score", *names, title=title, title_justify="left", box=None, pad_edge=False)
+        for entry in ranked:
+            found, values = entry.attribution, [escape(entry.attributes.get(name, "")) for name in names]
+            table.add_row(str(found.rank), escape(found.example_id), f"{found.score:.4g}", *values)
+        out.print(table if ranked else f"{title}: none")
+    for finding in explanation.findings:
+        scope = "" if finding.output_id else " (whole audit)"
+        out.print(f"[bold]{finding.severity}[/]{scope} {escape(finding.message)}", soft_wrap=True)
+    return None

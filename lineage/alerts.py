@@ -10,6 +10,7 @@ import duckdb
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.append import append, keep_new
 from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.references import require
 from gradtrail.lineage.rows import rows_of
 
 DUE, DELIVERED = "due", "delivered"
@@ -32,7 +33,7 @@ def record_alerts(ledger: Ledger, alerts: Sequence[Alert], state: str) -> bool:
     """Record that alerts are due, or were delivered; those recorded before stay. False when none is new."""
     rows = rows_of("alert", ((each.audit_id, each.outlet, state, each.idempotency_key) for each in alerts))
     with ledger.transaction() as connection:
-        ledger.require(connection, "audit", "audit_id", [each.audit_id for each in alerts])
+        require(connection, "audit", "audit_id", [each.audit_id for each in alerts])
         new = keep_new(connection, rows)
         if new.count:
             append(connection, "alert", state, [new])

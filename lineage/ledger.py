@@ -7,22 +7,17 @@ Recording something else under the same id is refused, because nothing in the le
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import duckdb
 
-from gradtrail.errors import DataError, LedgerError, NotFoundError
 from gradtrail.lineage import catalogue, nouns_to_rows
-from gradtrail.lineage.append import append, is_recorded, keep_new, require_same, unrecorded
-from gradtrail.lineage.connections import WRITING, first_line, first_row, marked, open_database, open_snapshot
-from gradtrail.lineage.gate import gate_of
-from gradtrail.lineage.migrations import migrate, newest_version, version_of
+from gradtrail.lineage.append import append, is_recorded, keep_new, require_same
+from gradtrail.lineage.audit_rows import audit_rows
+from gradtrail.lineage.ledger_file import LedgerFile
+from gradtrail.lineage.references import require, require_audited
 from gradtrail.lineage.rows import Rows, rows_of
-from gradtrail.lineage.seal import copy_and_seal
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -42,34 +37,13 @@ from gradtrail.nouns import (
     Weighting,
 )
 
-DEFAULT_PATIENCE_SECONDS = 60.0
 
+class Ledger(LedgerFile):
+    """The ledger as those see it who record: one method a noun.
 
-@dataclass(frozen=True)
-class LedgerPaths:
-    """Where the ledger and its published snapshot live."""
-
-    database: Path
-    snapshot: Path
-
-
-class Ledger:
-    """The one owner of the ledger file.
-
-    Args:
-        database: the DuckDB file; created by the first write.
-        snapshot: the read-only copy for everyone else; created by `publish_snapshot`.
-        patience_seconds: how long a call waits for another process or thread that holds the file.
-
-    Every method raises LedgerError when the file stays locked, is damaged, or was written by a newer gradtrail. Every
-    writer raises DataError, and records nothing, when a value is missing, non-finite, of the wrong type or twice there,
-    or when the id is recorded already with other content.
+    Every writer raises DataError, and records nothing, when a value is missing, non-finite, of the wrong type or twice
+    there, or when the id is recorded already with other content.
     """
-
-    def __init__(self, database: Path, snapshot: Path, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> None:
-        self.paths = LedgerPaths(database, snapshot)
-        self.patience_seconds = patience_seconds
-        self._gate = gate_of(database)
 
     def record_dataset_version(
         self, dataset: DatasetVersion, manifest: Iterable[ManifestRow], personal_names: Collection[str] = ()
@@ -103,7 +77,7 @@ class Ledger:
         header, members, run_row, weights = nouns_to_rows.model_version_rows(model_version, run, checkpoints)
         model_version_id = model_version.model_version_id
         with self.transaction() as connection:
-            self.require(connection, "dataset_version", "dataset_version_id", [model_version.dataset_version_id])
+            require(connection, "dataset_version", "dataset_version_id", [model_version.dataset_version_id])
             new_run, new_weights = keep_new(connection, run_row), keep_new(connection, weights)
             if not keep_new(connection, header).count:
                 require_same(connection, members, "model_version_id", model_version_id)
@@ -119,15 +93,15 @@ class Ledger:
         """
         rows = nouns_to_rows.index_rows(index)
         with self.transaction() as connection:
-            self.require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
-            self.require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
-            return self._record(connection, "index", index.index_id, rows)
+            require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
+            require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
+            return _record(connection, "index", index.index_id, rows)
 
     def record_weighting(self, weighting: Weighting) -> bool:
         """Record a weighting. The evidence of the first record stays."""
         rows = nouns_to_rows.weighting_rows(weighting)
         with self.transaction() as connection:
-            return self._record(connection, "weighting", weighting.weighting_id, rows)
+            return _record(connection, "weighting", weighting.weighting_id, rows)
 
     def record_fidelities(self, fidelities: Sequence[Fidelity]) -> bool:
         """Record measurements in one event; other figures for the same method are another measurement.
@@ -138,9 +112,9 @@ class Ledger:
         rows = nouns_to_rows.fidelity_rows(fidelities)
         checkpoints = sorted({fidelity.checkpoint_id for fidelity in fidelities})
         with self.transaction() as connection:
-            self.require(connection, "checkpoint", "checkpoint_id", checkpoints)
-            self.require(connection, "weighting", "weighting_id", sorted({each.weighting_id for each in fidelities}))
-            return self._record(connection, "fidelity", ", ".join(checkpoints), rows)
+            require(connection, "checkpoint", "checkpoint_id", checkpoints)
+            require(connection, "weighting", "weighting_id", sorted({each.weighting_id for each in fidelities}))
+            return _record(connection, "fidelity", ", ".join(checkpoints), rows)
 
     def record_outputs(self, outputs: Sequence[Output]) -> list[str]:
         """Record outputs in one event; returns the ids that are new, in the order given.
@@ -154,7 +128,7 @@ class Ledger:
         rows = nouns_to_rows.output_rows(outputs)
         model_versions = sorted({output.model_version_id for output in outputs})
         with self.transaction() as connection:
-            self.require(connection, "model_version", "model_version_id", model_versions)
+            require(connection, "model_version", "model_version_id", model_versions)
             new = keep_new(connection, rows)
             if new.count:
                 append(connection, "outputs", ", ".join(model_versions), [new])
@@ -165,7 +139,7 @@ class Ledger:
         """Record that a record was refused, and why. The same record may be refused for several causes."""
         rows = nouns_to_rows.quarantine_rows(source, record_id, cause)
         with self.transaction() as connection:
-            return self._record(connection, "quarantine", source, rows)
+            return _record(connection, "quarantine", source, rows)
 
     def record_audit(
         self,
@@ -188,7 +162,7 @@ class Ledger:
             LedgerError: a model version, weighting, index, output or example it names is not recorded.
             DataError: evidence that does not fit the audit; indexes over different dataset versions.
         """
-        rows = nouns_to_rows.audit_rows(
+        rows = audit_rows(
             audit,
             method_notes=method_notes,
             results=results,
@@ -206,7 +180,7 @@ class Ledger:
                         require_same(connection, each, "audit_id", audit.audit_id)
                 return False
             example_ids = {each.example_id for each in attributions} | {each.example_id for each in influences}
-            self._require_audited(connection, audit, example_ids)
+            require_audited(connection, audit, example_ids)
             append(connection, "audit", audit.audit_id, rows)
             return True
 
@@ -228,148 +202,12 @@ class Ledger:
         record = (audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id)
         rows = rows_of("report", [record])
         with self.transaction() as connection:
-            self.require(connection, "audit", "audit_id", [audit_id])
-            return self._record(connection, "report", audit_id, rows)
+            require(connection, "audit", "audit_id", [audit_id])
+            return _record(connection, "report", audit_id, rows)
 
-    def publish_snapshot(self) -> Path:
-        """Publish a copy for readers, by rename, with its seal beside it; returns the path of the snapshot."""
-        self.paths.snapshot.parent.mkdir(parents=True, exist_ok=True)
-        with self._gate.exclusive(self.patience_seconds):
-            with self._open_for_writing():
-                pass  # closing folds what a killed writer left in the log into the file
-            copy_and_seal(self.paths.database, self.paths.snapshot, patience_seconds=self.patience_seconds)
-        return self.paths.snapshot
 
-    def interrupted_writers(self) -> list[Path]:
-        """Marks of writers that were killed since the last publication; those at work hold the file's lock as well."""
-        return sorted(self.paths.database.parent.glob(f"{self.paths.database.name}{WRITING}*"))
-
-    @contextmanager
-    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection on the ledger itself; close it soon, for writers wait for it.
-
-        Raises:
-            NotFoundError: nothing was recorded yet.
-        """
-        with self.read_unmigrated() as connection:
-            current = version_of(connection) == newest_version()
-            if current:
-                yield connection
-        if not current:
-            with self.transaction():
-                pass  # opening for writing migrates
-            with self.read_unmigrated() as connection:
-                yield connection
-
-    def read_snapshot(self) -> duckdb.DuckDBPyConnection:
-        """A read-only connection on the published snapshot; the caller closes it.
-
-        One that an older gradtrail published is published anew first.
-
-        Raises:
-            NotFoundError: nothing was published yet.
-        """
-        connection = open_snapshot(self.paths.snapshot)
-        try:
-            current = version_of(connection) == newest_version()
-        except LedgerError:
-            connection.close()
-            raise
-        if current:
-            return connection
-        connection.close()
-        self.publish_snapshot()
-        return open_snapshot(self.paths.snapshot)
-
-    @contextmanager
-    def read_unmigrated(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """As `read`, but whatever schema version the file has; changes nothing."""
-        if not self.paths.database.is_file():
-            raise NotFoundError(
-                f"There is no ledger at {self.paths.database}.", "Run `gradtrail ingest` first: it records a model."
-            )
-        database, patience = self.paths.database, self.patience_seconds
-        with (
-            self._gate.shared(patience),
-            open_database(database, read_only=True, patience_seconds=patience) as connection,
-        ):
-            yield connection
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep this process's other threads away from the file, to hash it."""
-        with self._gate.exclusive(self.patience_seconds):
-            yield
-
-    @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection that writes, in one transaction: all of it is kept at the end, or nothing."""
-        self.paths.database.parent.mkdir(parents=True, exist_ok=True)
-        with self._gate.exclusive(self.patience_seconds), self._open_for_writing() as connection:
-            yield connection
-
-    @contextmanager
-    def _open_for_writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        database, patience = self.paths.database, self.patience_seconds
-        with (
-            marked(database) as mark,
-            open_database(database, read_only=False, patience_seconds=patience) as connection,
-        ):
-            mark.touch()
-            try:
-                connection.begin()
-                try:
-                    migrate(connection)
-                    yield connection
-                except BaseException:
-                    connection.rollback()
-                    raise
-                connection.commit()
-            except duckdb.Error as error:
-                raise LedgerError(
-                    f"Writing to the ledger {database} failed and recorded nothing: {first_line(error)}.",
-                    "Check the disk, run `gradtrail verify`, then try again.",
-                ) from error
-
-    def _record(self, connection: duckdb.DuckDBPyConnection, kind: str, subject: str, rows: Rows) -> bool:
-        new = keep_new(connection, rows)
-        if new.count:
-            append(connection, kind, subject, [new])
-        return bool(new.count)
-
-    def require(self, connection: duckdb.DuckDBPyConnection, table: str, column: str, values: Sequence[str]) -> None:
-        """Refuse to go on where a row that is referred to is missing.
-
-        Raises:
-            LedgerError: names the first value that no row has.
-        """
-        if missing := unrecorded(connection, table, column, values):
-            raise LedgerError(
-                f"{table.replace('_', ' ')} {missing[0]} is not in the ledger.",
-                "Record it first; `gradtrail ingest` and `gradtrail index` do so.",
-            )
-
-    def _require_audited(self, connection: duckdb.DuckDBPyConnection, audit: Audit, example_ids: set[str]) -> None:
-        self.require(connection, "model_version", "model_version_id", [audit.model_version_id])
-        self.require(connection, "weighting", "weighting_id", [audit.weighting_id])
-        self.require(connection, "gradient_index", "index_id", audit.index_ids)
-        self.require(connection, "output", "output_id", [output_id for output_id, _ in audit.outputs])
-        found = connection.execute(
-            "SELECT DISTINCT dataset_version_id FROM gradient_index WHERE index_id IN (SELECT unnest(?))",
-            [list(audit.index_ids)],
-        ).fetchall()
-        if len(found) != 1:
-            raise DataError(
-                f"Audit {audit.audit_id} scores against indexes over {len(found)} dataset versions.",
-                "Use at least one index, all over one dataset version.",
-            )
-        query = """
-            SELECT given FROM (SELECT unnest(?) AS given)
-            ANTI JOIN (SELECT example_id FROM example WHERE dataset_version_id = ?) ON example_id = given
-            ORDER BY given LIMIT 1"""
-        stranger = first_row(connection, query, [sorted(example_ids), found[0][0]]) if example_ids else None
-        if stranger:
-            raise LedgerError(
-                f"Example {stranger[0]} is not in dataset version {found[0][0]}, which the audit scored against.",
-                "Rebuild the index from the recorded manifest.",
-            )
+def _record(connection: duckdb.DuckDBPyConnection, kind: str, subject: str, rows: Rows) -> bool:
+    new = keep_new(connection, rows)
+    if new.count:
+        append(connection, kind, subject, [new])
+    return bool(new.count)

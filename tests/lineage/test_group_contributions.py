@@ -6,6 +6,7 @@ import pytest
 from gradtrail.errors import DataError
 from gradtrail.lineage import nouns_to_rows, queries
 from gradtrail.lineage.append import append
+from gradtrail.lineage.audit_rows import audit_rows
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import newest_version, schema_files
 from gradtrail.lineage.rows import rows_of
@@ -31,7 +32,7 @@ def _recorded_by_version_3(story, ledger: Ledger) -> None:
             "index": [nouns_to_rows.index_rows(story.index)],
             "weighting": [nouns_to_rows.weighting_rows(story.weighting)],
             "outputs": [nouns_to_rows.output_rows(story.outputs)],
-            "audit": nouns_to_rows.audit_rows(story.audit, **{**story.evidence, "group_contributions": ()}),
+            "audit": audit_rows(story.audit, **{**story.evidence, "group_contributions": ()}),
         }
         for kind, rows in events.items():
             append(connection, kind, kind, list(rows))

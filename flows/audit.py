@@ -12,7 +12,7 @@ from gradtrail.storage.exclusive import holding
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids, require_sources
 from gradtrail.tasks.erasing import retain_payloads

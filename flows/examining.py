@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradtrail.tasks.alerting import note_alerts
-from gradtrail.tasks.auditing import measure_outputs, recorded_warnings, score_outputs
+from gradtrail.tasks.auditing import recorded_warnings, score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.linking import link_report
+from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.report_index import publish_report_index
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.showing import show_audit

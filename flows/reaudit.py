@@ -8,8 +8,8 @@ from gradtrail.flows.audit import AuditOutcome
 from gradtrail.flows.examining import examine
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.audited import audited_output_ids
-from gradtrail.tasks.auditing import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version

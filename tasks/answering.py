@@ -8,7 +8,7 @@ from gradtrail.lineage import queries
 from gradtrail.lineage.deliveries import reported_outputs
 from gradtrail.storage.audit_runs import AuditRun, markdown_text
 from gradtrail.storage.source_traces import COLLECTED, DONE, REFUSED, Answer, TraceSource
-from gradtrail.tasks.auditing import MEASURING
+from gradtrail.tasks.measuring import MEASURING
 from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,9 @@ from gradtrail.attribution.scoring import ScoringPass
 from gradtrail.errors import StoreError
 from gradtrail.lineage import queries
 from gradtrail.lineage.records import AuditDetails
-from gradtrail.nouns import Example
-from gradtrail.storage.outputs import payload_record
-from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.models import pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
+from gradtrail.tasks.output_examples import output_examples
 from gradtrail.tasks.preparing import MethodOptions, prepare_audit
 from gradtrail.tasks.recorded import recorded_weighting
 from gradtrail.tasks.workspace import Workspace
@@ -100,14 +99,7 @@ def audit_scores(workspace: Workspace, audit_id: str) -> AuditScores:
             "They were erased, or the gradient store is not the one of this audit: see `gradtrail verify`.",
         )
 
-    def examples_of(asked: Sequence[str]) -> list[Example]:
-        payloads = workspace.payloads()
-        with workspace.ledger().read() as connection:
-            outputs = queries.outputs(connection, asked)
-        return [
-            output_example(pinned, each, payload_record(payloads.get(each.payload_sha256)), target) for each in outputs
-        ]
-
+    examples_of = partial(output_examples, workspace, pinned, target)
     prepared = prepare_audit(
         workspace, pinned, opened, measured, _options(details), audit.parameters, weighting, examples_of
     )

@@ -13,7 +13,7 @@ from gradtrail.attribution.method_registry import find_method
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Fidelity, Weighting
-from gradtrail.tasks.auditing import AUTO, DEFAULT_METHOD, AuditOptions
+from gradtrail.tasks.audit_options import AUTO, DEFAULT_METHOD, AuditOptions
 from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.recorded import recorded_model_version
 from gradtrail.tasks.weightings import NOT_LEARNED, found_weighting

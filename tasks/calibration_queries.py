@@ -15,8 +15,8 @@ from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Example, Output, Target
 from gradtrail.storage.outputs import payload_record
-from gradtrail.tasks.auditing import output_example
 from gradtrail.tasks.models import PinnedModel
+from gradtrail.tasks.output_examples import output_example
 from gradtrail.tasks.workspace import Workspace
 
 FEWEST_OUTPUTS = 12

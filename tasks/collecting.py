@@ -18,7 +18,7 @@ from gradtrail.storage.source_config import SourceConfig
 from gradtrail.storage.source_intake import Intake
 from gradtrail.storage.source_spool import Held, Spool, open_spool
 from gradtrail.storage.sources import open_source
-from gradtrail.tasks.auditing import MEASURING
+from gradtrail.tasks.measuring import MEASURING
 from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import task
 
 from gradtrail.digests import sha256_file, short
-from gradtrail.lineage.audit_history import PastAudit
+from gradtrail.lineage.audit_history import PastAudit, numbered_audits
 from gradtrail.reports.write import HTML_NAME, JSON_NAME, PARQUET_NAME
 from gradtrail.storage.audit_runs import (
     AUDIT_TAG,
@@ -20,7 +20,7 @@ from gradtrail.storage.audit_runs import (
 )
 from gradtrail.storage.registry import Registry
 from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
-from gradtrail.tasks.reporting import RecordedAudit, recorded_audit
+from gradtrail.tasks.recorded_audits import RecordedAudit, recorded_audit
 from gradtrail.tasks.retrying import WITH_RETRIES
 from gradtrail.tasks.workspace import Workspace
 
@@ -31,7 +31,12 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
     recorded = recorded_audit(workspace, audit_id)
     model_version, run = recorded.details.model_version, recorded.audit_run
     with workspace.ledger().read() as connection:
-        history = audit_history(connection, model_version.name)
+        since = [
+            each.audit_id
+            for each in numbered_audits(connection, model_version.name)
+            if each.event_sequence >= recorded.details.event_sequence
+        ]
+        history = audit_history(connection, model_version.name, since)
     this = next(each for each in history if each.past.audit_id == audit_id)
     folder = workspace.reports / audit_id
     digests = {name: sha256_file(folder / name) for name in (HTML_NAME, JSON_NAME, PARQUET_NAME)}

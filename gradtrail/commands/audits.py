@@ -66,7 +66,7 @@ def audit(
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.flows.audit import audit as audit_flow
-        from gradtrail.tasks.auditing import AuditOptions
+        from gradtrail.tasks.audit_options import AuditOptions
 
         options = AuditOptions(
             method,

@@ -149,7 +149,7 @@ def self_influence(
     """Rank training examples by their influence on themselves: wrong labels stand at the top."""
     settings = load_settings(home=home)
     with flow_session(settings.home):
-        from gradtrail.tasks.auditing import AuditOptions
+        from gradtrail.tasks.audit_options import AuditOptions
         from gradtrail.tasks.self_influences import write_self_influence
 
         options = AuditOptions(

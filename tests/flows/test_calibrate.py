@@ -13,12 +13,12 @@ from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import listings, queries
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.calibration_plans import Amounts, CalibrateOptions, fit_to_budget, fitted
 from gradtrail.tasks.calibration_queries import query_roles
 from gradtrail.tasks.indexing import IndexOptions
-from gradtrail.tasks.reporting import build_report
+from gradtrail.tasks.report_building import build_report
 from gradtrail.tasks.verifying import verify_workspace
 
 MODEL = "tiny@champion"

@@ -17,8 +17,10 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
 from gradtrail.storage.registry import CHECKPOINT_TAG
-from gradtrail.tasks.auditing import AuditOptions, measure_outputs, score_outputs
+from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.opened import ready_indexes
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.verifying import verify_workspace

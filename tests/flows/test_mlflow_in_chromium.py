@@ -28,10 +28,11 @@ from gradtrail.lineage import queries
 from gradtrail.reports.index_serving import report_server
 from gradtrail.reports.write import write_report
 from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.history import audit_history
 from gradtrail.tasks.linking import lead_to_report
-from gradtrail.tasks.reporting import build_report, recorded_audit
+from gradtrail.tasks.recorded_audits import recorded_audit
+from gradtrail.tasks.report_building import build_report
 
 PATIENCE = 180
 

@@ -9,7 +9,7 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.lineage.sql import run_sql
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 
 POLICY = """
 [rules.copies]

@@ -12,7 +12,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.flows.reaudit import reaudit
 from gradtrail.lineage import queries
 from gradtrail.lineage.withdrawals import WithdrawalRequest
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.withdrawing import withdraw_data
 
 DOT = AuditOptions("grad_dot")

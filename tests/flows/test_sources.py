@@ -12,7 +12,7 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.verifying import verify_workspace
 
 

@@ -8,7 +8,7 @@ from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.nouns import Index, Weighting
-from gradtrail.tasks.auditing import AuditOptions
+from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibration_candidates import query_features
 from gradtrail.tasks.indexing import IndexOptions
 from gradtrail.tasks.models import pinned_model

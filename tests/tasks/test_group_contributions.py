@@ -10,9 +10,11 @@ from gradtrail.lineage import queries
 from gradtrail.lineage.sql import run_sql
 from gradtrail.lineage.verify import verify_ledger
 from gradtrail.tasks import ingesting
-from gradtrail.tasks.auditing import AuditOptions, measure_outputs, score_outputs
+from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs
 from gradtrail.tasks.indexing import IndexOptions, build_index
+from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.registering import TrainedWeights
 from gradtrail.tasks.reporting import write_audit_report

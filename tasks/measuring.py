@@ -1,0 +1,108 @@
+"""Measure outputs: their gradients, as the pinned checkpoints see them, stored beside each index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import nn
+
+from gradtrail.attribution.capture import compute_features
+from gradtrail.errors import DataError, NotFoundError, StoreError
+from gradtrail.lineage import queries
+from gradtrail.nouns import Example
+from gradtrail.storage.outputs import payload_record
+from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.indexing import MEASURE_BATCH
+from gradtrail.tasks.models import PinnedModel, pinned_model
+from gradtrail.tasks.opened import OpenIndex, open_index
+from gradtrail.tasks.output_examples import output_example
+from gradtrail.tasks.progress import progress_bar
+from gradtrail.tasks.workspace import Workspace
+
+MEASURING = "measuring"
+
+
+@dataclass(frozen=True)
+class MeasuredOutput:
+    """An output as the pinned checkpoint sees it."""
+
+    output_id: str
+    prediction: str
+    reproduced: bool
+
+
+@task(cache_policy=NO_CACHE)
+def measure_outputs(
+    workspace: Workspace,
+    model_version_id: str,
+    index_ids: Sequence[str],
+    output_ids: Sequence[str],
+    options: AuditOptions,
+) -> list[MeasuredOutput]:
+    """Store φ(q) of every output beside each index, the serving checkpoint's last.
+
+    An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
+    """
+    pinned = pinned_model(workspace, model_version_id)
+    opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
+    models = [pinned.load(each.checkpoint).to(options.device) for each in opened]
+    payloads, ledger = workspace.payloads(), workspace.ledger()
+    with ledger.read() as connection:
+        outputs = queries.outputs(connection, output_ids)
+    measured: list[MeasuredOutput] = []
+    with progress_bar("measuring outputs", len(outputs)) as bar:
+        for start in range(0, len(outputs), MEASURE_BATCH):
+            chunk = outputs[start : start + MEASURE_BATCH]
+            examples = []
+            for output in chunk:
+                try:
+                    record = payload_record(payloads.get(output.payload_sha256))
+                    if options.target == "label" and record.get("label") is None:
+                        continue
+                    examples.append(output_example(pinned, output, record, options.target))
+                except (DataError, NotFoundError, StoreError) as error:
+                    ledger.record_quarantine(MEASURING, output.output_id, str(error))
+            pieces = [examples] if examples else []
+            while pieces:
+                piece = pieces.pop(0)
+                try:
+                    measured += _measure(pinned, models, opened, piece, options)
+                except DataError as error:
+                    if len(piece) == 1:
+                        ledger.record_quarantine(MEASURING, piece[0].example_id, str(error))
+                    else:
+                        pieces = [[example] for example in piece] + pieces
+            bar.advance(len(chunk))
+    return measured
+
+
+def _measure(
+    pinned: PinnedModel,
+    models: Sequence[nn.Module],
+    opened: Sequence[OpenIndex],
+    examples: list[Example],
+    options: AuditOptions,
+) -> list[MeasuredOutput]:
+    features = [
+        compute_features(pinned.adapter, model, examples, each.plan, target=options.target, device=options.device)
+        for model, each in zip(models, opened, strict=True)
+    ]
+    for each, rows in zip(opened, features, strict=True):
+        each.table.put_queries(
+            output_ids=rows.example_ids,
+            targets=[options.target] * len(examples),
+            vectors=rows.vectors.cpu().numpy(),
+            losses=rows.losses.cpu().numpy(),
+            squared_norms=rows.squared_norms.cpu().numpy(),
+        )
+    batch = pinned.adapter.collate(examples).to(options.device)
+    with torch.no_grad():
+        reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(models[-1], batch), batch)
+    return [
+        MeasuredOutput(example.example_id, pinned.adapter.target_text(example.target), same)
+        for example, same in zip(examples, reproduced, strict=True)
+    ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from datetime import datetime
 
 import duckdb
 
-from gradtrail.errors import NotFoundError
 from gradtrail.lineage import queries
 from gradtrail.lineage.records import RecordedReport
-from gradtrail.nouns import Checkpoint, DatasetVersion, Event, Index, Target, Weighting
+from gradtrail.nouns import Checkpoint, DatasetVersion, Index, Target, Weighting
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -102,19 +100,3 @@ def audited_outputs(connection: Connection, model_version_id: str, target: Targe
         SELECT DISTINCT output_id FROM audit_output JOIN audit USING (audit_id)
         WHERE audit.model_version_id = ? AND target = ? ORDER BY output_id"""
     return [row[0] for row in connection.execute(query, [model_version_id, target]).fetchall()]
-
-
-def audit_event(connection: Connection, audit_id: str) -> Event:
-    """The event that recorded an audit.
-
-    Raises:
-        NotFoundError: if there is no such audit.
-    """
-    query = """
-        SELECT sequence, recorded_at, kind, event.subject, payload, previous_hash, event_hash
-        FROM event JOIN audit ON audit.event_sequence = event.sequence WHERE audit_id = ?"""
-    rows = connection.execute(query, [audit_id]).fetchall()
-    if not rows:
-        raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "Look with: gradtrail sql 'FROM audit'.")
-    sequence, recorded_at, kind, subject, payload, previous_hash, event_hash = rows[0]
-    return Event(sequence, recorded_at, kind, subject, json.loads(payload), previous_hash, event_hash)

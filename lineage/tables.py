@@ -353,4 +353,3 @@ COMMITMENT_SCHEMA = pa.schema(
         pa.field("row_digest", pa.binary(), nullable=False),
     ]
 )
-EVENT_COLUMNS = ("sequence", "recorded_at", "kind", "subject", "payload", "previous_hash", "event_hash")

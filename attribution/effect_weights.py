@@ -134,6 +134,12 @@ def chosen_or_uniform(
     return Weighting(evidence={**uniform_because(weighting.objective, cause).evidence, **found})
 
 
+def best_or_uniform(weightings: Sequence[Weighting], plan: FeaturePlan, split: EffectSplit) -> Weighting:
+    """Of at least one weighting, the one that ranks left-out sets best on the selection queries, as above."""
+    best = max(weightings, key=lambda each: split.agreement(group_weights(each, plan).numpy(), split.select))
+    return chosen_or_uniform(best, plan, split)
+
+
 def _scaled(split: EffectSplit, ties: GroupTies) -> tuple[Effects, Effects] | None:
     """The rows of the least squares problem, (rows, level groups) and (rows,); None where all is zero."""
     chosen = list(split.fit)

@@ -11,14 +11,25 @@ from torch import Tensor
 
 from gradtrail.attribution.aspect_weights import Aspect, learn_aspect
 from gradtrail.attribution.contributions import Contributions
-from gradtrail.attribution.effect_weights import EffectSplit, chosen_or_uniform, fit_effects
+from gradtrail.attribution.effect_weights import EffectSplit, best_or_uniform, chosen_or_uniform, fit_effects
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.group_levels import Level
+from gradtrail.attribution.weight_choices import top_k_choices
 from gradtrail.attribution.weight_learning import TopKSettings, learn_top_k
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
-__all__ = ["Aspect", "EffectSplit", "FittingSettings", "Level", "Objective", "chosen_or_uniform", "fit_weighting"]
+__all__ = [
+    "Aspect",
+    "EffectSplit",
+    "FittingSettings",
+    "Level",
+    "Objective",
+    "best_or_uniform",
+    "chosen_or_uniform",
+    "fit_weighting",
+    "self_supervised_choices",
+]
 
 Value = TypeVar("Value")
 Objective = Literal["self_supervised", "further_training", "aspect"]
@@ -83,6 +94,21 @@ def fit_weighting(
         split = _given(effects, objective, "effects")
         return fit_effects(split, plan, chosen.level, chosen.least_effective_groups)
     raise UsageError(f"There is no objective {objective!r}.", f"Choose one of {', '.join(get_args(Objective))}.")
+
+
+def self_supervised_choices(
+    plan: FeaturePlan, settings: FittingSettings | None = None, *, contributions: Contributions
+) -> list[Weighting]:
+    """Weightings learned without labels, of different strengths; `best_or_uniform` chooses by measured effects.
+
+    Where nothing can be learned it is the uniform one alone, and `fell_back_because` in its evidence says why.
+
+    Raises:
+        UsageError: for an unknown level, a bad bound, or too few queries.
+        DataError: for contributions that are not finite, or do not fit the plan.
+    """
+    chosen = settings or FittingSettings()
+    return top_k_choices(partial(_values, contributions), plan, chosen.bounded_ascent, chosen.level)
 
 
 def _values(contributions: Contributions) -> Iterator[Tensor]:

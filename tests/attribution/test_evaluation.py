@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from gradtrail.attribution.adapters import ClassificationAdapter
 from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.correlation import cosines, spearmans
+from gradtrail.attribution.correlation import cosines, ranks, spearmans
 from gradtrail.attribution.effects import Effects
 from gradtrail.attribution.evaluation import fidelity, predicted_effects, split_queries
 from gradtrail.attribution.features import FeatureSettings, plan_features
@@ -143,3 +144,9 @@ def test_rank_correlation_shares_ranks_between_equal_values():
     right = np.array([[1.0, 4.0], [3.0, 3.0], [2.0, 2.0], [4.0, 1.0]])
     assert spearmans(left, right) == pytest.approx([4.5 / np.sqrt(4.5 * 5), -1])
     assert cosines(left * 3 + 1, left) == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (1, 3), (5, 1), (0, 2), (4, 0)])
+def test_ranks_share_ties_and_are_those_of_scipy(shape):
+    values = np.random.default_rng(0).integers(0, 6, shape).astype(float)
+    np.testing.assert_array_equal(ranks(values), stats.rankdata(values, axis=0) if values.size else values)

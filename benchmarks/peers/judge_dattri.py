@@ -103,7 +103,11 @@ def _logra(given: Given) -> None:
     if given.task == "digits":
         given.unavailable["logra"] = "it has a rule for linear layers only"
         return
-    train, queries = (DataLoader(Named(*pair), batch_size=64, shuffle=False) for pair in (given.train, given.queries))
+    # It takes the last batch for a full one: 320 rows of scores for 280 examples in batches of 64.
+    train, queries = (
+        DataLoader(Named(*pair), batch_size=_dividing(len(pair[0])), shuffle=False)
+        for pair in (given.train, given.queries)
+    )
     model = Called(given)
 
     def loss(called: nn.Module, batch: dict[str, Tensor], device: Any) -> Tensor:  # noqa: ARG001 (the interface)
@@ -117,6 +121,11 @@ def _logra(given: Given) -> None:
             projected.cache(train)
             found = projected.attribute(train_dataloader=train, test_dataloader=queries)
             given.add("logra", found.T if found.shape[0] == len(given.train[0]) else found, damping)
+
+
+def _dividing(count: int) -> int:
+    """The largest size of a batch, up to 64, that divides `count`."""
+    return next(size for size in range(64, 0, -1) if count % size == 0)
 
 
 def _trak(given: Given, model: nn.Module) -> None:

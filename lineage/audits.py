@@ -98,7 +98,7 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
     shares = """
         SELECT output_id, side, attribute, value, share, training_share, interval_low, interval_high
         FROM share
-        WHERE audit_id = $1 AND (output_id IS NULL OR output_id = coalesce($2, output_id)) AND event_sequence = $3
+        WHERE audit_id = $1 AND (output_id IS NULL OR output_id = coalesce($2, output_id)) AND event_sequence >= $3
         ORDER BY output_id NULLS FIRST, side DESC, attribute, share DESC, value"""
     influences = """
         SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""

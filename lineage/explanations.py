@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import duckdb
 
 from gradtrail.errors import NotFoundError
@@ -10,7 +12,7 @@ from gradtrail.lineage.catalogue import checkpoints_of, dataset_version, example
 from gradtrail.lineage.closure import resolve
 from gradtrail.lineage.connections import first_row, recorded
 from gradtrail.lineage.records import AuditDetails, ExplainedExample, Explanation
-from gradtrail.nouns import Attribution
+from gradtrail.nouns import Attribution, Output
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -21,31 +23,31 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
     Raises:
         NotFoundError: no such output, or that audit does not examine it.
     """
-    # Most ask with an exact id; looking for whatever else has it would go through every example.
-    kind, resolved = ("output", output_id) if outputs(connection, [output_id]) else resolve(connection, output_id)
-    if kind != "output":
-        raise NotFoundError(f"{resolved} is a {kind.replace('_', ' ')}, not an output.", "Give the id of an output.")
-    output = outputs(connection, [resolved])[0]
-    version = recorded(model_version(connection, output.model_version_id), output.model_version_id)
-    trained_by = recorded(run(connection, version.run_id), version.run_id)
-    serving = checkpoints_of(connection, version.model_version_id)[-1]
+    output = _output(connection, output_id)
     query = """
-        SELECT audit_id FROM audit_output
-        WHERE output_id = ? AND audit_id = coalesce(?, audit_id) ORDER BY event_sequence DESC LIMIT 1"""
-    latest = first_row(connection, query, [resolved, audit_id])
+        SELECT audit_id FROM audit_output JOIN audit USING (audit_id)
+        WHERE output_id = ? AND audit_id = coalesce(?, audit_id) ORDER BY audit.event_sequence DESC LIMIT 1"""
+    latest = first_row(connection, query, [output.output_id, audit_id])
     if latest is None and audit_id is not None:
-        raise NotFoundError(f"Audit {audit_id} does not examine output {resolved}.", "Leave the audit out.")
-    if latest is None:
-        trained_on = recorded(dataset_version(connection, version.dataset_version_id), version.dataset_version_id)
-        return Explanation(output, version, trained_by, serving, trained_on)
-    details = audit_details(connection, latest[0], output_id=resolved)
-    explained = _explained(connection, details)
-    return Explanation(
+        raise NotFoundError(f"Audit {audit_id} does not examine output {output.output_id}.", "Leave the audit out.")
+    details = audit_details(connection, latest[0], output_id=output.output_id) if latest else None
+    if details is None:
+        version = recorded(model_version(connection, output.model_version_id), output.model_version_id)
+        trained_on = version.dataset_version_id
+    else:
+        version, trained_on = details.model_version, details.dataset_version_id
+    chain = Explanation(
         output,
         version,
-        trained_by,
-        serving,
-        recorded(dataset_version(connection, details.dataset_version_id), details.dataset_version_id),
+        recorded(run(connection, version.run_id), version.run_id),
+        checkpoints_of(connection, version.model_version_id)[-1],
+        recorded(dataset_version(connection, trained_on), trained_on),
+    )
+    if details is None:
+        return chain
+    explained = _explained(connection, details)
+    return replace(
+        chain,
         audit=details.audit,
         audited_at=details.recorded_at,
         method_notes=details.method_notes,
@@ -54,8 +56,20 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
         opponents=tuple(each for each in explained if each.attribution.side == "opponent"),
         shares=details.shares,
         findings=details.findings,
-        report=report_of(connection, latest[0]),
+        report=report_of(connection, details.audit.audit_id),
     )
+
+
+def _output(connection: Connection, text: str) -> Output:
+    # Most ask with an exact id; looking for whatever else has it would go through every example.
+    found = outputs(connection, [text])
+    if not found:
+        kind, resolved = resolve(connection, text)
+        if kind != "output":
+            what = kind.replace("_", " ")
+            raise NotFoundError(f"{resolved} is a {what}, not an output.", "Give the id of an output.")
+        found = outputs(connection, [resolved])
+    return found[0]
 
 
 def _explained(connection: Connection, details: AuditDetails) -> list[ExplainedExample]:

@@ -10,6 +10,7 @@ import duckdb
 from gradtrail.digests import sha256_json
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.append import append, keep_new
+from gradtrail.lineage.blast_radius import EXAMPLE_ID, blast_radius
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.rows import rows_of
 
@@ -38,7 +39,7 @@ class WithdrawalRequest:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far withdrawn examples reached, as far as the ledger can tell.
+    """How far withdrawn examples reached, as far as the ledger can tell: their blast radius in short.
 
     It sees the examples that an audit kept among the strongest of an output or of all its outputs, and, where an
     attribute value is withdrawn, its share in each audit. Weaker influence on single outputs it does not see.
@@ -84,40 +85,21 @@ def reach_of(connection: duckdb.DuckDBPyConnection, request: WithdrawalRequest) 
         NotFoundError: no dataset version has such an example.
     """
     examples = _examples(connection, request)
-    connection.execute(
-        """CREATE OR REPLACE TEMP TABLE withdrawn_now AS
-        SELECT unnest($1) AS dataset_version_id, unnest($2) AS example_id""",
-        [[each[0] for each in examples], [each[1] for each in examples]],
-    )
-    named = """
-        FROM $table JOIN audit_dataset USING (audit_id)
-        SEMI JOIN withdrawn_now ON withdrawn_now.example_id = $table.example_id
-            AND withdrawn_now.dataset_version_id = audit_dataset.dataset_version_id"""
-    among_outputs = named.replace("$table", "attribution")
-    among_audits = named.replace("$table", "example_influence")
-    outputs = _column(connection, f"SELECT DISTINCT output_id {among_outputs} ORDER BY 1")
-    audits = set(_column(connection, f"SELECT DISTINCT audit_id {among_outputs}"))
-    audits.update(_column(connection, f"SELECT DISTINCT audit_id {among_audits}"))
-    measured = connection.execute(
-        """SELECT audit_id, share FROM share
-        WHERE attribute = ? AND value = ? AND output_id IS NULL AND side = 'proponent' AND share > 0""",
-        [request.attribute, request.value],
-    ).fetchall()
-    audits.update(audit_id for audit_id, _ in measured)
-    datasets = sorted({each[0] for each in examples})
-    models = connection.execute(
-        """SELECT model_version_id FROM model_version
-        WHERE dataset_version_id IN (SELECT unnest(?)) ORDER BY name, version""",
-        [datasets],
-    ).fetchall()
-    connection.execute("DROP TABLE withdrawn_now")
+    named = [request.value] if request.attribute else list(request.example_ids)
+    touched = blast_radius(connection, request.attribute or EXAMPLE_ID, named)
+    measured = [
+        each.share
+        for each in touched.touched
+        if each.kind == "audit" and each.side == "proponent" and each.best_rank is None and each.share is not None
+    ]
+    ranked = (each.id for each in touched.touched if each.kind == "output" and each.best_rank is not None)
     return Reach(
         examples=tuple(examples),
-        dataset_version_ids=tuple(datasets),
-        model_version_ids=tuple(row[0] for row in models),
-        output_ids=tuple(outputs),
-        audit_ids=tuple(sorted(audits)),
-        largest_share=max((share for _, share in measured), default=None),
+        dataset_version_ids=tuple(sorted(touched.ids("dataset_version"))),
+        model_version_ids=tuple(touched.ids("model_version")),
+        output_ids=tuple(sorted(set(ranked))),
+        audit_ids=tuple(sorted(touched.ids("audit"))),
+        largest_share=max(measured, default=None),
     )
 
 

@@ -1,4 +1,4 @@
-"""Taking single records out of the inbox: the one place where the bytes of an output lie beside its payload."""
+"""Taking single records out of an inbox: the one place where the bytes of an output lie beside its payload."""
 
 from __future__ import annotations
 
@@ -12,30 +12,37 @@ from gradtrail.errors import DataError
 from gradtrail.storage.atomic import replacing
 from gradtrail.storage.inbox import InboxFile, read_inbox
 from gradtrail.storage.outputs import parse_record
+from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.source_files import renamed
 
 _PARQUET_MAGIC = b"PAR1"
 
 
-def remove_records(inbox: Path, output_ids: Collection[str]) -> int:
-    """Write every file of the inbox that holds one of these outputs again without it; return how many records went.
+def remove_records(source: SourceConfig, output_ids: Collection[str]) -> int:
+    """Write every file of an inbox that holds one of these outputs again without it; return how many records went.
 
     A file that is left without records is deleted. Rows that are no outputs stay; so does a file that cannot be read.
+
+    Args:
+        source: an inbox in a local folder.
+        output_ids: the outputs to take out.
     """
-    removed = 0
+    removed, inbox = 0, Path(source.location)
     for file in read_inbox(inbox) if inbox.is_dir() else ():
-        numbers = _numbers(file, output_ids)
+        numbers = _numbers(source, file, output_ids)
         if numbers:
             _write_without(file.path, numbers)
             removed += len(numbers)
     return removed
 
 
-def _numbers(file: InboxFile, output_ids: Collection[str]) -> set[int]:
+def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str]) -> set[int]:
     numbers = set()
     try:
         for row in file.rows():
+            record = renamed(row.record or {}, source.fields, source.constants)
             try:
-                parsed = parse_record(row.record or {}, place=f"{file.name}, row {row.number}")
+                parsed = parse_record(record, place=f"{file.name}, row {row.number}", default_source=source.name)
             except DataError:
                 continue
             if parsed.output.output_id in output_ids:

@@ -187,6 +187,8 @@ def open_spool(path: Path) -> Iterator[Spool]:
     """The spool at `path`, created where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=_PATIENCE_SECONDS)) as connection:
+        # What is let go of leaves no bytes in the file: it may have to be erased.
+        connection.execute("PRAGMA secure_delete = ON")
         connection.executescript(_TABLES)
         yield Spool(connection)
 

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
 from gradtrail.lineage import erasures, listings, queries
-from gradtrail.lineage.erasures import Erasure, ErasureRequest
+from gradtrail.lineage.erasure_plan import ErasureRequest
+from gradtrail.lineage.erasures import Erasure
 from gradtrail.lineage.revisions import record_revision
 from gradtrail.lineage.rewriting import rewrite_database
 from gradtrail.storage.inbox_erasure import remove_records
@@ -105,7 +106,7 @@ def finish_erasures(workspace: Workspace) -> ErasureOutcome:
     if any(erasure.rows for erasure in pending):
         rewrite_database(ledger)
     payloads = _delete_payloads(workspace, _ids(pending, "output", "payload"))
-    inbox_records = remove_records(workspace.inbox, _ids(pending, "output", "payload"))
+    inbox_records = remove_records(workspace.home_source, _ids(pending, "output", "payload"))
     _forget_queries(workspace, _ids(pending, "output"))
     _rewrite_manifests(workspace, _ids(pending, "example", "attribute"))
     audits = _audits_that_show(workspace, pending)
@@ -174,9 +175,12 @@ def _audits_that_show(workspace: Workspace, pending: Sequence[Erasure]) -> list[
     """Reported audits that may show something of it: previews, and attributes from before they were personal."""
     whole = any(name == "example" for erasure in pending for name, _ in erasure.rows)
     with workspace.ledger().read() as connection:
+        reported = [report.audit_id for report in listings.reports(connection)]
         if whole:
-            return [report.audit_id for report in listings.reports(connection)]
-        return listings.reported_audits_naming(connection, _ids(pending, "example"), _ids(pending, "output"))
+            return reported
+        naming = listings.reported_audits_naming(connection, _ids(pending, "example"), _ids(pending, "output"))
+    concerned = {*naming, *_ids(pending, "audit")}
+    return [audit_id for audit_id in reported if audit_id in concerned]
 
 
 def _elsewhere(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
@@ -198,7 +202,12 @@ def _elsewhere(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
                     "personal; delete its table and run gradtrail index again."
                 )
     if _ids(pending, "output"):
+        others = [f"{source.name} ({source.kind})" for source in workspace.sources if not source.is_home]
+        said += [f"The source {', '.join(others)}, which gradtrail only reads."] if others else []
         said.append("The feed that delivered the outputs, and MLflow traces of them.")
     if examples:
         said.append("The training data itself, and models that were trained on it.")
-    return [*said, "Backups, and copies that readers made of snapshot or reports."]
+    return [
+        *said,
+        "Backups, copies that readers made of snapshot or reports, and what was sent to others: alerts, events, Prefect's own records.",
+    ]

@@ -33,6 +33,8 @@ def bare_macros() -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute(
             "DROP VIEW edge; DROP VIEW structure_edge; DROP VIEW structure_node; DROP VIEW audit_dataset"
         )
+        for table in ("example", "audit_output"):
+            connection.execute(f"CREATE OR REPLACE VIEW standing_{table} AS FROM {table}")
         for table in ("example", "attribution", "audit_output"):
             for event in ("update", "delete"):
                 connection.execute(f"DROP TRIGGER {table}_refuses_{event} ON {table}")

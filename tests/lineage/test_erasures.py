@@ -15,10 +15,13 @@ import pytest
 
 from gradtrail.errors import DataError, NotFoundError
 from gradtrail.lineage import queries
-from gradtrail.lineage.erasures import ErasureRequest, erase, finish, plan_erasure, unfinished
+from gradtrail.lineage.erasure_plan import ErasureRequest
+from gradtrail.lineage.erasures import erase, finish, plan_erasure, unfinished
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.rewriting import rewrite_database
 from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.withdrawals import WithdrawalRequest, withdraw, withdrawn
+from gradtrail.nouns import Finding, Share
 
 AUTHOR = frozenset({"author"})
 
@@ -104,6 +107,31 @@ def test_an_erased_output_keeps_its_figures_and_loses_what_it_said(personal: Led
     assert verify_ledger(personal).notes == (f"1 row of audit_output erased by event {erasure.event_sequence}.",)
 
 
+GRAPH = (
+    "FROM upstream('inbox:1')",
+    "FROM upstream('inbox:1', as_of := '{audit}')",
+    "FROM upstream('{audit}', as_of := '{audit}')",
+    "FROM downstream('train-00', as_of := '{audit}')",
+    "FROM blast_radius('train-00', as_of := '{audit}')",
+    "FROM unseen_by_blast_radius('train-00', as_of := '{audit}')",
+    "FROM edge ORDER BY ALL",
+    "SELECT * EXCLUDE (attributes) FROM output_lineage ORDER BY ALL",
+)
+
+
+@pytest.mark.parametrize("question", GRAPH)
+def test_the_graph_stands_as_it_stood_before_the_erasure(inline: Ledger, story, question: str) -> None:
+    def answer() -> list[Any]:
+        with inline.read() as connection:
+            return connection.execute(question.format(audit=story.audit.audit_id)).fetchall()
+
+    before = answer()
+    request = ErasureRequest(output_ids=("inbox:0", "inbox:1"), person="Jane Secret 0", personal_names=AUTHOR)
+    assert erase(inline, request) is not None
+    assert before
+    assert answer() == before
+
+
 def test_attributes_from_before_they_were_personal_are_taken_out_of_their_row(inline: Ledger, story) -> None:
     erasure = erase(inline, ErasureRequest(example_ids=("train-01",), personal_names=AUTHOR))
     assert erasure is not None
@@ -116,6 +144,39 @@ def test_attributes_from_before_they_were_personal_are_taken_out_of_their_row(in
     _finish(inline)
     assert verify_ledger(inline).ok
     assert not _holds(inline, "Jane Secret 2")
+
+
+def test_a_person_goes_out_of_shares_findings_and_withdrawals_too(story, empty_ledger: Ledger) -> None:
+    jane = "Jane Secret 2"
+    evidence = {
+        **story.evidence,
+        "shares": [*story.evidence["shares"], Share(None, "proponent", "author", jane, 0.4, 0.25)],
+        "findings": [
+            Finding("share-of-author", "low", f"Data with author “{jane}” carry 40%.", None, {"value": jane, "n": [1]}),
+            Finding("other", "low", f"Data with author “{jane} Junior” carry 4%.", None, {"value": f"{jane} Junior"}),
+        ],
+    }
+    replace(story, manifest=tuple(_manifest(story)), evidence=evidence).record(empty_ledger)
+    withdraw(empty_ledger, WithdrawalRequest("author", jane))
+    request = ErasureRequest(person=jane, personal_names=AUTHOR)
+    erasure = erase(empty_ledger, request)
+    assert erasure is not None
+    assert dict(erasure.rows) == {"example": 4, "share": 1, "withdrawal": 1, "finding": 1}
+    assert {kind for kind, _ in erasure.subjects} == {"attribute", "audit", "withdrawal"}
+    with empty_ledger.read() as connection:
+        details = queries.audit_details(connection, story.audit.audit_id)
+        assert ("author", "(erased)", 0.4) in {(each.attribute, each.value, each.share) for each in details.shares}
+        assert [(each.message, each.evidence) for each in details.findings] == [
+            ("Data with author “(erased)” carry 40%.", {"value": "(erased)", "n": [1]}),
+            (f"Data with author “{jane} Junior” carry 4%.", {"value": f"{jane} Junior"}),
+        ]
+        assert withdrawn(connection).values == {}
+        assert withdrawn(connection).example_ids == {"train-02", "train-05", "train-08", "train-11"}
+    _finish(empty_ledger)
+    assert verify_ledger(empty_ledger).ok
+    assert not _holds(empty_ledger, f"{jane}”")
+    with pytest.raises(NotFoundError):
+        erase(empty_ledger, request)
 
 
 def test_strangers_cannot_be_erased_and_nothing_changes(personal: Ledger, all_rows) -> None:

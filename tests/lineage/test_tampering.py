@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradtrail.lineage.alerts import Alert, record_alerts
-from gradtrail.lineage.erasures import ErasureRequest, erase, finish
+from gradtrail.lineage.erasure_plan import ErasureRequest
+from gradtrail.lineage.erasures import erase, finish
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.revisions import record_revision
 from gradtrail.lineage.signatures import new_keys, sign_audit

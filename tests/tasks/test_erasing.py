@@ -17,7 +17,7 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import erasures, queries
-from gradtrail.lineage.erasures import ErasureRequest
+from gradtrail.lineage.erasure_plan import ErasureRequest
 from gradtrail.lineage.proof_check import check_proof, report_evidence
 from gradtrail.lineage.proofs import inclusion_proof
 from gradtrail.lineage.signatures import new_keys
@@ -218,7 +218,7 @@ def test_the_same_data_ingested_again_does_not_bring_back_what_was_erased(audite
 KILLED = """
 import os, signal, sys
 import gradtrail.tasks.erasing as erasing
-from gradtrail.lineage.erasures import ErasureRequest
+from gradtrail.lineage.erasure_plan import ErasureRequest
 from gradtrail.tasks.workspace import Workspace
 
 module, name, home, tracking_uri, folder = sys.argv[1:]
@@ -238,7 +238,7 @@ STRIKES = [
     ("gradtrail.tasks.erasing", "_rewrite_manifests"),
     ("gradtrail.tasks.erasing", "record_revision"),
     ("gradtrail.tasks.reporting", "record_revision"),
-    ("gradtrail.lineage.ledger", "copy_and_seal"),
+    ("gradtrail.lineage.ledger_file", "copy_and_seal"),
     ("gradtrail.lineage.erasures", "finish"),
 ]
 FEW = {"_flush", "finish"}

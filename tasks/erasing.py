@@ -207,7 +207,5 @@ def _elsewhere(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
         said.append("The feed that delivered the outputs, and MLflow traces of them.")
     if examples:
         said.append("The training data itself, and models that were trained on it.")
-    return [
-        *said,
-        "Backups, copies that readers made of snapshot or reports, and what was sent to others: alerts, events, Prefect's own records.",
-    ]
+    said.append("What was sent to others: alerts, lineage events, Prefect's own records of runs.")
+    return [*said, "Backups, and copies that readers made of snapshot or reports."]

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from gradtrail.attribution.adapters import TrainingData
@@ -81,19 +79,6 @@ class _Some:
 
     def __getitem__(self, position: int, /) -> Example:
         return self._data[self._positions[position]]
-
-
-@task(cache_policy=NO_CACHE)
-def ready_indexes(
-    workspace: Workspace,
-    model_version_id: str,
-    method: str,
-    every_checkpoint: bool = False,
-    only: str = "",
-    preferred: str = "",
-) -> list[str]:
-    """`method_indexes` as a task."""
-    return method_indexes(workspace, model_version_id, method, every_checkpoint, only, preferred)
 
 
 def method_indexes(

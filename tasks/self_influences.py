@@ -16,7 +16,7 @@ from gradtrail.lineage import queries
 from gradtrail.storage.atomic import replacing
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.models import pinned_model
-from gradtrail.tasks.opened import open_index, ready_indexes
+from gradtrail.tasks.opened import method_indexes, open_index
 from gradtrail.tasks.preparing import MethodOptions, method_needs, method_parameters
 from gradtrail.tasks.progress import progress_bar
 from gradtrail.tasks.workspace import Workspace
@@ -52,7 +52,7 @@ def write_self_influence(workspace: Workspace, reference: str, options: MethodOp
     """
     version = resolve_version.fn(workspace, reference)
     pinned = pinned_model(workspace, version.model_version_id)
-    index_ids = ready_indexes.fn(workspace, version.model_version_id, options.method)
+    index_ids = method_indexes(workspace, version.model_version_id, options.method)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
     parameters = method_parameters(pinned, options, [each.checkpoint for each in opened])
     total = sum(each.index.coverage.indexed_examples for each in opened)

@@ -21,7 +21,7 @@ from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.opened import ready_indexes
+from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.verifying import verify_workspace
 
@@ -105,7 +105,7 @@ def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(tiny, prefect_serve
 def _audit_until(tiny, stop_after):
     """Run the audit's steps by hand and stop where a kill would have struck."""
     options = AuditOptions(method="influence")
-    index_ids = ready_indexes.fn(tiny.workspace, "tiny/1", options.method)
+    index_ids = method_indexes(tiny.workspace, "tiny/1", options.method)
     collect_outputs.fn(tiny.workspace)
     if stop_after == "collect":
         return

@@ -13,7 +13,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.indexing import IndexOptions
-from gradtrail.tasks.opened import ready_indexes
+from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.registering import TrainedWeights
 from gradtrail.tasks.self_influences import write_self_influence
 
@@ -105,7 +105,7 @@ def test_a_trak_ensemble_names_every_index(ingested):
     with ingested.workspace.ledger().read() as connection:
         assert queries.audit(connection, outcome.audit_id).index_ids == tuple(each.index_id for each in built)
     with pytest.raises(UsageError, match="influence scores one checkpoint"):
-        ready_indexes.fn(ingested.workspace, "tiny/1", "influence", True)
+        method_indexes(ingested.workspace, "tiny/1", "influence", True)
 
 
 def test_ekfac_and_its_basis_say_what_is_missing(ingested):

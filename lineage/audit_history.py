@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -75,8 +75,42 @@ class PastAudit:
         return sum(rule.count for rule in self.fired if rule.severity == severity)
 
 
-def past_audits(connection: Connection, model: str | None = None) -> list[PastAudit]:
-    """The audits of a model, or of all models, in the order they were recorded."""
+@dataclass(frozen=True)
+class NumberedAudit:
+    """An audit's place: among those of its model, from 1, and in the ledger."""
+
+    audit_id: str
+    number: int
+    event_sequence: int
+    model: str
+    recorded_at: datetime
+
+
+def numbered_audits(connection: Connection, model: str | None = None) -> list[NumberedAudit]:
+    """The places of the audits of a model, or of all models, in the order they were recorded."""
+    query = """
+        SELECT
+            audit.audit_id,
+            row_number() OVER (PARTITION BY model_version.name ORDER BY audit.event_sequence),
+            audit.event_sequence, model_version.name, event.recorded_at
+        FROM audit
+        JOIN event ON event.sequence = audit.event_sequence
+        JOIN model_version ON model_version.model_version_id = audit.model_version_id
+        WHERE model_version.name = coalesce(?, model_version.name)
+        ORDER BY audit.event_sequence"""
+    return [NumberedAudit(*row) for row in connection.execute(query, [model]).fetchall()]
+
+
+def past_audits(
+    connection: Connection, model: str | None = None, audit_ids: Collection[str] | None = None
+) -> list[PastAudit]:
+    """The audits of a model, or of all models, in the order they were recorded; or only some of them.
+
+    Args:
+        connection: on the ledger.
+        model: its name; None for all models.
+        audit_ids: those wanted, None for all: what each costs is then not paid for all that were ever made.
+    """
     header = """
         SELECT
             audit.audit_id,
@@ -96,6 +130,9 @@ def past_audits(connection: Connection, model: str | None = None) -> list[PastAu
         WHERE model_version.name = coalesce(?, model_version.name)
         ORDER BY audit.event_sequence"""
     rows = connection.execute(header, [model]).fetchall()
+    if audit_ids is not None:
+        wanted = set(audit_ids)
+        rows = [row for row in rows if row[0] in wanted]
     audit_ids = [row[0] for row in rows]
     outputs = _outputs(connection, audit_ids)
     indexes = _indexes(connection, audit_ids)

@@ -19,6 +19,7 @@ from gradtrail.reports import index_charts
 from gradtrail.reports.formats import moment, number, percent, printable
 from gradtrail.reports.index_charts import Chart, fidelity_chart, findings_chart, share_chart
 from gradtrail.reports.index_model import IndexedAudit
+from gradtrail.reports.index_parts import IndexPart
 from gradtrail.reports.render import environment
 
 MOST_DRAWN = 60
@@ -48,17 +49,31 @@ class ShownModel:
     charts: tuple[tuple[str, Chart | None], ...]
 
 
-def index_page(audits: Sequence[IndexedAudit]) -> str:
+def index_page(
+    audits: Sequence[IndexedAudit],
+    part: IndexPart | None = None,
+    others: Sequence[tuple[IndexPart, str]] = (),
+    newest_at: str = "",
+) -> str:
     """The index over these audits, given in the order they were recorded; every text is escaped.
 
     The page may run its own script alone: its digest is in the page's content security policy.
+
+    Args:
+        audits: those that the page shows.
+        part: which of all audits they are, where they are not all.
+        others: the pages of older audits with their addresses.
+        newest_at: address of the index, on a page of older audits.
     """
     script = (_TEMPLATES / "index.js").read_text(encoding="utf-8")
     page = environment().get_template("index.html")
     return page.render(
         models=_models(audits),
         newest=audits[-1] if audits else None,
-        total=len(audits),
+        total=part.last if part and not newest_at else len(audits),
+        part=part,
+        others=others,
+        newest_at=newest_at,
         compared={audit.past.audit_id: _compared(audit) for audit in audits},
         severities=SEVERITIES,
         canvas=index_charts,

@@ -82,11 +82,11 @@ class Links:
         report = self.report(audit_id, run)
         return f"{report}#{output_anchor(output_id)}" if self.report_url else report
 
-    def index(self, run: AuditRun) -> str:
-        """The index of all reports: where reports are served, else its copy in the run of the index."""
+    def index(self, run: AuditRun, page: str = INDEX_PAGE) -> str:
+        """The index of all reports, or a page of older ones: where reports are served, else its copy in its run."""
         if self.report_url:
-            return f"{self.report_url}/{INDEX_PAGE}"
-        return self.artifact(run.experiment_id, run.run_id, INDEX_PAGE)
+            return f"{self.report_url}/{quote(page, safe='')}"
+        return self.artifact(run.experiment_id, run.run_id, page)
 
 
 def markdown_text(text: str) -> str:
@@ -179,6 +179,11 @@ def publish_audit(
         client.set_tag(run.run_id, key, value)
     annotate(registry, run, note)
     client.set_terminated(run.run_id)
+
+
+def uploaded_names(registry: Registry, run_id: str) -> set[str]:
+    """Names of the files that a run holds, without those in folders."""
+    return {str(file.path) for file in registry.client.list_artifacts(run_id) if not file.is_dir}
 
 
 def upload_files(registry: Registry, run_id: str, files: Sequence[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,13 @@ DRAWN_ATTRIBUTES = ("source", "licence")
 _LONGEST_VALUE = 100
 
 
-def audit_history(connection: duckdb.DuckDBPyConnection, model: str | None = None) -> list[IndexedAudit]:
-    """The audits of a model, or of all models, in the order they were recorded, each with its fidelity."""
+def audit_history(
+    connection: duckdb.DuckDBPyConnection, model: str | None = None, audit_ids: Collection[str] | None = None
+) -> list[IndexedAudit]:
+    """The audits of a model, or of all models, in the order they were recorded, each with its fidelity.
+
+    Those of `audit_ids` where it is given.
+    """
     events = fidelity_events(connection)
     known: dict[bytes, Fidelity | None] = {}
 
@@ -43,7 +48,7 @@ def audit_history(connection: duckdb.DuckDBPyConnection, model: str | None = Non
             known[key] = audited_fidelity(connection, *asked, before=past.event_sequence) if measured else None
         return known[key]
 
-    return [IndexedAudit(past, fidelity(past)) for past in past_audits(connection, model)]
+    return [IndexedAudit(past, fidelity(past)) for past in past_audits(connection, model, audit_ids)]
 
 
 def audit_metrics(audit: IndexedAudit, wrong: int | None, least_share: float = 0.0) -> dict[str, float]:

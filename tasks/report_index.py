@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,14 +13,22 @@ from prefect import task
 from gradtrail.addresses import COMPARISONS, INDEX_PAGE, REPORT_PAGE
 from gradtrail.digests import short
 from gradtrail.errors import UsageError
-from gradtrail.lineage import queries
-from gradtrail.lineage.audit_history import PastAudit, findings_of
+from gradtrail.lineage.audit_history import NumberedAudit, PastAudit, findings_of, numbered_audits
 from gradtrail.lineage.comparisons import compare_audits
 from gradtrail.reports.compare_page import compare_page
 from gradtrail.reports.index_model import IndexedAudit
 from gradtrail.reports.index_page import index_page
+from gradtrail.reports.index_parts import AUDITS_A_PART, IndexPart, index_parts
 from gradtrail.storage.atomic import write_atomically
-from gradtrail.storage.audit_runs import AuditRun, Links, annotate, find_audit_run, open_index_run, upload_files
+from gradtrail.storage.audit_runs import (
+    AuditRun,
+    Links,
+    annotate,
+    find_audit_run,
+    open_index_run,
+    upload_files,
+    uploaded_names,
+)
 from gradtrail.storage.registry import Registry
 from gradtrail.tasks.history import audit_history
 from gradtrail.tasks.retrying import WITH_RETRIES
@@ -27,47 +36,61 @@ from gradtrail.tasks.workspace import Workspace
 
 
 @task(**WITH_RETRIES)
-def publish_report_index(workspace: Workspace) -> str:
+def publish_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PART) -> str:
     """Write the index beside the reports and a copy into MLflow; returns the path of the page.
 
     The page beside the reports leads to them by relative addresses, so that the folder can be published as it is; the
-    copy, which MLflow shows by itself, by whole ones.
+    copy, which MLflow shows by itself, by whole ones. Pages of older audits are written once, and again where one is
+    gone.
     """
     registry = workspace.registry()
     run, current = open_index_run(registry), False
     while not current:
-        history = _history(workspace)
-        path = _publish(workspace, registry, run, history)
+        places = _places(workspace)
+        path = _publish(workspace, registry, run, places, audits_a_part)
         # Another flow may have recorded an audit since; whoever writes last has to have seen it.
-        current = _history_ends_with(workspace, history)
+        current = _places(workspace)[-1:] == places[-1:]
     annotate(registry, run, f"## All audits\n\n[Open the index]({workspace.links().index(run)})")
     return str(path)
 
 
-def _publish(workspace: Workspace, registry: Registry, index_run: AuditRun, history: Sequence[IndexedAudit]) -> Path:
-    links, runs = workspace.links(), _recorded_runs(history)
-    for audit_id in {audit.past.audit_id for audit in history} - runs.keys():
-        if found := find_audit_run(registry, audit_id):
-            runs[audit_id] = found
+def _publish(
+    workspace: Workspace, registry: Registry, index_run: AuditRun, places: Sequence[NumberedAudit], audits_a_part: int
+) -> Path:
+    older, newest = index_parts(places, audits_a_part)
+    links, uploaded = workspace.links(), uploaded_names(registry, index_run.run_id)
+    missing = [part for part in older if part.name not in uploaded or not (workspace.reports / part.name).is_file()]
+    # The index comes last: what it leads to is there already.
+    for part in (*missing, newest):
+        history = _history(workspace, part)
+        runs = _recorded_runs(history)
+        for audit_id in {audit.past.audit_id for audit in history} - runs.keys():
+            if found := find_audit_run(registry, audit_id):
+                runs[audit_id] = found
 
-    def address(past: PastAudit) -> str:
-        return links.report(past.audit_id, runs[past.audit_id]) if past.audit_id in runs else ""
+        def address(past: PastAudit, runs: Mapping[str, AuditRun] = runs) -> str:
+            return links.report(past.audit_id, runs[past.audit_id]) if past.audit_id in runs else ""
 
-    with TemporaryDirectory(prefix="gradtrail-index-") as folder:
-        copy = Path(folder) / INDEX_PAGE
-        copy.write_text(index_page(_addressed(history, links, runs, address)), encoding="utf-8")
-        upload_files(registry, index_run.run_id, [copy])
-    return _write(workspace, history, runs)
+        with TemporaryDirectory(prefix="gradtrail-index-") as folder:
+            copy = Path(folder) / part.name
+            addressed = _addressed(history, links, runs, address)
+            copy.write_text(_page(addressed, part, older, partial(links.index, index_run)), encoding="utf-8")
+            upload_files(registry, index_run.run_id, [copy])
+        _write(workspace, history, runs, part, older)
+    return workspace.reports / INDEX_PAGE
 
 
-def write_report_index(workspace: Workspace) -> Path:
-    """Write the index beside the reports, whole or not at all; returns its path.
+def write_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PART) -> Path:
+    """Write the index beside the reports, whole or not at all, and pages of older audits that are gone.
 
     Raises:
         NotFoundError: there is no ledger yet.
     """
-    history = _history(workspace)
-    return _write(workspace, history, _recorded_runs(history))
+    older, newest = index_parts(_places(workspace), audits_a_part)
+    for part in (*(part for part in older if not (workspace.reports / part.name).is_file()), newest):
+        history = _history(workspace, part)
+        _write(workspace, history, _recorded_runs(history), part, older)
+    return workspace.reports / INDEX_PAGE
 
 
 def write_comparison(workspace: Workspace, a: str, b: str) -> Path:
@@ -81,7 +104,8 @@ def write_comparison(workspace: Workspace, a: str, b: str) -> Path:
         comparison = compare_audits(connection, a, b)
         if comparison.a == comparison.b:
             raise UsageError(f"Both {a} and {b} are audit {short(comparison.a)}.", "Name two audits.")
-        by_id = {audit.past.audit_id: audit for audit in audit_history(connection)}
+        both = audit_history(connection, audit_ids=(comparison.a, comparison.b))
+        by_id = {audit.past.audit_id: audit for audit in both}
         first, second = by_id[comparison.a], by_id[comparison.b]
         if second.past.event_sequence < first.past.event_sequence:
             first, second = second, first
@@ -96,22 +120,35 @@ def write_comparison(workspace: Workspace, a: str, b: str) -> Path:
     return path
 
 
-def _history(workspace: Workspace) -> list[IndexedAudit]:
+def _places(workspace: Workspace) -> list[NumberedAudit]:
     with workspace.ledger().read() as connection:
-        return audit_history(connection)
+        return numbered_audits(connection)
 
 
-def _history_ends_with(workspace: Workspace, history: Sequence[IndexedAudit]) -> bool:
+def _history(workspace: Workspace, part: IndexPart) -> list[IndexedAudit]:
     with workspace.ledger().read() as connection:
-        newest = queries.latest_audit(connection)
-    return newest is None or newest.audit_id == history[-1].past.audit_id
+        return audit_history(connection, audit_ids=part.audit_ids)
 
 
-def _write(workspace: Workspace, history: Sequence[IndexedAudit], runs: Mapping[str, AuditRun]) -> Path:
-    path = workspace.reports / INDEX_PAGE
+def _page(
+    audits: Sequence[IndexedAudit], part: IndexPart, older: Sequence[IndexPart], address: Callable[[str], str]
+) -> str:
+    """The page of a part, that of the newest audits leading to all others, and each of those back to it."""
+    is_older = part.name != INDEX_PAGE
+    others = () if is_older else tuple((other, address(other.name)) for other in older)
+    return index_page(audits, part, others, address(INDEX_PAGE) if is_older else "")
+
+
+def _write(
+    workspace: Workspace,
+    history: Sequence[IndexedAudit],
+    runs: Mapping[str, AuditRun],
+    part: IndexPart,
+    older: Sequence[IndexPart],
+) -> None:
+    path = workspace.reports / part.name
     audits = _addressed(history, workspace.links(), runs, lambda past: f"{past.audit_id}/{REPORT_PAGE}")
-    write_atomically(path, index_page(audits).encode("utf-8"))
-    return path
+    write_atomically(path, _page(audits, part, older, str).encode("utf-8"))
 
 
 def _recorded_runs(history: Sequence[IndexedAudit]) -> dict[str, AuditRun]:

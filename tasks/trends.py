@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import task
 
 from gradtrail.lineage import queries
+from gradtrail.lineage.audit_history import numbered_audits
 from gradtrail.lineage.connections import recorded
 from gradtrail.storage.audit_runs import (
     annotate,
@@ -34,15 +35,17 @@ def record_trend(workspace: Workspace, audit_id: str) -> str:
     with workspace.ledger().read() as connection:
         audit = recorded(queries.audit(connection, audit_id), audit_id)
         model = audit.model_version_id.rpartition("/")[0]
-        history = audit_history(connection, model)
+        numbered = numbered_audits(connection, model)
     registry, links = workspace.registry(), workspace.links()
     run = open_trend_run(registry, model)
     logged = logged_steps(registry, run, WHOLE_STEP)
+    missing = [each.audit_id for each in numbered if each.number not in logged]
+    with workspace.ledger().read() as connection:
+        history = audit_history(connection, model, missing)
     for each in history:
         past = each.past
-        if past.number not in logged:
-            figures = audit_metrics(each, wrong_outputs(workspace, past.audit_id), TREND_SHARE)
-            log_point(registry, run, figures, past.number, past.recorded_at)
+        figures = audit_metrics(each, wrong_outputs(workspace, past.audit_id), TREND_SHARE)
+        log_point(registry, run, figures, past.number, past.recorded_at)
     index = open_index_run(registry)
     annotate(
         registry,

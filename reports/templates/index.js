@@ -20,7 +20,8 @@
     for (const section of document.querySelectorAll(".model")) {
       section.hidden = !section.querySelector("tr[data-audit]:not([hidden])");
     }
-    byId("shown").textContent = shown === rows.length ? `${shown} audits` : `${shown} of ${rows.length} audits`;
+    const counted = `${rows.length} ${rows.length === 1 ? "audit" : "audits"}`;
+    byId("shown").textContent = shown === rows.length ? counted : `${shown} of ${counted}`;
   };
 
   const element = (tag, text, className) => {

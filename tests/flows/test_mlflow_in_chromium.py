@@ -27,12 +27,14 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.reports.index_serving import report_server
 from gradtrail.reports.write import write_report
+from gradtrail.storage.audit_runs import open_index_run, uploaded_names
 from gradtrail.storage.source_config import SourceConfig
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.history import audit_history
 from gradtrail.tasks.linking import lead_to_report
 from gradtrail.tasks.recorded_audits import recorded_audit
 from gradtrail.tasks.report_building import build_report
+from gradtrail.tasks.report_index import publish_report_index
 
 PATIENCE = 180
 
@@ -163,7 +165,7 @@ def test_every_page_of_mlflow_leads_to_the_report_and_the_report_back(linked, br
     browser.get(inside.index(recorded.index_run))
     wait.until(expected_conditions.frame_to_be_available_and_switch_to_it((By.TAG_NAME, "iframe")))
     wait.until(expected_conditions.presence_of_element_located((By.ID, "search"))).send_keys(newest.audit_id[:12])
-    assert browser.find_element(By.ID, "shown").text.startswith("1 of ")
+    assert browser.find_element(By.ID, "shown").text.startswith("1 ")
     browser.switch_to.default_content()
 
 
@@ -244,3 +246,17 @@ def test_a_trace_leads_to_its_own_section_of_the_report_and_the_section_back(aud
     assert "grad_dot" in comparison.text
     comparison.find_elements(By.CSS_SELECTOR, "a.compared-report")[-1].click()
     assert browser.current_url == f"{workspace.report_url}/{audit_id}/report.html"
+
+    publish_report_index(workspace, 1)
+    older = workspace.reports / "audits-1-1.html"
+    written = older.stat().st_mtime_ns
+    publish_report_index(workspace, 1)
+    assert older.stat().st_mtime_ns == written
+    browser.get(f"{workspace.report_url}/")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "tr[data-audit]")) == 1
+    follow("1 to 1")
+    assert browser.find_element(By.TAG_NAME, "h1").text == "Audits 1 to 1"
+    follow("The newest audits")
+    assert browser.current_url == f"{workspace.report_url}/index.html"
+    registry = workspace.registry()
+    assert {"index.html", older.name} <= uploaded_names(registry, open_index_run(registry).run_id)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradtrail.lineage.audit_history import fidelity_events, findings_of, past_audits
+from gradtrail.lineage.audit_history import fidelity_events, findings_of, numbered_audits, past_audits
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.nouns import OutputResult, Share
 
@@ -26,6 +26,12 @@ def test_audits_are_numbered_in_the_order_they_were_recorded(story, story_ledger
         first, second = past_audits(connection)
         assert past_audits(connection, "digits") == [first, second]
         assert past_audits(connection, "letters") == []
+        assert past_audits(connection, audit_ids=[second.audit_id]) == [second]
+        assert past_audits(connection, audit_ids=[]) == []
+        assert [(each.audit_id, each.number) for each in numbered_audits(connection, "digits")] == [
+            (first.audit_id, 1),
+            (second.audit_id, 2),
+        ]
         measured = fidelity_events(connection)
         assert findings_of(connection, first.audit_id) == list(story.evidence["findings"])
     assert (first.audit_id, second.audit_id) == (story.audit.audit_id, later.audit_id)

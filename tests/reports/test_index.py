@@ -22,6 +22,7 @@ from gradtrail.reports.compare_page import changed_findings, compare_page, compa
 from gradtrail.reports.index_charts import HEIGHT, LEFT, WIDTH, fidelity_chart, findings_chart, share_chart
 from gradtrail.reports.index_model import IndexedAudit
 from gradtrail.reports.index_page import MOST_DRAWN, index_page
+from gradtrail.reports.index_parts import index_parts
 
 SCRIPT = "<script>alert(1)</script>"
 UNLICENSED = FiredRule("unlicensed-data", "high", 1, "Too much comes from the crawl.")
@@ -150,6 +151,38 @@ def test_charts_of_a_long_history_draw_the_newest_audits_and_the_table_has_all()
     assert len(rows_of(page)) == len(many)
     assert page.count('<rect class="high"') == MOST_DRAWN
     assert f"newest {MOST_DRAWN} audits" in page
+
+
+def test_a_long_history_is_in_parts_that_stay_and_an_index_that_is_bounded() -> None:
+    many = [audit("digits", number, 0.5, sequence=number).past for number in range(1, 1001)]
+    for count in (1, 199, 399, 400, 599, 600, 1000):
+        older, newest = index_parts(many[:count])
+        assert [part.audit_ids for part in older] == [
+            tuple(past.audit_id for past in many[start : start + 200]) for start in range(0, newest.first - 1, 200)
+        ]
+        assert newest.audit_ids == tuple(past.audit_id for past in many[newest.first - 1 : count])
+        assert len(newest.audit_ids) < 400
+        assert not older or len(newest.audit_ids) >= 200
+    assert [part.name for part in index_parts(many[:600])[0]] == ["audits-1-200.html", "audits-201-400.html"]
+    older, newest = index_parts([])
+    assert (older, newest.audit_ids) == ([], ())
+
+
+def test_the_index_keeps_the_newest_audit_of_a_model_that_is_audited_no_more(audits: list[IndexedAudit]) -> None:
+    older, newest = index_parts([each.past for each in audits], 1)
+    assert [part.first for part in older] == [1, 2, 3]
+    assert newest.audit_ids == (audits[1].past.audit_id, audits[3].past.audit_id)
+
+
+def test_pages_of_a_long_history_lead_to_each_other(audits: list[IndexedAudit]) -> None:
+    older, newest = index_parts([each.past for each in audits], 2)
+    page = index_page(audits[2:], newest, [(part, part.name) for part in older])
+    assert '<a href="audits-1-2.html">1 to 2</a>' in page
+    assert "4 audits of" in page
+    page = index_page(audits[:2], older[0], (), "index.html")
+    assert '<a href="index.html">The newest audits</a>' in page
+    assert "<h1>Audits 1 to 2</h1>" in page
+    assert "2 audits of 2 models" in page
 
 
 def test_findings_come_go_and_stay_by_rule_and_subject() -> None:

@@ -14,8 +14,8 @@ from gradtrail.attribution.horizon_fitting import fit_horizon
 from gradtrail.attribution.weight_fitting import (
     EffectSplit,
     FittingSettings,
-    chosen_or_uniform,
-    fit_weighting,
+    best_or_uniform,
+    self_supervised_choices,
 )
 from gradtrail.attribution.weight_learning import TopKSettings
 from gradtrail.digests import canonical_json
@@ -44,7 +44,7 @@ def learned_candidates(
     """For each method, objective and fitted amount of training, the weighting that helps, at its best damping.
 
     `further_training` is fitted at every damping; `self_supervised`, which reads the whole index again, at the damping
-    that is best under uniform weights.
+    that is best under uniform weights, and the effects on the choosing queries say how strongly to weight, if at all.
     """
     found: list[Tried] = []
     fell_back: dict[tuple[str, str, int], str] = {}
@@ -175,14 +175,13 @@ def _fitted(
             cause = "scores of several checkpoints add up, and have no contributions by group of one index"
             found[steps] = prediction, Weighting(evidence={"objective": objective, "fell_back_because": cause})
             continue
-        learned = fit_weighting(
-            objective,
+        learned = self_supervised_choices(
             prediction.plan,
             fitting_settings(prediction, options),
             contributions=query_contributions(prediction, roles.fitting),
         )
         split = EffectSplit(prediction.by_group, effects, roles.fitting, roles.choosing)
-        found[steps] = prediction, chosen_or_uniform(learned, prediction.plan, split)
+        found[steps] = prediction, best_or_uniform(learned, prediction.plan, split)
     return found
 
 

@@ -67,4 +67,5 @@ def test_the_page_s_code_runs_and_gives_what_it_says(names):
     assert names["style"].objective == "aspect:style"
     assert names["fitted"].evidence["level"] == "block"
     assert names["weighting"].objective in {"further_training", "uniform"}
+    assert names["unlabelled"].objective in {"self_supervised", "uniform"}
     assert set(names["best"]) == {10, 50, 200}

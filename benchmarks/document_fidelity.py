@@ -46,6 +46,7 @@ def markdown(results: Row, comparisons: Sequence[Row]) -> str:
         "Damping is the horizon: from left to right the best point of a column moves to smaller dampings.\n",
         _verdicts(verdicts),
         _gains(gains),
+        _unlabelled(gains),
         TRIED.read_text() if TRIED.is_file() else "",
         *(_table(task, said["title"], rows) for task, said in described["tasks"].items()),
         _unavailable(described["tasks"]),
@@ -138,8 +139,9 @@ def _gains(gains: Sequence[Row]) -> str:
     lines = [
         "## Learned weights against uniform ones\n",
         "Differences of the same method, each at its own best damping; *significant* beyond two standard errors. "
-        "Self-supervised weights are taken as they were learned; the others fall back to uniform where they do no "
-        "better on the selection queries (a difference of zero).\n",
+        "Self-supervised weights are learned without any measured effect; how strongly to weight is chosen on the "
+        "selection queries, as damping is. All weights fall back to uniform where they do no better there (a "
+        "difference of zero).\n",
         "| task | figure | weights | significantly better | no difference | significantly worse | mean difference |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
@@ -154,6 +156,29 @@ def _gains(gains: Sequence[Row]) -> str:
             f"{mean:+.3f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _unlabelled(gains: Sequence[Row]) -> str:
+    """What weights learned without labels gain in LDS, method by method."""
+    own = [row for row in gains if row["metric"] == "lds" and row["weighting"] == "self_supervised"]
+    found = {(row["method"], row["task"]): row for row in own}
+    tasks, methods = list(dict.fromkeys(row["task"] for row in own)), sorted({row["method"] for row in own})
+    lines = [
+        "Self-supervised weights, LDS gained over uniform weights; in bold beyond two standard errors:\n",
+        f"| method | {' | '.join(tasks)} |",
+        "|---" + "|---:" * len(tasks) + "|",
+    ]
+    for method in methods:
+        cells = [_gained(found.get((method, task))) for task in tasks]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gained(row: Row | None) -> str:
+    if row is None:
+        return "—"
+    said = f"{row['difference']:+.3f} ± {row['standard_error']:.3f}"
+    return f"**{said}**" if abs(row["difference"]) > 2 * row["standard_error"] else said
 
 
 def _table(task: str, title: str, rows: Sequence[Row]) -> str:

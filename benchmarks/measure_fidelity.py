@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -31,6 +32,11 @@ from peer_environment import PEERS
 from gradtrail.attribution.baselines import lexical_pass, neighbour_pass, random_pass
 from gradtrail.attribution.scoring import ScoringPass
 
+LONGEST_FIRST = ("language", "cancer", "digits", "diabetes")
+"""To judge, so that no core waits long at the end."""
+LONG_PEERS = (("digits", "dattri"), ("cancer", "dattri"), ("cancer", "traker"), ("language", "kronfluence"))
+"""The same among peers."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,12 +57,15 @@ def main() -> None:
     if options.only_truths:
         return
     names = [] if options.no_peers else list(PEERS)
-    jobs = [(name, options.toy, options.cache, names) for name in options.tasks]
-    results = list(_each(judge_task, jobs, options.workers))
-    for name, result in zip(options.tasks, results, strict=True):
+    if names:
+        score_peers(options.tasks, names, toy=options.toy, cache=options.cache, workers=options.workers)
+    order = [name for name in LONGEST_FIRST if name in options.tasks]
+    results = list(_each(judge_task, [(name, options.toy, options.cache, names) for name in order], options.workers))
+    for name, result in zip(order, results, strict=True):
         result["described"]["unavailable"] = result.pop("unavailable")
         described.setdefault("tasks", {})[name] = result["described"]
     described["seconds"] = round(time.perf_counter() - began)
+    print(f"Everything: {described['seconds'] / 60:.1f} minutes", flush=True)
     for part, suffix in (("rows", ""), ("comparisons", "-comparisons"), ("sweep", "-sweep")):
         _write(options.output, suffix, described, [row for result in results for row in result[part]])
 
@@ -93,8 +102,16 @@ def measure_truths(names: Sequence[str], *, toy: bool, cache: Path, workers: int
         jobs += [(seconds[kind], name, kind) for kind in KINDS if truths.missing(kind)]
     print(f"Training: about {total / 60:.1f} core minutes, {total / 60 / workers:.1f} on {workers} cores.", flush=True)
     jobs.sort(reverse=True)
-    for name, kind in _each(_measure, [(name, kind, toy, cache) for _, name, kind in jobs], workers):
-        print(f"measured: {name} {kind}", flush=True)
+    for name, kind, taken in _each(_measure, [(name, kind, toy, cache) for _, name, kind in jobs], workers):
+        print(f"measured: {name} {kind} {taken:.0f} s", flush=True)
+
+
+def score_peers(names: Sequence[str], peers: Sequence[str], *, toy: bool, cache: Path, workers: int) -> None:
+    """Every peer on every task that is not in its file, several at once."""
+    pairs = [(task, peer) for task in LONGEST_FIRST for peer in peers if task in names]
+    pairs.sort(key=lambda pair: LONG_PEERS.index(pair) if pair in LONG_PEERS else len(LONG_PEERS))
+    for said in _each(_score_peer, [(task, peer, toy, cache) for task, peer in pairs], workers):
+        print(said, flush=True)
 
 
 def judge_task(job: tuple[str, bool, Path, list[str]]) -> dict[str, Any]:
@@ -105,12 +122,16 @@ def judge_task(job: tuple[str, bool, Path, list[str]]) -> dict[str, Any]:
     truths = Truths(tasks(toy=toy)[name], cache)
     ours, asked, parts = OurScores(truths), questions(truths), truths.task.data.parts
     judged = Judged(name, asked, parts)
-    judged.add(ours.candidates())
+    spent: dict[str, float] = defaultdict(float)
+    judged.add(_timed(ours.candidates(), spent))
     judged.add(baselines(truths))
     after_ours = time.perf_counter()
     found = peer_scores(truths, ours.dampings(), peers, threads=1)
     judged.add(found.candidates)
-    print(f"{name}: ours {after_ours - began:.0f} s, peers {time.perf_counter() - after_ours:.0f} s", flush=True)
+    longest = sorted(spent.items(), key=lambda item: -item[1])
+    parts_of_it = ", ".join(f"{method} {seconds:.0f} s" for method, seconds in longest)
+    print(f"{name}: ours {after_ours - began:.0f} s ({parts_of_it}), ", end="")
+    print(f"peers' scores {time.perf_counter() - after_ours:.0f} s", flush=True)
     return {
         "rows": judged.rows(),
         "sweep": judged.sweep,
@@ -118,6 +139,16 @@ def judge_task(job: tuple[str, bool, Path, list[str]]) -> dict[str, Any]:
         "comparisons": [*_verdicts(judged), *_gains(judged)],
         "described": {**_described(truths, ours), "seconds": round(time.perf_counter() - began)},
     }
+
+
+def _timed(candidates: Iterator[Candidate], spent: dict[str, float]) -> Iterator[Candidate]:
+    """The same; adds to `spent` what making and judging those of each method took."""
+    began = time.perf_counter()
+    for candidate in candidates:
+        yield candidate
+        now = time.perf_counter()
+        spent[candidate.method] += now - began
+        began = now
 
 
 def baselines(truths: Truths) -> Iterator[Candidate]:
@@ -188,11 +219,21 @@ def _described(truths: Truths, ours: OurScores) -> dict[str, Any]:
     }
 
 
-def _measure(job: tuple[str, str, bool, Path]) -> tuple[str, str]:
+def _measure(job: tuple[str, str, bool, Path]) -> tuple[str, str, float]:
     name, kind, toy, cache = job
     torch.set_num_threads(1)
+    began = time.perf_counter()
     Truths(tasks(toy=toy)[name], cache).measure(kind)
-    return name, kind
+    return name, kind, time.perf_counter() - began
+
+
+def _score_peer(job: tuple[str, str, bool, Path]) -> str:
+    name, peer, toy, cache = job
+    torch.set_num_threads(1)
+    truths = Truths(tasks(toy=toy)[name], cache)
+    began = time.perf_counter()
+    found = peer_scores(truths, OurScores(truths).dampings(), [peer], threads=1)
+    return f"{name}: {PEERS[peer]} {time.perf_counter() - began:.0f} s, {len(found.candidates)} candidates"
 
 
 def _each(action: Any, jobs: Sequence[Any], workers: int) -> Iterator[Any]:

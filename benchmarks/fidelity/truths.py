@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from machine import ROOT
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fidelity.tasks import Task
@@ -19,6 +20,7 @@ from gradtrail.attribution.further_training import FurtherTraining, measure_effe
 from gradtrail.attribution.left_out import random_halves, single_examples
 from gradtrail.attribution.retraining import Retraining, retrain_on_subsets
 from gradtrail.digests import content_sha256, sha256_json, short
+from gradtrail.storage.atomic import replacing
 from gradtrail.storage.kept_runs import KeptRuns
 
 CACHE = ROOT / ".cache" / "fidelity"
@@ -65,8 +67,7 @@ class Truths:
         found = []
         for fraction in FRACTIONS:
             step = max(1, round(fraction * self.task.fitting.steps))
-            model = self._retraining.trained(_JUDGED_SEED) if fraction == 1 else self._early(step)
-            found.append(Checkpoint(step, self.task.fitting.rate(step), model))
+            found.append(Checkpoint(step, self.task.fitting.rate(step), self._kept(fraction, step)))
         return found
 
     @property
@@ -157,6 +158,19 @@ class Truths:
             model = self.task.adapter.build_model()
         weights = {name: value.numpy() for name, value in model.state_dict().items()}
         return content_sha256(weights, self._retraining.loop.query_losses(model, "before training"))
+
+    def _kept(self, fraction: float, step: int) -> nn.Module:
+        """From its file, once it was trained."""
+        path = self.folder / "checkpoints" / f"step-{step}.safetensors"
+        if path.is_file():
+            with torch.random.fork_rng(devices=[]):
+                model = self.task.adapter.build_model()
+            model.load_state_dict(load_file(path))
+            return model.eval()
+        model = self._retraining.trained(_JUDGED_SEED) if fraction == 1 else self._early(step)
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+        return model
 
     def _early(self, step: int) -> nn.Module:
         """The same training, stopped: same seed, same order, same fall of the rate."""

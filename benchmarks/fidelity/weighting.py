@@ -8,7 +8,13 @@ from fidelity.candidates import Candidate
 from fidelity.judgement import Matrix, Prediction, Question, foretold
 from gradtrail.attribution.contributions import ContributionBlock
 from gradtrail.attribution.effect_weights import EffectSplit
-from gradtrail.attribution.weight_fitting import FittingSettings, chosen_or_uniform, fit_weighting
+from gradtrail.attribution.weight_fitting import (
+    FittingSettings,
+    best_or_uniform,
+    chosen_or_uniform,
+    fit_weighting,
+    self_supervised_choices,
+)
 from gradtrail.attribution.weight_learning import TopKSettings
 from gradtrail.nouns import Weighting
 
@@ -50,14 +56,17 @@ class Weighted:
             if question.metric == "fidelity_subset"
         }
         for place, (question, by_group) in enumerate(zip(self._asked, self._by_group, strict=True)):
-            yield place, Prediction(self._candidate, "self_supervised", learned, by_group)
+            split = EffectSplit(by_group, question.measured, self._parts["fit"], self._parts["select"])
+            chosen = best_or_uniform(learned, plan, split)
+            yield place, Prediction(self._candidate, "self_supervised", chosen, by_group)
             # Of models trained from scratch, the longest further training speaks most.
             effects = fitted[max(fitted) if question.metric == "lds" else question.steps]
             yield place, Prediction(self._candidate, "further_training", effects, by_group)
             if question.metric == "lds":
                 yield place, Prediction(self._candidate, "retraining", self._fitted(question, by_group), by_group)
 
-    def _self_supervised(self) -> Weighting:
+    def _self_supervised(self) -> list[Weighting]:
+        """Learned on the first queries without any effect; those on the second say how strongly to weight."""
         plan = self._candidate.plan
         assert plan is not None
 
@@ -65,7 +74,7 @@ class Weighted:
             values = self._candidate.contributions[self._parts["fit"]]
             yield ContributionBlock([""] * values.shape[1], {}, values)
 
-        return fit_weighting("self_supervised", plan, self._settings, contributions=stream)
+        return self_supervised_choices(plan, self._settings, contributions=stream)
 
     def _fitted(self, question: Question, by_group: Matrix) -> Weighting:
         """Fitted on the first queries; uniform where it does no better on the second, as in gradtrail itself."""

@@ -92,7 +92,6 @@ def _products(given: Given, task: AttributionTask) -> None:
     train = DataLoader(TensorDataset(*given.train), batch_size=len(given.train[0]))
     queries = DataLoader(TensorDataset(*given.queries), batch_size=QUERIES_TOGETHER)
     for damping in (given.dampings[place] for place in MIDDLE if place < len(given.dampings)):
-        given.write()
         with given.attempt(f"if_cg {damping}"):
             solved = IFAttributorCG(task, regularization=damping, max_iter=15)
             solved.cache(train)

@@ -70,12 +70,16 @@ class Given:
             lines = str(fault).strip().splitlines() or [""]
             named = "" if isinstance(fault, CannotDoError) else f"{type(fault).__name__}: "
             self.unavailable[method] = f"{named}{lines[0][:200]}"
+        self.write()
 
     def write(self) -> None:
-        """Everything, for the other environment."""
-        save_file(self._scores, self._folder / "scores.safetensors")
-        said: Mapping[str, Any] = {"scores": self._described, "unavailable": self.unavailable}
-        (self._folder / "scores.json").write_text(json.dumps(said))
+        """Everything so far, for the other environment; whoever stops this process finds what was finished."""
+        tensors, said = (self._folder / name for name in ("scores.safetensors", "scores.json"))
+        save_file(self._scores, tensors.with_suffix(".part"))
+        tensors.with_suffix(".part").replace(tensors)
+        found: Mapping[str, Any] = {"scores": self._described, "unavailable": self.unavailable}
+        said.with_suffix(".part").write_text(json.dumps(found))
+        said.with_suffix(".part").replace(said)
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

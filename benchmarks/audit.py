@@ -106,24 +106,34 @@ def measured(folder: Path, outputs: tuple[int, ...], training_examples: int) -> 
     return rows, median(seconds[1:])
 
 
+def kept(path: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows and the seconds of empty runs that the file has already; nothing where there is no file."""
+    if not path.is_file():
+        return [], {}
+    content = json.loads(path.read_text())
+    return content["rows"], content["environment"]["seconds_of_an_empty_run"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", type=int, nargs="+", default=list(OUTPUTS))
     parser.add_argument("--training-examples", type=int, nargs="+", default=list(TRAINING_EXAMPLES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "audit.json")
+    parser.add_argument("--keep", action="store_true", help="other rows that the file has: to go in pieces")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     packages = ["gradtrail", "torch", "prefect", "mlflow", "duckdb", "lancedb"]
     described = environment(options.threads, packages, hidden=HIDDEN)
-    rows: list[dict[str, Any]] = []
-    empty = {}
+    rows, empty = kept(options.output) if options.keep else ([], {})
     with tempfile.TemporaryDirectory(prefix="gradtrail-audit-") as name:
         settings = SmallProject(Path(name)).settings.model_copy(update={"home": Path(name)})
         with prefect_server(settings):
             for number in options.training_examples:
                 found, empty[str(number)] = measured(Path(name) / str(number), tuple(options.outputs), number)
-                rows += found
+                measured_now = {(row["training_examples"], row["outputs"]) for row in found}
+                rows = [row for row in rows if (row["training_examples"], row["outputs"]) not in measured_now] + found
+                rows.sort(key=lambda row: (row["training_examples"], row["outputs"]))
                 wanted = {"seconds_of_an_empty_run": empty, "wanted_seconds_of_an_empty_run": WANTED_EMPTY_SECONDS}
                 write_results(options.output, {**described, **wanted}, rows)
 

@@ -1,237 +1,32 @@
 """What production does to gradtrail: flows killed at random moments, and what comes twice, late, or goes away.
 
 Each trial runs a flow in a process of its own, disturbs it, runs it again undisturbed, and counts in the ledger: what
-is lost or there twice. Nothing is mocked: SIGKILL, a real MLflow server, one Prefect server for all trials.
+is lost or there twice. Nothing is mocked: SIGKILL, real servers, a real Postgres behind MLflow and Prefect.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import httpx
 from machine import RESULTS, environment, write_results
-from small_project import MODEL, SmallProject, records
+from servers import Postgres, free_port, mlflow_server, postgres, prefect_on
+from small_project import SmallProject, records
+from trials import Row, Trials
 
-from gradtrail.errors import GradtrailError
-from gradtrail.lineage import queries
 from gradtrail.serving import prefect_server
-from gradtrail.session import flow_session
-from gradtrail.storage.registry import CHECKPOINT_TAG, DATASET_TAG
-from gradtrail.tasks.workspace import Workspace
 
 FLOWS = ("ingest", "index", "calibrate", "audit", "watch")
 OUTPUTS = 12
-AWAY_SECONDS = 5.0
-SERVER_START_SECONDS = 120
-PRELOADED = ["gradtrail.flows.watch", "gradtrail.flows.audit", "gradtrail.tasks.verifying", "torch", "lancedb"]
-
-
-class Count(NamedTuple):
-    """What is missing, what is there more than once, and what `verify` says, after everything ran again."""
-
-    lost: int
-    duplicated: int
-    problems: int
-
-
-@dataclass
-class Row:
-    """Trials of one fault in one flow; `interrupted` are those in which the fault met the flow at work."""
-
-    flow: str
-    fault: str
-    trials: int = 0
-    interrupted: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    problems: int = 0
-
-    def add(self, count: Count, interrupted: bool) -> None:
-        """One more trial."""
-        self.trials += 1
-        self.interrupted += interrupted
-        self.lost += count.lost
-        self.duplicated += count.duplicated
-        self.problems += count.problems
-
-
-def run_step(project: SmallProject, flow: str) -> None:
-    """One run of a flow on the project's model; or a new version of it, or its first one deleted."""
-    from gradtrail.flows.audit import audit
-    from gradtrail.flows.calibrate import calibrate
-    from gradtrail.flows.index import index
-    from gradtrail.flows.ingest import ingest
-    from gradtrail.flows.watch import watch
-    from gradtrail.tasks.calibration_plans import CalibrateOptions
-    from gradtrail.tasks.watching import WatchedModel
-
-    workspace = project.workspace
-    if flow == "register":
-        version = project.register()
-        # As of a version that was registered by other means: ingest has to tag it.
-        workspace.registry().client.delete_model_version_tag("small", str(version.version), CHECKPOINT_TAG)
-    elif flow == "delete":
-        workspace.registry().client.delete_model_version("small", "1")
-    elif flow == "calibrate":
-        options = CalibrateOptions(
-            methods=("grad_dot", "influence"), weightings=(), steps=(2,), sets=8, seeds=2, most_queries=8
-        )
-        calibrate(workspace, MODEL, options)
-    elif flow == "watch":
-        watch(workspace, [WatchedModel(MODEL, calibrate=False)])
-    else:
-        {"ingest": ingest, "index": index, "audit": audit}[flow](workspace, MODEL)
-
-
-def in_process(project: SmallProject, flow: str, answer: Connection) -> None:
-    """Body of a process: say that it begins, run the flow, say how it ended."""
-    import torch
-
-    torch.set_num_threads(1)
-    with flow_session(project.workspace.root):
-        answer.send("begins")
-        try:
-            run_step(project, flow)
-        except GradtrailError as fault:
-            answer.send(str(fault))
-        else:
-            answer.send("")
-
-
-def count_of(workspace: Workspace, flow: str, expected: Sequence[str], answer: Connection) -> None:
-    """Body of a process: compare what is there with what an undisturbed run leaves."""
-    from gradtrail.tasks.verifying import verify_workspace
-
-    found = Counter(state_of(workspace, flow))
-    wanted = Counter(expected or found)
-    problems = len(verify_workspace(workspace).problems)
-    answer.send((sorted(found.elements()), sum((wanted - found).values()), sum((found - wanted).values()), problems))
-
-
-def state_of(workspace: Workspace, flow: str) -> Iterator[str]:
-    """What the flow is there to leave behind, one word each; a word that comes twice is a duplicate."""
-    with workspace.ledger().read() as connection:
-        for version in queries.model_versions(connection):
-            serving = version.checkpoint_ids[-1]
-            yield f"version {version.model_version_id}"
-            for index in queries.indexes_of(connection, serving):
-                yield f"index {index.checkpoint_id} {index.feature_config['group_dimension']}"
-                table = workspace.gradients().existing(index.index_id)
-                for batch in table.stream(version=index.table_version) if table else ():
-                    yield from (f"row {index.checkpoint_id} {example_id}" for example_id in batch.example_ids)
-            for measured in queries.fidelities(connection, serving):
-                yield f"fidelity {measured.method} {measured.weighting_id} {measured.metric}"
-        for audit in queries.audits(connection):
-            yield from (f"audited {output_id}" for output_id, _ in audit.outputs)
-            if queries.report_of(connection, audit.audit_id) is None:
-                yield f"no report {audit.audit_id}"
-    if flow == "audit":
-        yield from runs_beyond_one(workspace)
-    if flow == "ingest":
-        tags = workspace.registry().resolve(MODEL).tags
-        yield from (f"tag {name}" for name in (CHECKPOINT_TAG, DATASET_TAG) if name in tags)
-
-
-def runs_beyond_one(workspace: Workspace) -> Iterator[str]:
-    """MLflow runs of audits that another run stands for already."""
-    from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG
-
-    client = workspace.registry().client
-    experiment = client.get_experiment_by_name(AUDIT_EXPERIMENT)
-    runs = client.search_runs([experiment.experiment_id]) if experiment else []
-    tagged = Counter(run.data.tags[AUDIT_TAG] for run in runs if AUDIT_TAG in run.data.tags)
-    for audit_id, times in tagged.items():
-        yield from (f"another run of {audit_id}" for _ in range(times - 1))
-
-
-@dataclass
-class Trials:
-    """One project, put back to the same state before each trial; processes are forked from one with all imports."""
-
-    project: SmallProject
-    scratch: Path
-    random: random.Random
-    context: Any = field(default_factory=lambda: multiprocessing.get_context("forkserver"))
-
-    def __post_init__(self) -> None:
-        self.context.set_forkserver_preload(PRELOADED)
-
-    @property
-    def workspace(self) -> Workspace:
-        """Of the project."""
-        return self.project.workspace
-
-    def start(self, flow: str) -> tuple[Any, Connection]:
-        """A process that is about to begin the flow, and what it will say."""
-        mine, its = self.context.Pipe()
-        process = self.context.Process(target=in_process, args=(self.project, flow, its))
-        process.start()
-        its.close()
-        if mine.recv() != "begins":
-            raise RuntimeError(flow)
-        return process, mine
-
-    def run(self, flow: str) -> float:
-        """One undisturbed run; returns its seconds.
-
-        Raises:
-            GradtrailError: it failed.
-        """
-        process, answer = self.start(flow)
-        began = time.monotonic()
-        process.join()
-        taken = time.monotonic() - began
-        said = answer.recv() if answer.poll() else f"exit code {process.exitcode}"
-        if said:
-            raise GradtrailError(f"The flow {flow} failed: {said}")
-        return taken
-
-    def killed(self, flow: str, seconds: float) -> bool:
-        """Run the flow and kill it after so many seconds; returns whether it was still at work."""
-        process, answer = self.start(flow)
-        process.join(seconds)
-        interrupted = process.exitcode is None
-        process.kill()
-        process.join()
-        answer.close()
-        return interrupted
-
-    def count(self, flow: str, expected: Sequence[str] = ()) -> tuple[list[str], Count]:
-        """What is there now, and how it differs from `expected`."""
-        mine, its = self.context.Pipe()
-        process = self.context.Process(target=count_of, args=(self.workspace, flow, list(expected), its))
-        process.start()
-        its.close()
-        found, *differences = mine.recv()
-        process.join()
-        return found, Count(*differences)
-
-    def keep(self, name: str) -> None:
-        """Remember the home folder as it is."""
-        shutil.copytree(self.project.home, self.scratch / name)
-
-    def put_back(self, name: str) -> None:
-        """Make the home folder what it was."""
-        shutil.rmtree(self.project.home, ignore_errors=True)
-        shutil.copytree(self.scratch / name, self.project.home)
+AWAY_SECONDS = 60.0
 
 
 def kills(trials: Trials, flows: Sequence[str], number: int) -> Iterator[Row]:
@@ -302,72 +97,87 @@ def deliveries(trials: Trials, number: int) -> Iterator[Row]:
     yield disturbed("model version deleted in MLflow", deleted, wanted)
 
 
-def absences(folder: Path, source: random.Random, number: int) -> Iterator[Row]:
-    """MLflow goes away in the middle of an audit, and comes back a few seconds later."""
+def absences(folder: Path, source: random.Random, number: int, seconds: float) -> Iterator[Row]:
+    """MLflow, or Postgres behind MLflow and Prefect, goes away in the middle of an audit and comes back."""
+    if not number:
+        return
+    (folder / "alone").mkdir(parents=True)
     port = free_port()
-    project = SmallProject(folder, tracking_uri=f"http://127.0.0.1:{port}")
-    project.home.mkdir(parents=True)
-    database = f"sqlite:///{folder / 'mlflow.db'}"
-    trials = Trials(project, folder / "kept", source)
-    with mlflow_server(folder, database, port):
-        for step in ("register", "ingest", "index"):
-            trials.run(step)
-        project.drop("first.jsonl", records([1000]))
-        duration = trials.run("audit")
-    row = Row("audit", f"MLflow away for {AWAY_SECONDS:.0f} s and its start")
+    with Server(lambda: mlflow_server(folder / "alone", f"sqlite:///{folder / 'alone' / 'mlflow.db'}", port)) as mlflow:
+        trials = remote_trials(folder / "alone", port, source)
+        yield from away(trials, f"MLflow away for {seconds:.0f} s", mlflow.without, number, seconds)
+    (folder / "postgres").mkdir()
+    with postgres(["mlflow", "prefect"]) as database, ExitStack() as stack:
+        port = free_port()
+        stack.enter_context(mlflow_server(folder / "postgres", database.address("psycopg", "mlflow"), port))
+        api = stack.enter_context(prefect_on(folder / "postgres", database.address("asyncpg", "prefect")))
+        trials = remote_trials(folder / "postgres", port, source, api)
+        fault = f"Postgres, behind MLflow and Prefect, away for {seconds:.0f} s"
+        yield from away(trials, fault, lambda: without(database), number, seconds)
+
+
+def away(
+    trials: Trials, fault: str, absence: Callable[[], AbstractContextManager[None]], number: int, seconds: float
+) -> Iterator[Row]:
+    """Audits of new outputs, in which something is away for so long from a moment of the audit on."""
+    trials.project.drop("first.jsonl", records([1000]))
+    duration = trials.run("audit")
+    row = Row("audit", fault)
     for trial in range(number):
         own = range(trial * OUTPUTS, (trial + 1) * OUTPUTS)
-        with mlflow_server(folder, database, port):
-            expected, _ = trials.count("audit")
-            project.drop(f"{trial}.jsonl", records(own))
-            process, answer = trials.start("audit")
-            process.join(source.uniform(0, duration))
-            interrupted = process.exitcode is None
-        time.sleep(AWAY_SECONDS)
-        with mlflow_server(folder, database, port):
-            process.join()
-            answer.close()
-            trials.run("audit")
-            wanted = [*expected, *(f"audited inbox:out-{each}" for each in own)]
-            row.add(trials.count("audit", wanted)[1], interrupted)
+        expected, _ = trials.count("audit")
+        trials.project.drop(f"{trial}.jsonl", records(own))
+        process, answer = trials.start("audit")
+        process.join(trials.random.uniform(0, duration))
+        interrupted = process.exitcode is None
+        with absence():
+            time.sleep(seconds)
+        process.join()
+        answer.close()
+        trials.run("audit")
+        wanted = [*expected, *(f"audited inbox:out-{each}" for each in own)]
+        row.add(trials.count("audit", wanted)[1], interrupted)
     yield row
 
 
-@contextmanager
-def mlflow_server(folder: Path, database: str, port: int) -> Iterator[None]:
-    """An MLflow server, until the end of the block."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
-    log = (folder / "server.log").open("ab")
-    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)  # noqa: S603 (ours)
-    try:
-        deadline = time.monotonic() + SERVER_START_SECONDS
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise GradtrailError("The MLflow server does not start.", f"Look into {log.name}.")
-            time.sleep(0.2)
+def remote_trials(folder: Path, port: int, source: random.Random, prefect_api: str = "") -> Trials:
+    """A project on an MLflow server, registered, ingested and indexed."""
+    project = SmallProject(folder, tracking_uri=f"http://127.0.0.1:{port}")
+    project.home.mkdir(parents=True)
+    trials = Trials(project, folder / "kept", source, prefect_api)
+    for step in ("register", "ingest", "index"):
+        trials.run(step)
+    return trials
+
+
+class Server:
+    """A server that can go away and come back within its block."""
+
+    def __init__(self, server: Callable[[], AbstractContextManager[None]]) -> None:
+        self._server = server
+        self._running = ExitStack()
+
+    def __enter__(self) -> Server:
+        self._running.enter_context(self._server())
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._running.close()
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """A block in which it does not run; at its end it answers again."""
+        self._running.close()
         yield
-    finally:
-        # Its workers are in its session: they must not outlive it.
-        os.killpg(process.pid, 9)
-        process.wait()
-        log.close()
+        self._running.enter_context(self._server())
 
 
-def answers(address: str) -> bool:
-    """Whether somebody answers well at the address."""
-    try:
-        return httpx.get(address, timeout=2).is_success
-    except httpx.TransportError:
-        return False
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def without(database: Postgres) -> Iterator[None]:
+    """A block in which Postgres does not run; at its end it answers again."""
+    database.stop()
+    yield
+    database.start()
 
 
 def prepare(trials: Trials) -> None:
@@ -387,7 +197,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20, help="kills a flow")
     parser.add_argument("--flows", nargs="*", choices=FLOWS, default=list(FLOWS), help="flows that are killed")
     parser.add_argument("--other-trials", type=int, default=3, help="trials of every other fault")
-    parser.add_argument("--absences", type=int, default=2, help="times that MLflow goes away")
+    parser.add_argument("--absences", type=int, default=3, help="times that MLflow goes away, and that Postgres does")
+    parser.add_argument("--away-seconds", type=float, default=AWAY_SECONDS, help="how long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "faults.json")
@@ -410,7 +221,7 @@ def main() -> None:
             for row in chain(
                 kills(trials, options.flows, options.trials),
                 deliveries(trials, options.other_trials) if options.other_trials else (),
-                absences(Path(name) / "remote", source, options.absences) if options.absences else (),
+                absences(Path(name) / "remote", source, options.absences, options.away_seconds),
             ):
                 rows.append(row)
                 print(json.dumps(vars(row)), flush=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from lancedb.expr import Expr, col
 
 from gradtrail.errors import StoreError
+from gradtrail.storage.gradient_check import IndexContents
 from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows, column_names, stored_rows
 from gradtrail.storage.lance_tables import lance_faults, open_existing, scan
 from gradtrail.storage.read_ahead import read_ahead
@@ -53,6 +54,21 @@ class IndexScan:
         with lance_faults(f"Opening version {version} of index {self._index_id}", "Name a version that exists."):
             table.checkout(version)
         yield from scan(table, columns, batch_size=batch_size, matching=matching)
+
+    def contents_by_id(self, version: int) -> dict[str, str]:
+        """Content digest by id of every row; reads those two columns only."""
+        contents: dict[str, str] = {}
+        for batch in self.batches(["example_id", "content_sha256"], version):
+            ids, digests = (batch.column(name).to_pylist() for name in ("example_id", "content_sha256"))
+            contents.update(zip(ids, digests, strict=True))
+        return contents
+
+    def read_back(self, version: int) -> IndexContents:
+        """Everything that tells whether the rows are as they were measured."""
+        contents = IndexContents(self._description)
+        for batch in self.batches(self._description.schema().names, version):
+            contents.add(batch)
+        return contents
 
     def rows(self, version: int, columns: Collection[Column], batch_size: int | None = None) -> Iterator[StoredRows]:
         """Every row at a LanceDB version, with the columns asked for; raises as `batches` does.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradtrail.errors import DataError, StoreError
-from gradtrail.storage.gradient_check import IndexContents, differences
 from gradtrail.storage.gradient_rows import (
     MEASURED,
     Column,
@@ -21,43 +18,11 @@ from gradtrail.storage.gradient_rows import (
     StoredRows,
     index_rows,
 )
-from gradtrail.storage.index_scan import BATCH_ROWS, IndexScan
-from gradtrail.storage.lance_tables import (
-    append_rows,
-    insert_missing,
-    key_field,
-    lance_faults,
-    open_existing,
-    open_or_create,
-    scan,
-    writing_alone,
-)
+from gradtrail.storage.index_scan import IndexScan
+from gradtrail.storage.index_seal import IndexSeal, Seal
+from gradtrail.storage.lance_tables import append_rows, insert_missing, latest_version, writing_alone
 from gradtrail.storage.measured import Measured, first_few, require_unique
 from gradtrail.storage.queries_table import QueriesTable, StoredQueries
-
-_COMPLETE = "complete"
-_SEALS = "seals"
-_SEALS_SCHEMA = pa.schema(
-    [
-        key_field("index_id"),
-        pa.field("rows", pa.int64(), nullable=False),
-        pa.field("rows_sha256", pa.string(), nullable=False),
-    ]
-)
-# Compaction rewrites the whole table; it pays only where many small appends left many small files.
-_MANY_FRAGMENTS = 32
-_SMALL_FRAGMENT_ROWS = 1024
-# Zero would be answered with a warning; nobody reads a version of an index that is not sealed.
-_PRUNE_VERSIONS_OLDER_THAN = timedelta(milliseconds=1)
-
-
-@dataclass(frozen=True)
-class Seal:
-    """What a sealed index held: the pinned LanceDB version, its rows, and a digest of them that no order changes."""
-
-    version: int
-    rows: int
-    rows_sha256: str
 
 
 class IndexTable:
@@ -74,6 +39,7 @@ class IndexTable:
         self._description = description
         self._table = table
         self._scan = IndexScan(connection, table.name, index_id, description)
+        self._seal = IndexSeal(connection, table, index_id, self._scan)
         # What is stored, as far as this process has read and written it, and the version at which that was all.
         self._known: dict[str, str] | None = None
         self._known_at = 0
@@ -164,7 +130,7 @@ class IndexTable:
             self._refuse_if_sealed([example_id for example_id in contents if example_id not in known])
             rows = pa.concat_tables([batch.table for batch in batches])
             rows = rows if len(missing) == len(rows) else rows.take(missing)
-            if alone and self._latest() == self._known_at:
+            if alone and latest_version(self._table) == self._known_at:
                 self._known_at = append_rows(self._table, rows)
                 known.update(contents)
                 return len(missing)
@@ -186,39 +152,15 @@ class IndexTable:
         Raises:
             StoreError: missing, extra, duplicate, changed or damaged rows; the message names the first few.
         """
-        seal = self.seal_record()
-        if seal is not None:
-            self._refuse_to_seal(differences(self._contents_by_id(seal.version), expected))
-            return seal.version
-        version = self.sealed_version()
-        if version is None:
-            self._compact()
-            version = self._latest()
-        contents = self._read_back(version)
-        self._refuse_to_seal(contents.problems() + contents.differences(expected))
-        self._record_seal(contents)
-        with lance_faults(f"Tagging version {version} of index {self.index_id}", "Run the same command again."):
-            if self.sealed_version() is None:
-                self._table.tags.create(_COMPLETE, version)
-        return version
+        return self._seal.put(expected)
 
     def sealed_version(self) -> int | None:
         """The pinned LanceDB version, or None while the index is being built."""
-        with lance_faults(f"Reading the tags of index {self.index_id}", "Check that the store can be read."):
-            tag = self._table.tags.list().get(_COMPLETE)
-        return None if tag is None else int(tag["version"])
+        return self._seal.version()
 
     def seal_record(self) -> Seal | None:
         """Version, row count and content digest of the sealed index; None while it is being built."""
-        version = self.sealed_version()
-        seals = open_existing(self._connection, _SEALS)
-        if version is None or seals is None:
-            return None
-        for batch in scan(seals, _SEALS_SCHEMA.names, batch_size=BATCH_ROWS):
-            for row in batch.to_pylist():
-                if row["index_id"] == self.index_id:
-                    return Seal(version, row["rows"], row["rows_sha256"])
-        return None
+        return self._seal.record()
 
     def stream(
         self, *, batch_size: int | None = None, version: int | None = None, columns: Collection[Column] = MEASURED
@@ -286,19 +228,14 @@ class IndexTable:
             seal = self.seal_record()
             if seal is None:
                 return [f"Index {self.index_id} is not sealed, or the record of its seal is gone."]
-            contents = self._read_back(seal.version)
-            problems = contents.problems() + self._queries.problems()
+            problems = self._seal.problems(seal) + self._queries.problems()
         except StoreError as fault:
             return [f"Index {self.index_id}: {fault}"]
-        if len(contents.ids) != seal.rows:
-            problems.append(f"It holds {len(contents.ids)} rows; {seal.rows} were sealed.")
-        if contents.rows_sha256() != seal.rows_sha256:
-            problems.append(f"Its rows have the digest {contents.rows_sha256()}; {seal.rows_sha256} was sealed.")
         return [f"Index {self.index_id} at version {seal.version}: {problem}" for problem in problems]
 
     def _read_known(self) -> dict[str, str]:
-        version = self._latest()
-        self._known, self._known_at = self._contents_by_id(version), version
+        version = latest_version(self._table)
+        self._known, self._known_at = self._scan.contents_by_id(version), version
         return self._known
 
     def _refuse_if_sealed(self, missing: Sequence[str]) -> None:
@@ -306,46 +243,6 @@ class IndexTable:
             raise StoreError(
                 f"Index {self.index_id} is sealed and does not hold {first_few(missing)}.",
                 "A sealed index is complete for its dataset version: register a new version and index that.",
-            )
-
-    def _latest(self) -> int:
-        with lance_faults(f"Reading the versions of index {self.index_id}", "Check that the store can be read."):
-            self._table.checkout_latest()
-            return int(self._table.version)
-
-    def _contents_by_id(self, version: int) -> dict[str, str]:
-        contents: dict[str, str] = {}
-        for batch in self._scan.batches(["example_id", "content_sha256"], version):
-            pairs = zip(batch.column("example_id").to_pylist(), batch.column("content_sha256").to_pylist(), strict=True)
-            contents.update(pairs)
-        return contents
-
-    def _read_back(self, version: int) -> IndexContents:
-        contents = IndexContents(self._description)
-        for batch in self._scan.batches(self._description.schema().names, version):
-            contents.add(batch)
-        return contents
-
-    def _compact(self) -> None:
-        with lance_faults(f"Compacting index {self.index_id}", "Run the same command again, in one process only."):
-            self._table.checkout_latest()
-            fragments = self._table.stats()["fragment_stats"]
-            if fragments["num_fragments"] > _MANY_FRAGMENTS and fragments["lengths"]["mean"] < _SMALL_FRAGMENT_ROWS:
-                self._table.optimize(cleanup_older_than=_PRUNE_VERSIONS_OLDER_THAN)
-
-    def _record_seal(self, contents: IndexContents) -> None:
-        record = {"index_id": self.index_id, "rows": len(contents.ids), "rows_sha256": contents.rows_sha256()}
-        seals = open_or_create(self._connection, _SEALS, _SEALS_SCHEMA)
-        with lance_faults(f"Recording the seal of index {self.index_id}", "Run the same command again: it resumes."):
-            seals.checkout_latest()
-            merge = seals.merge_insert("index_id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(pa.Table.from_pylist([record], schema=_SEALS_SCHEMA))
-
-    def _refuse_to_seal(self, problems: Sequence[str]) -> None:
-        if problems:
-            raise StoreError(
-                f"Index {self.index_id} cannot be sealed: {' '.join(problems)}",
-                "Run the index flow again: it adds what is missing. Anything else: delete the table and index again.",
             )
 
 

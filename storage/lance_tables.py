@@ -78,6 +78,17 @@ def open_or_create(connection: Any, name: str, schema: pa.Schema) -> Any:
             return connection.open_table(name)
 
 
+def latest_version(table: Any) -> int:
+    """The newest version of a table, which its handle then shows.
+
+    Raises:
+        StoreError: the versions cannot be read.
+    """
+    with lance_faults(f"Reading the versions of the LanceDB table {table.name}", "Check that the store can be read."):
+        table.checkout_latest()
+        return int(table.version)
+
+
 def scan(
     table: Any, columns: Sequence[str], *, batch_size: int, matching: Expr | None = None
 ) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -21,6 +22,9 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
     from gradtrail.attribution.adapters import ModelAdapter
     from gradtrail.settings import Settings
     from gradtrail.storage.registry import RegisteredVersion
@@ -38,6 +42,25 @@ _QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """`--dist loadfile`, with all files that read the demo as one: making it takes long, so that one worker does it."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    files = Path(__file__).parent.rglob("test_*.py")
+    asking = [path for path in files if re.search(r"^def \w+\(.*\bdemo\b", path.read_text("utf-8"), re.MULTILINE)]
+    with_demo = {path.relative_to(config.rootpath).as_posix() for path in asking}
+
+    class OneDemo(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "demo" if file in with_demo else file
+
+    return OneDemo(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +89,14 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """One real Prefect server for the session's flows."""
+    """One real Prefect server for the session's flows, without the heartbeat whose end a flow waits a second for."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
         yield
 
 

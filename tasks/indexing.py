@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import nn
 
 from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.capture import iterate_features
@@ -22,14 +23,14 @@ from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.weights import group_weights, stored_vectors
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Coverage, Example, Index, ManifestRow, Weighting, index_id
+from gradtrail.nouns import Checkpoint, Coverage, Example, Index, ManifestRow, Weighting, index_id
 from gradtrail.storage.appending import COMMIT_BYTES, Appending
-from gradtrail.storage.gradients import VectorType
+from gradtrail.storage.gradients import IndexTable, VectorType
 from gradtrail.storage.manifests import read_manifest
 from gradtrail.storage.write_behind import write_behind
 from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.eigenbases import eigen_plan
-from gradtrail.tasks.estimates import estimate_pass
+from gradtrail.tasks.estimates import PassEstimate, estimate_pass
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.progress import progress_bar, say
 from gradtrail.tasks.recorded import manifest_sha256, recorded_model_version
@@ -146,13 +147,7 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
             return IndexOutcome(planned_id, new=False, rows_written=0, rows_resumed=0, quarantined=0)
 
     model = pinned.load(checkpoint).to(options.device)
-    with workspace.ledger().read() as connection:
-        digest = manifest_sha256(connection, pinned.dataset.dataset_version_id)
-        personal = queries.personal_names(connection, pinned.dataset.dataset_version_id)
-    manifest = {row.example_id: row for row in read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=digest)}
-    attribute_names = sorted(
-        {name for row in manifest.values() for name in row.attributes} - personal.union(workspace.personal_attributes)
-    )
+    manifest, attribute_names = _manifest(workspace, pinned)
     table = workspace.gradients().open_index(
         planned_id,
         dimension=plan.dimension,
@@ -162,61 +157,104 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         dtype=options.dtype,
         group_dimensions=[group.dimension for group in plan.groups],
     )
-    training_data = pinned.adapter.training_data()
-    if len(training_data) != len(manifest):
-        raise DataError(
-            f"The adapter {pinned.model_version.adapter} returns {len(training_data)} training examples; the dataset "
-            f"version has {len(manifest)}.",
-            "Let it return the data that the model was registered with, or register the model again.",
-        )
+    training_data = _training_data(pinned, len(manifest))
     present = table.present()
-    first = [checked_example(training_data[i], i) for i in range(min(DETERMINISM_BATCH, len(training_data)))]
-    check_determinism(pinned.adapter, model, first, options.device)
-    check_capture(pinned.adapter, model, first, plan, options.device)
-
-    estimate = estimate_pass(
-        pinned.adapter,
-        model,
-        first,
-        plan,
-        rows=len(manifest),
-        dtype=options.dtype,
-        memory_budget=options.memory_budget,
-        largest_batch=LARGEST_BATCH,
-        device=options.device,
-    )
+    estimate = _checked_estimate(pinned, model, plan, training_data, options)
     missing = sum(name not in present and shard.holds(place) for place, name in enumerate(manifest))
     if missing:
         say(estimate.sentence(missing))
 
     quarantined: dict[str, str] = {}
-    with progress_bar("measuring gradients", len(manifest)) as bar:
+    rows = iterate_features(
+        pinned.adapter,
+        model,
+        _missing_examples(training_data, manifest, present, shard),
+        plan,
+        batch_size=estimate.batch_size,
+        device=options.device,
+        on_non_finite=quarantined.__setitem__,
+    )
+    ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * estimate.batch_size))
+    with (
+        progress_bar("measuring gradients", len(manifest)) as bar,
+        Appending(table, commit_bytes=COMMIT_BYTES) as appending,
+    ):
         bar.advance(len(present))
-        examples = _missing_examples(training_data, manifest, present, shard)
-        rows = iterate_features(
-            pinned.adapter,
-            model,
-            examples,
-            plan,
-            batch_size=estimate.batch_size,
-            device=options.device,
-            on_non_finite=quarantined.__setitem__,
-        )
-        rows = _as_stored(rows, plan)
-        ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * estimate.batch_size))
-        with Appending(table, commit_bytes=COMMIT_BYTES) as appending:
-            add = partial(_append, appending, manifest, attribute_names)
-            for batch, _ in write_behind(rows, add, ahead=ahead):
-                bar.advance(len(batch.example_ids))
-    written = appending.written
+        add = partial(_append, appending, manifest, attribute_names)
+        for batch, _ in write_behind(_as_stored(rows, plan), add, ahead=ahead):
+            bar.advance(len(batch.example_ids))
     if shard.count > 1:
-        return IndexOutcome(planned_id, True, written, len(present), len(quarantined), complete=False)
+        return IndexOutcome(planned_id, True, appending.written, len(present), len(quarantined), complete=False)
+    workspace.ledger().record_index(_sealed(table, pinned, checkpoint, plan, manifest, quarantined))
+    norms = (torch.tensor(batch.squared_norms) for batch in table.stream(columns=["squared_norms"]))
+    health = gradient_health(norms, plan)
+    return IndexOutcome(planned_id, True, appending.written, len(present), len(quarantined), warnings=health.warnings())
+
+
+@task(cache_policy=NO_CACHE)
+def publish_snapshot(workspace: Workspace) -> str:
+    """Publish the ledger for ad hoc readers; returns the snapshot's path."""
+    return str(workspace.ledger().publish_snapshot())
+
+
+def _manifest(workspace: Workspace, pinned: PinnedModel) -> tuple[dict[str, ManifestRow], list[str]]:
+    """The recorded examples by id, in order, and the names of their attributes that are not personal."""
+    with workspace.ledger().read() as connection:
+        digest = manifest_sha256(connection, pinned.dataset.dataset_version_id)
+        personal = queries.personal_names(connection, pinned.dataset.dataset_version_id)
+    manifest = {row.example_id: row for row in read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=digest)}
+    names = {name for row in manifest.values() for name in row.attributes}
+    return manifest, sorted(names - personal.union(workspace.personal_attributes))
+
+
+def _training_data(pinned: PinnedModel, recorded: int) -> TrainingData:
+    training_data = pinned.adapter.training_data()
+    if len(training_data) != recorded:
+        raise DataError(
+            f"The adapter {pinned.model_version.adapter} returns {len(training_data)} training examples; the dataset "
+            f"version has {recorded}.",
+            "Let it return the data that the model was registered with, or register the model again.",
+        )
+    return training_data
+
+
+def _checked_estimate(
+    pinned: PinnedModel, model: nn.Module, plan: FeaturePlan, training_data: TrainingData, options: IndexOptions
+) -> PassEstimate:
+    """What the pass will need, once the first examples have shown that it can be trusted."""
+    first = [checked_example(training_data[i], i) for i in range(min(DETERMINISM_BATCH, len(training_data)))]
+    check_determinism(pinned.adapter, model, first, options.device)
+    check_capture(pinned.adapter, model, first, plan, options.device)
+    return estimate_pass(
+        pinned.adapter,
+        model,
+        first,
+        plan,
+        rows=len(training_data),
+        dtype=options.dtype,
+        memory_budget=options.memory_budget,
+        largest_batch=LARGEST_BATCH,
+        device=options.device,
+    )
+
+
+def _sealed(
+    table: IndexTable,
+    pinned: PinnedModel,
+    checkpoint: Checkpoint,
+    plan: FeaturePlan,
+    manifest: dict[str, ManifestRow],
+    quarantined: dict[str, str],
+) -> Index:
+    """Check that no example is missing, pin the table's version, and say what the index covers."""
     expected = {key: row.content_sha256 for key, row in manifest.items() if key not in quarantined}
     table.seal(expected)
     seal = table.seal_record()
+    dataset_version_id, config = pinned.dataset.dataset_version_id, plan.config()
     if seal is None:
+        lost = index_id(checkpoint.checkpoint_id, dataset_version_id, config)
         raise StoreError(
-            f"Index {planned_id} lost its seal while it was built.", "Run gradtrail index again, in one process only."
+            f"Index {lost} lost its seal while it was built.", "Run gradtrail index again, in one process only."
         )
     coverage = Coverage(
         covered_parameters=plan.covered_parameters,
@@ -226,25 +264,9 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         total_examples=len(manifest),
         quarantined=quarantined,
     )
-    built = Index(
-        checkpoint_id,
-        pinned.dataset.dataset_version_id,
-        plan.config(),
-        coverage,
-        table.uri,
-        seal.version,
-        seal.rows_sha256,
+    return Index(
+        checkpoint.checkpoint_id, dataset_version_id, config, coverage, table.uri, seal.version, seal.rows_sha256
     )
-    workspace.ledger().record_index(built)
-    norms = (torch.tensor(batch.squared_norms) for batch in table.stream(columns=["squared_norms"]))
-    health = gradient_health(norms, plan)
-    return IndexOutcome(planned_id, True, written, len(present), len(quarantined), warnings=health.warnings())
-
-
-@task(cache_policy=NO_CACHE)
-def publish_snapshot(workspace: Workspace) -> str:
-    """Publish the ledger for ad hoc readers; returns the snapshot's path."""
-    return str(workspace.ledger().publish_snapshot())
 
 
 def _missing_examples(

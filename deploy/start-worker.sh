@@ -4,6 +4,7 @@
 set -euo pipefail
 pool=${GRADTRAIL_POOL:-gradtrail}
 prefect work-pool create --overwrite --type process "$pool"
-gradtrail deployments --pool "$pool" > /tmp/prefect.yaml
-prefect --no-prompt deploy --all --prefect-file /tmp/prefect.yaml
+plan=$(mktemp --suffix=.yaml)
+gradtrail deployments --pool "$pool" > "$plan"
+prefect --no-prompt deploy --all --prefect-file "$plan"
 exec prefect worker start --pool "$pool" --type process

@@ -27,7 +27,10 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Postgres of its own on a free port; stopped and removed afterwards."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not found:
-        pytest.skip("Postgres is not installed under /usr/lib/postgresql")
+        missing = "Postgres is not installed under /usr/lib/postgresql"
+        if os.environ.get("GRADTRAIL_REQUIRE_POSTGRES") == "1":
+            pytest.fail(f"{missing}, and GRADTRAIL_REQUIRE_POSTGRES=1 asks for it")
+        pytest.skip(f"{missing}; set GRADTRAIL_REQUIRE_POSTGRES=1 to fail here")
     folder = Path(tempfile.gettempdir()) / f"gradtrail-postgres-{os.getpid()}"
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     with socket.socket() as probe:

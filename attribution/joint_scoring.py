@@ -1,6 +1,7 @@
 """One score from several indexes (one a checkpoint), joined by example id in one streaming pass.
 
-`sum` adds the scores of all members (tracin_cp: each member's queries carry its learning rate). `mean_margin` averages
+`sum` adds the scores of all members: of tracin_cp, whose queries carry the learning rate of their checkpoint, or of
+influence functions, each with the curvature of its checkpoint. `mean_margin` averages
 TRAK's kernels and 1 − p separately over the members, then multiplies (arXiv 2303.14186).
 """
 
@@ -46,7 +47,7 @@ def joint_pass(
         raise UsageError("No index to score.", "Pass at least one.")
     if combination == "one" and len(members) > 1:
         raise UsageError(
-            f"This method scores one index, and {len(members)} were given.", "Choose tracin_cp or trak for several."
+            f"This method scores one index, and {len(members)} were given.", "Choose one that joins several: tracin_cp, trak, influence."
         )
     ids = [member.queries.query_ids for member in members]
     if any(other != ids[0] for other in ids):
@@ -70,10 +71,11 @@ class _Piece:
 
     def part(self, start: int, end: int | None) -> _Piece:
         chosen = slice(start, end)
+        example_ids = list(self.rows.example_ids[chosen])
         return _Piece(
             FeatureRows(
-                example_ids=list(self.rows.example_ids[chosen]),
-                vectors=self.rows.vectors[chosen, :0],
+                example_ids=example_ids,
+                vectors=torch.empty(len(example_ids), 0),
                 losses=self.rows.losses[chosen],
                 squared_norms=self.rows.squared_norms[chosen],
                 attributes={name: values[chosen] for name, values in self.rows.attributes.items()},

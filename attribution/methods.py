@@ -70,6 +70,7 @@ def tracin_cp(preparation: Preparation) -> Tensor:
     description="Influence function with block curvature: the effect of leaving the example out, to first order.",
     cost="a curvature per index, then one pass over the index",
     needs=("curvature",),
+    combination="sum",
 )
 def influence(preparation: Preparation) -> Tensor:
     """M = (F_g + Λ_g)⁻¹ per group."""
@@ -82,6 +83,7 @@ def influence(preparation: Preparation) -> Tensor:
     description="Influence function with the curvature of all groups together, interactions between layers included.",
     cost="one eigendecomposition per index, which serves every damping, then one pass over the index",
     needs=("spectrum",),
+    combination="sum",
 )
 def influence_global(preparation: Preparation) -> Tensor:
     """M = (F + Λ)⁻¹ over all groups together."""
@@ -94,6 +96,7 @@ def influence_global(preparation: Preparation) -> Tensor:
     description="The effect after a chosen amount of further training: from grad_dot (short) to influence (long).",
     cost="one eigendecomposition per index, which serves every horizon, then one pass over the index",
     needs=("spectrum",),
+    combination="sum",
 )
 def horizon(preparation: Preparation) -> Tensor:
     """M = F⁻¹ (I − exp(−τF)); without a τ, it is 1/Λ, since damping is the horizon."""
@@ -112,6 +115,7 @@ def horizon(preparation: Preparation) -> Tensor:
     description="Influence function in the eigenbasis of the Kronecker factors, where the curvature is near diagonal.",
     cost="an index with eigen projection and its diagonal, then one pass over the index",
     needs=("diagonal",),
+    combination="sum",
 )
 def ekfac(preparation: Preparation) -> Tensor:
     """M = 1 / (λ_ij + Λ_g), λ_ij the mean of (φ_n)_ij²."""

@@ -25,7 +25,7 @@ class AuditOptions:
         relative_damping: part of the mean eigenvalue added to the curvature.
         absolute_damping: absolute part, for example the objective's ridge.
         horizon: learning rate × steps of further training that method `horizon` speaks about; 0 is 1 / damping.
-        every_checkpoint: make an ensemble over all checkpoints, for methods that can (trak).
+        every_checkpoint: score with all checkpoints together, for methods that can.
         named_horizon: `now` or `training`, as a calibration fitted them to short and long further training; empty asks
             for neither.
         weighting: `auto` is what the calibration chose with the method, else uniform; `uniform`, the beginning of a

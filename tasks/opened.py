@@ -92,8 +92,8 @@ def method_indexes(
     """The indexes that a method scores, in order of steps, the serving checkpoint's last.
 
     A method of one index takes, of those of the serving checkpoint, the one whose id begins with `only`, else the
-    `preferred` one if it serves the method, else the newest; one that sums over checkpoints takes, for each of them,
-    the newest with the same features; `every_checkpoint` asks the same of a method that can make an ensemble.
+    `preferred` one if it serves the method, else the newest; tracin_cp takes, for each checkpoint, the newest with the
+    same features, and `every_checkpoint` asks the same of another method that can join several.
 
     Raises:
         NotFoundError: if one was not built; it says how.
@@ -102,7 +102,8 @@ def method_indexes(
     chosen = find_method(method)
     if every_checkpoint and chosen.combination == "one":
         raise UsageError(
-            f"Method {method} scores one checkpoint.", "Choose tracin_cp or trak, or leave --every-checkpoint out."
+            f"Method {method} scores one checkpoint.",
+            "Choose tracin_cp, trak or a method with curvature, or leave --every-checkpoint out.",
         )
     with workspace.ledger().read() as connection:
         model_version = recorded_model_version(connection, model_version_id)
@@ -120,7 +121,7 @@ def method_indexes(
     last = _newest(
         sorted(built, key=lambda index: index.index_id == preferred), model_version, "diagonal" in chosen.needs
     )
-    if chosen.combination == "one" or (chosen.combination == "mean_margin" and not every_checkpoint):
+    if not (every_checkpoint or "learning_rate" in chosen.needs):
         return [last.index_id]
     wanted = _features(last)
     same = [[index for index in found if _features(index) == wanted] for found in by_checkpoint.values()]

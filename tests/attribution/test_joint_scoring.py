@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.curvature import BlockCurvature
+from gradtrail.attribution.curvature_vectors import observed_vectors
 from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
 from gradtrail.attribution.joint_scoring import Member, joint_pass
 from gradtrail.attribution.margins import one_minus_probability
-from gradtrail.attribution.methods import prepare_queries
+from gradtrail.attribution.methods import find_method, prepare_queries
 from gradtrail.attribution.scoring import overall_influence, overall_of_pass, score, score_pass
 from gradtrail.attribution.self_influence import self_influence, summed_self_influence
 from gradtrail.attribution.spectrum import Spectrum, margin_vectors
@@ -72,6 +74,24 @@ def test_tracin_cp_in_one_pass_is_the_sum_over_checkpoints_by_hand(checkpoints, 
         assert row == pytest.approx(expected[query].tolist(), rel=1e-9)
     overall = overall_of_pass(scoring, result, top_k=3, permutations=20)
     assert sum(share.share for share in overall.shares["proponent"]["source"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", ["influence", "influence_global", "horizon"])
+def test_influence_over_checkpoints_adds_up_what_each_finds_with_its_own_curvature(checkpoints, method):
+    plan, measured = checkpoints
+    expected, members = torch.zeros(12, 12, dtype=torch.float64), []
+    for rows in measured:
+        vectors = observed_vectors([rows], plan)
+        curvature = BlockCurvature.fit(vectors) if method == "influence" else Spectrum.fit(vectors)
+        given = {"curvature" if method == "influence" else "spectrum": curvature}
+        prepared = prepare_queries(method, rows, plan, relative_damping=0.5, **given)
+        expected += prepared.vectors @ rows.vectors.T
+        members.append(Member(prepared, lambda rows=rows: batches(rows, 5)))
+    result = score_pass(joint_pass(members, find_method(method).combination), top_k=100)
+    for query in range(12):
+        found = by_example(result, query)
+        row = [found.get(example_id, 0.0) for example_id in measured[0].example_ids]
+        assert row == pytest.approx(expected[query].tolist(), rel=1e-9)
 
 
 def test_one_member_gives_what_one_index_gives(checkpoints):

@@ -92,7 +92,7 @@ def test_smaller_stored_types_serve_methods_that_read_the_rows_again(ingested, o
         assert report["outputs"][0]["proponents"]
 
 
-def test_a_trak_ensemble_names_every_index(ingested):
+def test_methods_that_join_checkpoints_name_every_index(ingested):
     with pytest.raises(NotFoundError, match="no index of its training data"):
         audit(ingested.workspace, MODEL, AuditOptions(method="trak"))
     index(ingested.workspace, MODEL)
@@ -101,11 +101,12 @@ def test_a_trak_ensemble_names_every_index(ingested):
             audit(ingested.workspace, MODEL, AuditOptions(**options))
         assert "--every-checkpoint --group-dimension 256" in caught.value.remedy
     built = index(ingested.workspace, MODEL, every_checkpoint=True)
-    outcome, _ = _audited(ingested, 1, method="trak", every_checkpoint=True)
-    with ingested.workspace.ledger().read() as connection:
-        assert queries.audit(connection, outcome.audit_id).index_ids == tuple(each.index_id for each in built)
-    with pytest.raises(UsageError, match="influence scores one checkpoint"):
-        method_indexes(ingested.workspace, "tiny/1", "influence", True)
+    for number, method in enumerate(("trak", "influence_global")):
+        outcome, _ = _audited(ingested, number, method=method, every_checkpoint=True)
+        with ingested.workspace.ledger().read() as connection:
+            assert queries.audit(connection, outcome.audit_id).index_ids == tuple(each.index_id for each in built)
+    with pytest.raises(UsageError, match="grad_dot scores one checkpoint"):
+        method_indexes(ingested.workspace, "tiny/1", "grad_dot", True)
 
 
 def test_ekfac_and_its_basis_say_what_is_missing(ingested):

@@ -80,7 +80,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace, calibrati
         with _step(console, "training a small CNN and registering it in MLflow"):
             _train_and_register(settings)
     if not (workspace.inbox / INBOX_FILE).is_file():
-        with _step(console, f"dropping {OUTPUT_COUNT} outputs of the model into the inbox"):
+        with _step(console, f"dropping {OUTPUT_COUNT} outputs of the model into the inbox, those it gets wrong first"):
             _drop_outputs(workspace)
     reference = f"{MODEL}@{ALIAS}"
     with _step(console, "flow ingest: weights, manifest and lineage into the ledger"):

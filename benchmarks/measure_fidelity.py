@@ -22,7 +22,7 @@ import torch
 from fidelity.candidates import Candidate
 from fidelity.judgement import questions
 from fidelity.ours import OurScores
-from fidelity.peers import peer_scores
+from fidelity.peers import ONLY, peer_scores
 from fidelity.rows import BASELINES, Judged
 from fidelity.tasks import tasks
 from fidelity.truths import CACHE, KINDS, Truths
@@ -108,7 +108,8 @@ def measure_truths(names: Sequence[str], *, toy: bool, cache: Path, workers: int
 
 def score_peers(names: Sequence[str], peers: Sequence[str], *, toy: bool, cache: Path, workers: int) -> None:
     """Every peer on every task that is not in its file, several at once."""
-    pairs = [(task, peer) for task in LONGEST_FIRST for peer in peers if task in names]
+    able = {peer: ONLY[peer][0] if peer in ONLY else LONGEST_FIRST for peer in peers}
+    pairs = [(task, peer) for task in LONGEST_FIRST for peer in peers if task in names and task in able[peer]]
     pairs.sort(key=lambda pair: LONG_PEERS.index(pair) if pair in LONG_PEERS else len(LONG_PEERS))
     for said in _each(_score_peer, [(task, peer, toy, cache) for task, peer in pairs], workers):
         print(said, flush=True)

@@ -33,7 +33,7 @@ LINEAR_ONLY = ("*.wte", "*.wpe", "*.ln_1", "*.ln_2", "*.ln_f")
 """Left out of the language model, for most peers cover its linear layers alone."""
 EXPONENTS = (-5.0, -4.5, -4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
 """Dampings tried, as powers of ten of the curvature's largest eigenvalue."""
-FEW_EXPONENTS = (-3.0, -2.0, -1.0)
+FEW_EXPONENTS = (-2.0, -1.0, 0.0)
 """For cg and lissa, which pass over the training data for every one."""
 _DRAWS = 2
 _TRAININGS = 5

@@ -56,6 +56,17 @@ class Batch:
         """The same batch with every tensor changed: those of the inputs first, always in the same order."""
         return Batch(map_tensors(change, self.inputs), map_tensors(change, self.targets))
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of `with_each`."""
+        found: list[Tensor] = []
+
+        def remember(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.with_each(remember)
+        return found
+
 
 class ModelAdapter(ABC):
     """How gradtrail reads one model. Subclass `ClassificationAdapter` or `RegressionAdapter` where they fit.

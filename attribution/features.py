@@ -191,6 +191,16 @@ class FeatureRows:
     squared_norms: Tensor
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    @staticmethod
+    def joined(parts: Sequence[FeatureRows]) -> FeatureRows:
+        """The rows of several batches, at least one, without their attributes."""
+        return FeatureRows(
+            example_ids=[example_id for part in parts for example_id in part.example_ids],
+            vectors=torch.cat([part.vectors for part in parts]),
+            losses=torch.cat([part.losses for part in parts]),
+            squared_norms=torch.cat([part.squared_norms for part in parts]),
+        )
+
 
 def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:
     """Choose the groups of `model`, in the order of its modules.

@@ -84,16 +84,7 @@ def _gathered(rows: Iterable[FeatureRows]) -> Iterator[FeatureRows]:
     for part in rows:
         held.append(part)
         if sum(len(each.example_ids) for each in held) >= ROWS_TOGETHER:
-            yield _joined(held)
+            yield FeatureRows.joined(held)
             held = []
     if held:
-        yield _joined(held)
-
-
-def _joined(parts: Sequence[FeatureRows]) -> FeatureRows:
-    return FeatureRows(
-        example_ids=[example_id for part in parts for example_id in part.example_ids],
-        vectors=torch.cat([part.vectors for part in parts]),
-        losses=torch.cat([part.losses for part in parts]),
-        squared_norms=torch.cat([part.squared_norms for part in parts]),
-    )
+        yield FeatureRows.joined(held)

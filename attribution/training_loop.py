@@ -226,7 +226,7 @@ class TrainingLoop:
             examples = [self.training[position] for position in positions]
             batch = self.adapter.collate(examples).to(self.device)
             found = ([example.example_id for example in examples], batch)
-            size = sum(tensor.nbytes for tensor in _tensors(batch))
+            size = sum(tensor.nbytes for tensor in batch.tensors())
             if self._kept_bytes + size <= _KEPT_BYTES:
                 self._batches[key] = found
                 self._kept_bytes += size
@@ -252,7 +252,7 @@ def _rows(batch: Batch, places: list[int], size: int) -> Batch:
     Raises:
         ModelError: when a tensor of the batch has no row for each example.
     """
-    for tensor in _tensors(batch):
+    for tensor in batch.tensors():
         if tensor.ndim == 0 or len(tensor) != size:
             raise ModelError(
                 f"A tensor of shape {tuple(tensor.shape)} in a batch of {size} examples has no row for each.",
@@ -260,17 +260,6 @@ def _rows(batch: Batch, places: list[int], size: int) -> Batch:
             )
     chosen = torch.tensor(places)
     return batch.with_each(lambda tensor: tensor[chosen.to(tensor.device)])
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def remember(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    batch.with_each(remember)
-    return found
 
 
 def _diverged(what: str) -> ModelError:

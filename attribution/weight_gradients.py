@@ -37,7 +37,7 @@ def together(run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch
     """
     size = len(cotangents)
     # Copies, which the model may overwrite.
-    varying = [tensor.clone() for tensor in _tensors(batch) if _has_rows(tensor, size)]
+    varying = [tensor.clone() for tensor in batch.tensors() if _has_rows(tensor, size)]
     measured = _Measured(run, model)
 
     def product(weights: Mapping[str, Tensor], cotangent: Tensor, own: list[Tensor]) -> Tensor:
@@ -118,14 +118,3 @@ def batch_rows(batch: Batch, rows: slice, size: int) -> Batch:
 
 def _has_rows(tensor: Tensor, size: int) -> bool:
     return tensor.ndim > 0 and len(tensor) == size
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def seen(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    batch.with_each(seen)
-    return found

@@ -175,12 +175,7 @@ def query_features(
         )
         for start in range(0, len(queries), MEASURE_BATCH)
     ]
-    return FeatureRows(
-        example_ids=[example_id for piece in pieces for example_id in piece.example_ids],
-        vectors=torch.cat([piece.vectors for piece in pieces]),
-        losses=torch.cat([piece.losses for piece in pieces]),
-        squared_norms=torch.cat([piece.squared_norms for piece in pieces]),
-    )
+    return FeatureRows.joined(pieces)
 
 
 def _dampings(method: str) -> Sequence[float]:

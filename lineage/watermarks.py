@@ -53,6 +53,14 @@ def newest_watermark(connection: duckdb.DuckDBPyConnection, source: str) -> Wate
     return Watermark(*row) if row else None
 
 
+def watermarks_before(connection: duckdb.DuckDBPyConnection, event_sequence: int) -> list[Watermark]:
+    """The watermark that held for every source before an event, by name."""
+    query = f"""
+        SELECT {_COLUMNS} FROM watermark WHERE event_sequence < ?
+        QUALIFY row_number() OVER (PARTITION BY source ORDER BY revision DESC) = 1 ORDER BY source"""  # noqa: S608 - our own columns
+    return [Watermark(*row) for row in connection.execute(query, [event_sequence]).fetchall()]
+
+
 def watermarks(connection: duckdb.DuckDBPyConnection) -> list[Watermark]:
     """The watermark of every source that was ever read, by name."""
     rows = connection.execute(f"SELECT {_COLUMNS} FROM source_watermark ORDER BY source").fetchall()  # noqa: S608 - our own columns

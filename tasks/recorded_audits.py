@@ -12,7 +12,8 @@ from gradtrail.lineage.erasures import erased_subjects
 from gradtrail.lineage.proofs import AuditEvidence, audit_evidence
 from gradtrail.lineage.records import AuditDetails, RecordedExample
 from gradtrail.lineage.signatures import AuditSignature, signature_of
-from gradtrail.nouns import Fidelity, Index, Output, Run, Weighting
+from gradtrail.lineage.watermarks import watermarks_before
+from gradtrail.nouns import Fidelity, Index, Output, Run, Watermark, Weighting
 from gradtrail.storage.audit_runs import AuditRun, open_audit_run, open_index_run, open_trend_run
 from gradtrail.tasks.measured_fidelity import audited_fidelity
 from gradtrail.tasks.models import PinnedModel, pinned_model
@@ -33,6 +34,7 @@ class RecordedAudit:
     attribute_counts: Mapping[str, Mapping[str, int]]
     weighting: Weighting
     refused: Mapping[str, str]
+    sources: tuple[Watermark, ...]
     evidence: AuditEvidence
     signature: AuditSignature | None
     erased: Mapping[str, int]
@@ -61,6 +63,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         outputs = queries.outputs(connection, [output_id for output_id, _ in details.audit.outputs])
         weighting = recorded_weighting(connection, details.audit.weighting_id)
         refused = queries.quarantined(connection, before=details.event_sequence)
+        sources = watermarks_before(connection, details.event_sequence)
         evidence = audit_evidence(connection, audit_id)
         signature = signature_of(connection, audit_id)
         erased = erased_subjects(connection, ["example", "output"])
@@ -89,6 +92,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         attribute_counts=counts,
         weighting=weighting,
         refused={f"{r.source}: {r.record_id}" if r.record_id else r.source: r.cause for r in refused},
+        sources=tuple(sources),
         evidence=evidence,
         signature=signature,
         erased=erased,

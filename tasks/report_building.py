@@ -170,6 +170,12 @@ def _trust(recorded: RecordedAudit) -> Trust:
         left_out.append(f"{len(coverage.quarantined)} training examples were quarantined and have no score.")
     if coverage.uncovered:
         left_out.append(f"Parameters without a rule are not measured: {', '.join(coverage.uncovered)}.")
+    left_out += [
+        f"{source.taken:,} of {source.seen:,} outputs that the source {source.source} has brought so far were taken to "
+        f"be examined; sampling left out {source.sampled_out:,}."
+        for source in recorded.sources
+        if source.sampled_out
+    ]
     return Trust(
         fidelity=recorded.fidelity,
         coverage=coverage,

@@ -26,6 +26,13 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         printing.say(f"Completed the report of the interrupted audit {short(audit_id)}.")
     if outcome.left_out:
         printing.say(f"{outcome.left_out:,} pending outputs were left out: refused when measured, or without a label.")
+    if outcome.sampled_out:
+        printing.say(f"{outcome.sampled_out:,} new outputs were left out by the sampling of their source.")
+    if outcome.waiting:
+        why = "their model version is not ingested, or this run was full"
+        printing.say(f"{outcome.waiting:,} outputs wait for a later run: {why}.")
+    for audit_id in outcome.earlier:
+        printing.say(f"Audit {short(audit_id)} covers an earlier portion of the outputs.")
     if not outcome.audit_id:
         return printing.say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
     return printing.say(

@@ -34,19 +34,23 @@ def test_inbox_and_traces_are_audited_together_answered_and_a_broken_source_stop
         client.end_trace(root.trace_id, outputs=made["prediction"])
     finally:
         mlflow.set_tracking_uri(before)
-    tiny.drop("day.jsonl", tiny.record(1))
+    tiny.drop("day.jsonl", tiny.record(1), tiny.record(2))
     traces = SourceConfig("serving", "traces", experiments=("serving",))
     broken = SourceConfig("broken", "sql", f"sqlite:///{tmp_path}/empty.db", table="absent", time_column="time")
-    workspace = replace(tiny.workspace, sources=(traces, broken))
+    sampled = SourceConfig("inbox", "inbox", sampling="first", sample_size=1)
+    workspace = replace(tiny.workspace, sources=(sampled, traces, broken))
     options = AuditOptions(method="grad_dot")
     with pytest.raises(StoreError, match=r"1 of the sources could not .* broken: There is no table absent"):
         audit(workspace, "tiny@champion", options)
     with workspace.ledger().read() as connection:
         [audited] = queries.audits(connection)
     assert {output_id for output_id, _ in audited.outputs} == {"inbox:out-1", f"serving:{root.trace_id}"}
+    report = (workspace.reports / audited.audit_id / "report.html").read_text()
+    said = "1 of 2 outputs that the source inbox has brought so far were taken to be examined; sampling left out 1."
+    assert said in report
     answered = client.get_trace(root.trace_id, display=False).info
     assert answered.tags["gradtrail.audit"] == "done"
     assert "report.html" in answered.assessments[0].rationale
-    mended = replace(workspace, sources=(traces,))
+    mended = replace(workspace, sources=(sampled, traces))
     assert audit(mended, "tiny@champion", options).audit_id == ""
     assert not verify_workspace(mended).problems

@@ -1,0 +1,21 @@
+"""What `gradtrail audit` says of outputs that it did not audit, and of more audits than one."""
+
+from gradtrail.commands.audits_printing import show_audit
+from gradtrail.flows.audit import AuditOutcome
+
+
+def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(capsys):
+    outcome = AuditOutcome(
+        "digits/3", "a" * 64, "/reports/a/report.html", 1500, waiting=20, sampled_out=3000, earlier=("b" * 64,)
+    )
+    show_audit(outcome, as_json=False)
+    said = capsys.readouterr().out
+    assert "3,000 new outputs were left out by the sampling of their source." in said
+    assert "20 outputs wait for a later run: their model version is not ingested, or this run was full." in said
+    assert "Audit bbbbbbbbbbbb covers an earlier portion of the outputs." in said
+    assert "Audited 1,500 outputs of digits/3 (audit aaaaaaaaaaaa)." in said
+
+
+def test_a_run_that_audited_all_there_was_says_nothing_of_what_waits(capsys):
+    show_audit(AuditOutcome("digits/3"), as_json=False)
+    assert capsys.readouterr().out == "Nothing new: every output of digits/3 in the inbox has been audited.\n"

@@ -21,6 +21,7 @@ from gradtrail.lineage.revisions import record_revision
 from gradtrail.lineage.rewriting import rewrite_database
 from gradtrail.storage.inbox_erasure import remove_records
 from gradtrail.storage.manifests import rewrite_attributes
+from gradtrail.tasks.report_index import renew_report_pages
 from gradtrail.tasks.reporting import rewrite_report
 from gradtrail.tasks.workspace import Workspace
 
@@ -113,6 +114,8 @@ def finish_erasures(workspace: Workspace) -> ErasureOutcome:
     events = ", ".join(str(erasure.event_sequence) for erasure in pending)
     for audit_id in audits:
         rewrite_report(workspace, audit_id, f"erasure by event {events}")
+    if any(kind != "payload" for erasure in pending for kind, _ in erasure.subjects):
+        renew_report_pages(workspace)
     ledger.publish_snapshot()
     for erasure in pending:
         erasures.finish(ledger, erasure.erasure_id)

@@ -80,6 +80,17 @@ def _publish(
     return workspace.reports / INDEX_PAGE
 
 
+def renew_report_pages(workspace: Workspace) -> None:
+    """Write the index and its older pages again, and remove comparisons: what was erased may be quoted in them.
+
+    Whoever needs a comparison again makes it again.
+    """
+    for page in (*workspace.reports.glob("audits-*.html"), *(workspace.reports / COMPARISONS).glob("*.html")):
+        page.unlink(missing_ok=True)
+    if _places(workspace):
+        publish_report_index.fn(workspace)
+
+
 def write_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PART) -> Path:
     """Write the index beside the reports, whole or not at all, and pages of older audits that are gone.
 

@@ -123,6 +123,10 @@ def test_an_audit_after_a_withdrawal_flags_what_was_withdrawn(audited):
 def test_an_erased_person_is_in_no_file_and_everything_verifies(audited):
     preview = preview_erasure(audited.workspace, ErasureRequest(person="Jane Secret 3", personal_names=PERSONAL))
     assert preview.rows == (("personal_attribute", 6),)
+    older, compared = (audited.workspace.reports / name for name in ("audits-1-200.html", "comparisons/a-b.html"))
+    compared.parent.mkdir()
+    for page in (older, compared, audited.workspace.reports / "index.html"):
+        page.write_text("Jane Secret 3 dominates.")
     outcome = erase_data(audited.workspace, ErasureRequest(person="Jane Secret 3", personal_names=PERSONAL), "asked to")
     assert [kind for kind, _ in outcome.erased] == ["attribute"] * 6
     assert _files_with(audited.home, "Jane Secret 3") == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -200,6 +200,15 @@ class FeatureRows:
             losses=torch.cat([part.losses for part in parts]),
             squared_norms=torch.cat([part.squared_norms for part in parts]),
         )
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the vectors."""
+        return self.vectors.shape[1]
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The vectors in order, here whole; a store may hand them over a few rows at a time."""
+        yield self.vectors
 
 
 def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:

@@ -178,14 +178,15 @@ class Recording:
 
     def _in_graph(self, output: Tensor) -> Tensor:
         """The output as part of the graph, such that a later in-place operation cannot come between it and its hook."""
-        if output.requires_grad:
-            # Autograd rewrites the history of a view that is changed in place, past the hook. The same memory without
-            # the name of a view keeps its own history, without the cost of a copy.
-            unnamed: Tensor = torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
-            return unnamed
-        start = output.detach().requires_grad_()
-        self._starts.append(start)
-        return start.clone()
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+            self._starts.append(output)
+        elif not output._is_view():
+            return output
+        # A leaf must not be changed in place, and of a view that is, autograd rewrites the history, past the hook. The
+        # same memory without either name keeps its own history, without the cost of a copy.
+        unnamed: Tensor = torch.ops.aten._unsafe_view(output, output.shape)
+        return unnamed
 
     def _add(self, use: LayerUse, kept: Tensor, gradient: Tensor) -> None:
         seen = self._without_padding(use.rule, _as_working_type(gradient.detach(), use.projections))

@@ -101,12 +101,12 @@ def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iter
     """
     transposed = queries.vectors.T.contiguous()
     for batch in rows:
-        if batch.vectors.shape[1] != queries.vectors.shape[1]:
+        if batch.columns != queries.vectors.shape[1]:
             raise StoreError(
-                f"Index rows have {batch.vectors.shape[1]} columns, but the queries {queries.vectors.shape[1]}.",
+                f"Index rows have {batch.columns} columns, but the queries {queries.vectors.shape[1]}.",
                 "Prepare the queries with the plan of this index.",
             )
-        by_row = batch.vectors.to(queries.vectors.dtype) @ transposed
+        by_row = torch.cat([piece.to(transposed.dtype) @ transposed for piece in batch.pieces()])
         if queries.train_scale == "inverse_norm":
             by_row = by_row * inverse_norms(batch.squared_norms)[:, None]
         scores = by_row.T

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from machine import RESULTS, conditions, environment, start_again_under_conditions, write_results
 
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.scoring import ScoreResult, score
 from gradtrail.storage.gradients import GradientStore, IndexTable
@@ -81,10 +81,8 @@ def one_pass(table: IndexTable, prepared: PreparedQueries) -> ScoreResult:
     return score(prepared, lambda: _rows(table), top_k=TOP)
 
 
-def _rows(table: IndexTable) -> Iterator[FeatureRows]:
-    for batch in table.stream():
-        parts = (torch.from_numpy(part) for part in (batch.vectors, batch.losses, batch.squared_norms))
-        yield FeatureRows(batch.example_ids, *parts, batch.attributes)
+def _rows(table: IndexTable) -> Iterator[KeptRows]:
+    return map(KeptRows, table.stream())
 
 
 def bare_scan(table: IndexTable) -> None:
@@ -189,6 +187,11 @@ def _index_id(rows: int, dimension: int, dtype: str) -> str:
     return hashlib.sha256(f"{rows} {dimension} {dtype}".encode()).hexdigest()
 
 
+def _shape(text: str) -> tuple[int, int]:
+    rows, dimension = map(int, text.split("x"))
+    return rows, dimension
+
+
 def _line(row: dict[str, Any]) -> str:
     bare = f"scan {row['seconds_of_bare_scan']:.3f} + product {row['seconds_of_bare_product']:.3f}"
     peaks = f"peak {row['peak_mib']} MiB, {row['peak_mib_with_a_quarter_of_the_rows']} with a quarter of the rows"
@@ -199,6 +202,7 @@ def _line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small indexes, to see that everything runs")
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=list(SIZES), help="such as 200000x1024")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -216,7 +220,7 @@ def main() -> None:
     start_again_under_conditions(options.threads)
 
     described = environment(options.threads, ["torch", "lancedb", "pyarrow", "numpy"], queries=QUERIES, top=TOP)
-    sizes = ((2000, 512),) if options.tiny else SIZES
+    sizes = ((2000, 512),) if options.tiny else options.shapes
     rows = []
     for count, dimension in sizes:
         for dtype in options.dtypes:

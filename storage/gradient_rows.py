@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from gradtrail.storage.measured import (
     require_unique,
     text_column,
 )
-from gradtrail.storage.vector_codes import VectorCode, matrix
+from gradtrail.storage.vector_codes import StoredVectors, VectorCode, matrix, no_vectors
 
 Column = Literal["content_sha256", "vector", "loss", "squared_norms", "attributes"]
 MEASURED: tuple[Column, ...] = ("vector", "loss", "squared_norms", "attributes")
@@ -101,16 +101,33 @@ class IndexDescription:
 class StoredRows:
     """A batch of index rows. What was not asked for is empty: shape (B, 0), (0,), [] or {}.
 
-    `vectors` (B, D) float32, where they are kept so a read-only view of Arrow memory; `losses` (B,) and `squared_norms`
-    (B, G) float64; `attributes` B values per name, where "" stands for an attribute the example does not have.
+    `kept` are the vectors in the type they are stored in, read-only views of Arrow memory; `losses` (B,) and
+    `squared_norms` (B, G) float64; `attributes` B values per name, where "" stands for an attribute the example does
+    not have.
     """
 
     example_ids: Sequence[str]
-    vectors: NDArray[np.float32]
+    kept: StoredVectors
+    code: VectorCode
     losses: NDArray[np.float64]
     squared_norms: NDArray[np.float64]
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_sha256: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, D), without a look at the vectors."""
+        rows, columns = self.kept.vectors.shape
+        return rows, columns
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """(B, D) float32, widened when first asked for; where they are stored so, a view of Arrow memory."""
+        return self.code.decode(self.kept)
+
+    def pieces(self) -> Iterator[NDArray[np.float32]]:
+        """The same vectors in order, a few rows at a time: who multiplies each at once finds it in the cache."""
+        return self.code.pieces(self.kept)
 
 
 @dataclass(frozen=True)
@@ -167,7 +184,8 @@ def stored_rows(batch: pa.RecordBatch, description: IndexDescription, columns: C
     size, code, attribute_names = batch.num_rows, description.code, description.attribute_names
     return StoredRows(
         example_ids=ArrowText(batch.column("example_id")),
-        vectors=code.decode(code.stored(batch)) if "vector" in columns else np.empty((size, 0), dtype=np.float32),
+        kept=code.stored(batch) if "vector" in columns else no_vectors(size),
+        code=code if "vector" in columns else VectorCode(),
         losses=batch.column("loss").to_numpy() if "loss" in columns else np.empty(0),
         squared_norms=matrix(batch, "squared_norms") if "squared_norms" in columns else np.empty((size, 0)),
         attributes=_coded_attributes(batch, attribute_names) if "attributes" in columns else {},

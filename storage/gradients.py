@@ -10,7 +10,8 @@ import lancedb
 
 from gradtrail.errors import StoreError
 from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows
-from gradtrail.storage.index_table import IndexTable, Seal
+from gradtrail.storage.index_seal import Seal
+from gradtrail.storage.index_table import IndexTable
 from gradtrail.storage.lance_tables import lance_faults, open_existing, open_or_create
 from gradtrail.storage.measured import DIGEST_BYTES
 from gradtrail.storage.queries_table import StoredQueries

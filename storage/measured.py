@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any
@@ -97,24 +97,17 @@ def row_digests(
 ) -> list[bytes]:
     """The sha256 of each row: its keys as JSON, then vector, scales, loss and norms as little-endian bytes, as kept."""
     scalars = np.ascontiguousarray(np.column_stack([losses, squared_norms]), dtype="<f8")
-    (vectors, vector_bytes), (scales, scale_bytes), (norms, norm_bytes) = map(
-        _bytes_of_rows, (*stored.row_bytes(), scalars)
-    )
-    digests = []
-    for row, key in enumerate(keys):
-        # What json.dumps(key) gives, at a fraction of its price.
-        digest = hashlib.sha256(f"[{', '.join(map(encode_basestring_ascii, key))}]".encode())
-        digest.update(vectors[row * vector_bytes : (row + 1) * vector_bytes])
-        digest.update(scales[row * scale_bytes : (row + 1) * scale_bytes])
-        digest.update(norms[row * norm_bytes : (row + 1) * norm_bytes])
-        digests.append(digest.digest())
-    return digests
+    parts = [_bytes_of_rows(values) for values in (*stored.row_bytes(), scalars) if values.shape[1]]
+    # What json.dumps(key) gives, at a fraction of its price.
+    heads = (f"[{', '.join(map(encode_basestring_ascii, key))}]".encode() for key in keys)
+    return [hashlib.sha256(b"".join(row)).digest() for row in zip(heads, *parts, strict=True)]
 
 
-def _bytes_of_rows(values: NDArray[Any]) -> tuple[memoryview, int]:
-    """All bytes of a contiguous (B, …) array, and how many of them a row takes."""
+def _bytes_of_rows(values: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of each row of a contiguous (B, …) array."""
     row_bytes = values.shape[1] * values.itemsize
-    return values.reshape(-1).view(np.uint8).data, row_bytes
+    whole = values.reshape(-1).view(np.uint8).data
+    return (whole[start : start + row_bytes] for start in range(0, len(whole), row_bytes))
 
 
 def require_unique(kind: str, keys: Sequence[tuple[str, ...]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ _ARROW = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
 _LITTLE_ENDIAN = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
 _LARGEST_HALF = 65504
 _LEVELS = 127
-_CACHED_VALUES = 1 << 18
+_CACHED_VALUES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -122,29 +122,34 @@ class VectorCode:
         return StoredVectors(vectors, matrix(batch, "scales") if self.type == "int8" else _no_scales(len(vectors)))
 
     def decode(self, stored: StoredVectors) -> NDArray[np.float32]:
-        """Vectors (B, D) as float32; where they are kept so, the very memory.
+        """Vectors (B, D) as float32; where they are kept so, the very memory."""
+        if self.type == "float32":
+            return stored.vectors
+        values = np.empty(stored.vectors.shape, dtype=np.float32)
+        start = 0
+        for piece in self.pieces(stored):
+            values[start : start + len(piece)] = piece
+            start += len(piece)
+        return values
+
+    def pieces(self, stored: StoredVectors) -> Iterator[NDArray[np.float32]]:
+        """What `decode` returns, in order, a few rows at a time, which still lie in the processor's cache.
 
         Torch widens half precision several times faster than numpy.
         """
         if self.type == "float32":
-            return stored.vectors
+            yield stored.vectors
+            return
         # By dlpack, because torch.from_numpy warns that Arrow's memory is read-only.
-        kept = from_dlpack(stored.vectors)
-        values = torch.empty(kept.shape, dtype=torch.float32)
-        if self.type == "float16":
-            values.copy_(kept)
-        else:
-            scales = from_dlpack(stored.scales)
-            rows = max(1, _CACHED_VALUES // max(1, kept.shape[1]))
-            for start in range(0, len(kept), rows):
-                part = slice(start, start + rows)
-                self._widen(kept[part], scales[part], values[part])
-        decoded: NDArray[np.float32] = values.numpy()
-        return decoded
+        kept, scales = from_dlpack(stored.vectors), from_dlpack(stored.scales)
+        rows = max(1, _CACHED_VALUES // max(1, kept.shape[1]))
+        for start in range(0, len(kept), rows):
+            values = kept[start : start + rows].to(torch.float32)
+            if self.type == "int8":
+                self._apply(scales[start : start + rows], values)
+            yield values.numpy()
 
-    def _widen(self, kept: torch.Tensor, scales: torch.Tensor, values: torch.Tensor) -> None:
-        """Few rows of int8 into `values`, which then still lie in the processor's cache to be scaled."""
-        values.copy_(kept)
+    def _apply(self, scales: torch.Tensor, values: torch.Tensor) -> None:
         if len(set(self.group_dimensions)) == 1:
             values.view(len(values), len(self.group_dimensions), -1).mul_(scales[:, :, None])
             return
@@ -154,6 +159,11 @@ class VectorCode:
     def _slices(self) -> list[slice]:
         ends = list(accumulate(self.group_dimensions))
         return [slice(end - size, end) for end, size in zip(ends, self.group_dimensions, strict=True)]
+
+
+def no_vectors(rows: int) -> StoredVectors:
+    """Rows of which the vectors were not read."""
+    return StoredVectors(_no_scales(rows), _no_scales(rows))
 
 
 def _no_scales(rows: int) -> NDArray[np.float32]:

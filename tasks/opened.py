@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
+from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.lineage import queries
@@ -36,13 +34,7 @@ class OpenIndex:
     def rows(self) -> Iterator[FeatureRows]:
         """All rows at the pinned version; call it again for another pass."""
         for batch in self.table.stream(version=self.index.table_version):
-            yield FeatureRows(
-                example_ids=batch.example_ids,
-                vectors=_view(batch.vectors),
-                losses=_view(batch.losses),
-                squared_norms=_view(batch.squared_norms),
-                attributes=batch.attributes,
-            )
+            yield KeptRows(batch)
 
     def queries(self, output_ids: Sequence[str], target: Target) -> FeatureRows:
         """The stored features of outputs, in the order of their ids."""
@@ -208,10 +200,3 @@ def _options(index: Index) -> str:
     if config["dtype"] != "float32":
         options += f" --dtype {config['dtype']}"
     return options + (" --projection eigen" if config["projection"]["kind"] == "eigen" else "")
-
-
-def _view(array: NDArray[Any]) -> Tensor:
-    with warnings.catch_warnings():
-        # Scoring only reads, so that Arrow's read-only memory needs no copy.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

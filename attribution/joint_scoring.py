@@ -47,7 +47,8 @@ def joint_pass(
         raise UsageError("No index to score.", "Pass at least one.")
     if combination == "one" and len(members) > 1:
         raise UsageError(
-            f"This method scores one index, and {len(members)} were given.", "Choose one that joins several: tracin_cp, trak, influence."
+            f"This method scores one index, and {len(members)} were given.",
+            "Choose one that joins several: tracin_cp, trak, influence.",
         )
     ids = [member.queries.query_ids for member in members]
     if any(other != ids[0] for other in ids):

@@ -45,7 +45,8 @@ def audit(
         typer.Option(help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False),
     ] = "",
     every_checkpoint: Annotated[
-        bool, typer.Option("--every-checkpoint", help="Score with all checkpoints together: methods with curvature, and trak.")
+        bool,
+        typer.Option("--every-checkpoint", help="Score with all checkpoints together (trak, methods with curvature)."),
     ] = False,
     policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
     fail_on: Annotated[

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.methods import PreparedQueries
 from gradtrail.attribution.scoring import overall_influence, score, shares
 from gradtrail.errors import DataError, StoreError, UsageError
@@ -192,6 +193,38 @@ def test_only_the_largest_values_of_an_attribute_get_an_interval(monkeypatch):
     assert found["x"].low is None
     assert found["y"].low is not None
     assert found["z"].high is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class InPieces:
+    """A batch of a store that hands its vectors over three rows at a time, and never whole."""
+
+    rows: FeatureRows
+
+    def __getattr__(self, name):
+        value = getattr(self.rows, name)
+        return value.numpy() if isinstance(value, torch.Tensor) else value
+
+    @property
+    def shape(self):
+        return tuple(self.rows.vectors.shape)
+
+    @property
+    def vectors(self):
+        raise AssertionError("widened whole")
+
+    def pieces(self):
+        return (piece.numpy() for piece in self.rows.vectors.split(3))
+
+
+def test_rows_of_a_store_are_scored_in_pieces_without_ever_being_whole(small_integers):
+    queries, rows = small_integers
+    sizes = [100, 1, 399]
+    in_pieces = score(queries, lambda: [KeptRows(InPieces(part)) for part in cut(rows, sizes)], top_k=5)
+    whole = score(queries, lambda: cut(rows, sizes), top_k=5)
+    assert (in_pieces.proponents, in_pieces.opponents) == (whole.proponents, whole.opponents)
+    assert torch.equal(in_pieces.positive_mass, whole.positive_mass)
+    assert in_pieces.attribute_counts == whole.attribute_counts
 
 
 def test_memory_holds_one_batch_at_a_time(small_integers):

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from gradtrail.errors import DataError, StoreError, UsageError
+from gradtrail.storage import vector_codes
 from gradtrail.storage.gradients import GradientStore
 
 INDEX_ID = "1f" * 32
@@ -185,3 +186,16 @@ def test_vectors_in_any_type_are_read_without_a_warning(open_typed, recwarn):
         table.seal(table.present())
         next(table.stream())
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_pieces_that_are_widened_one_at_a_time_are_the_vectors(open_typed, dtype, monkeypatch):
+    monkeypatch.setattr(vector_codes, "_CACHED_VALUES", 30 * DIMENSION)
+    table = open_typed(dtype)
+    table.append(**rows_of(gradients()))
+    table.seal(table.present())
+    for batch in table.stream(batch_size=64):
+        pieces = list(batch.pieces())
+        assert dtype == "float32" or [len(piece) for piece in pieces] in ([30, 30, 4], [8])
+        assert batch.shape == batch.vectors.shape
+        assert np.array_equal(np.concatenate(pieces), batch.vectors)

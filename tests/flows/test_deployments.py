@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,25 @@ def test_every_deployment_names_a_flow_and_parameters_it_accepts(deployment):
 def test_the_file_is_what_the_command_prints_for_the_configuration_beside_it(monkeypatch):
     monkeypatch.chdir(ROOT / "deploy")
     assert yaml.safe_load(prefect_file(load_settings())) == DEPLOYMENTS
+
+
+def test_the_compose_file_names_only_what_there_is():
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    services = compose["services"]
+    named = set(re.findall(r"^([A-Z_]+)=", (ROOT / "deploy" / ".env.example").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\$\{([A-Z_]+)", json.dumps(compose))) == named
+    for service in services.values():
+        assert service["image"] in ("postgres:16", "gradtrail")
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert "healthcheck" in service or service["command"] == ["/srv/start-worker.sh"]
+        for volume in service.get("volumes", ()):
+            origin = volume.partition(":")[0]
+            # The one folder that is the user's to make.
+            assert origin in compose["volumes"] or origin == "./adapters" or (ROOT / "deploy" / origin).is_file()
+    [built] = [service["build"] for service in services.values() if "build" in service]
+    assert (ROOT / "deploy" / built["context"] / built["dockerfile"]).samefile(ROOT / "deploy" / "Dockerfile")
+    copied = re.findall(r"deploy/[\w.-]+|requirements[\w.-]*\.lock", (ROOT / "deploy" / "Dockerfile").read_text())
+    assert all((ROOT / name).is_file() for name in copied)
 
 
 def test_flows_run_from_plain_json_parameters(tiny, prefect_server):

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from gradtrail.lineage import queries
-from gradtrail.serving import POOL
 from gradtrail.settings import load_settings
 from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, LATEST_AUDIT_TAG
 from gradtrail.tasks.verifying import verify_workspace
 
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 POSTGRES_HOMES = ("/usr/lib/postgresql/15/bin", "/usr/local/bin")
 PATIENCE = 240
 MARK = "GRADTRAIL_TEST_FOLDER"
@@ -70,16 +71,6 @@ def end_flows(mark):
         with suppress(OSError):
             if int(folder.name) != os.getpid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
                 os.kill(int(folder.name), signal.SIGKILL)
-
-
-def python(module, *arguments, folder, variables):
-    """Run a module and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=variables, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -137,22 +128,41 @@ def team(postgres, tmp_path_factory):
         stack.enter_context(
             process(
                 [
-                    *module, "mlflow", "server", "--host", "127.0.0.1", "--port", mlflow.rpartition(":")[2],
-                    "--backend-store-uri", f"postgresql+psycopg://{postgres}/mlflow",
-                    "--artifacts-destination", str(folder / "artifacts"), "--workers", "1",
+                    *module,
+                    *container_command(
+                        "mlflow",
+                        host="127.0.0.1",
+                        port=mlflow.rpartition(":")[2],
+                        backend_store_uri=f"postgresql+psycopg://{postgres}/mlflow",
+                        artifacts_destination=str(folder / "artifacts"),
+                        allowed_hosts=mlflow.removeprefix("http://"),
+                    ),
+                    *("--workers", "1"),
                 ],
-                folder / "mlflow.log", env=variables,
+                folder / "mlflow.log",
+                env=variables,
             )
-        )  # fmt: skip
+        )
         stack.enter_context(
             process(
-                [*module, "prefect", "server", "start", "--host", "127.0.0.1", "--port", prefect.rpartition(":")[2]],
+                [*module, *container_command("prefect", host="127.0.0.1", port=prefect.rpartition(":")[2])],
                 folder / "prefect.log",
                 env=variables,
             )
         )
         wait_for(lambda: answers(f"{mlflow}/health") and answers(f"{prefect}/api/health"))
         yield mlflow, variables
+
+
+def container_command(service, **changed):
+    """What the container of a service runs, with some of its options changed; those are named as in Python."""
+    command = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"][service]["command"]
+    words = [part for word in command for part in word.split("=", 1)]
+    start = next(place for place, word in enumerate(words) if word.startswith("--"))
+    options = dict(zip(words[start::2], words[start + 1 :: 2], strict=True))
+    assert {f"--{name.replace('_', '-')}" for name in changed} <= options.keys()
+    options |= {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    return [*words[:start], *(part for option in options.items() for part in option)]
 
 
 def runs_of_audits(mlflow):
@@ -209,23 +219,15 @@ def project(tmp_path, migrated_mlflow, tiny_project, team, monkeypatch):
 
 @pytest.fixture
 def deployed(project, team):
-    """The schedules of the project, written by `gradtrail deployments` and deployed."""
+    """A worker that deploys the schedules of the project first: what the container `worker` runs."""
     _, variables = team
-    done = python("gradtrail.cli", "deployments", folder=project.folder, variables=variables)
-    (project.folder / "prefect.yaml").write_text(done)
-    for command in (
-        ["work-pool", "create", "--overwrite", "--type", "process", POOL],
-        ["--no-prompt", "deploy", "--all", "--prefect-file", "prefect.yaml"],
-    ):
-        python("prefect", *command, folder=project.folder, variables=variables)
+    programs = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}", MARK: str(project.folder)}
 
     @contextmanager
     def worker():
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+        command = [DEPLOY / "start-worker.sh"]
         try:
-            with process(
-                command, project.folder / "worker.log", env={**variables, MARK: str(project.folder)}, cwd=project.folder
-            ):
+            with process(command, project.folder / "worker.log", env={**variables, **programs}, cwd=project.folder):
                 yield
         finally:
             end_flows(project.folder)

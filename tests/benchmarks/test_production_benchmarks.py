@@ -63,3 +63,22 @@ def test_the_page_names_what_was_lost_and_an_empty_run_that_takes_too_long(page)
     assert "| audit | SIGKILL | 20 | 18 | 1 | 2 | 3 |" in page._faults({"environment": described, "rows": [row]})
     costs = {**described, "seconds_of_an_empty_run": {"1000": 2.5}, "wanted_seconds_of_an_empty_run": 2.0}
     assert "at most 2 s: **missed**" in page._audits({"environment": costs, "rows": []})
+    rows = [
+        {
+            "training_examples": examples,
+            "outputs": outputs,
+            "outputs_per_second": outputs / seconds,
+            "seconds": seconds,
+            "peak_memory_mb": 500 + examples // 100,
+            "largest_report_mb": 1.0,
+        }
+        for examples, outputs, seconds in (
+            (100, 10, 2.0),
+            (100, 50, 4.0),
+            (100, 90, 6.0),
+            (1000, 10, 3.0),
+            (1000, 50, 5.0),
+        )
+    ]
+    said = "With 50 outputs, 10 times as many training examples take 1.25 times as long and 9 MB more."
+    assert said in page._audits({"environment": costs, "rows": rows})

@@ -55,10 +55,10 @@ bench-lineage: $(READY) ## the ledger at ten million attributions, an hour or le
 	@$(BIN)/python benchmarks/lineage.py
 	@$(BIN)/python benchmarks/document_lineage.py
 
-bench-faults: $(READY) ## flows killed at random moments, and what comes twice, late or goes away; six minutes
+bench-faults: $(READY) ## flows killed at random moments, and what comes twice, late or goes away; half an hour or more
 	@$(BIN)/python benchmarks/faults.py
 
-bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; six minutes
+bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; eight minutes
 	@$(BIN)/python benchmarks/audit.py
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results

@@ -25,7 +25,7 @@ from gradtrail.session import flow_session
 from gradtrail.tasks.workspace import Workspace
 
 OUTPUTS = (100, 1_000, 10_000)
-TRAINING_EXAMPLES = (1_000, 8_000)
+TRAINING_EXAMPLES = (1_000, 8_000, 64_000)
 HIDDEN = 64
 EMPTY_RUNS = 5
 WANTED_EMPTY_SECONDS = 2.0

@@ -14,21 +14,23 @@ class RunningTop:
     def __init__(self, columns: int, size: int) -> None:
         self._size = size
         self._kept: list[list[tuple[float, str]]] = [[] for _ in range(columns)]
-        self._floors = np.full(columns, np.finfo(np.float64).tiny)
+        self._floors = np.zeros(columns)
 
-    def add(self, scores: NDArray[np.float64], example_ids: Sequence[str]) -> None:
+    def add(self, scores: NDArray[np.floating], example_ids: Sequence[str]) -> None:
         """Scores (batch, columns) of `example_ids`; only positive ones count.
 
         Most batches only compare: an id is read where a score reaches the last place of its column, or ties with it.
         """
         if self._size == 0:
             return
-        places = np.flatnonzero(scores >= self._floors)
+        # In the type of the scores, which a floor is one of: the comparison reads them as they are.
+        least = np.finfo(scores.dtype).smallest_subnormal
+        places = np.flatnonzero(scores >= np.maximum(self._floors.astype(scores.dtype), least))
         if len(places) > 4 * self._size * len(self._floors) and len(scores) > self._size:
             # So many hold only before the floors are known: the batch's own last places raise them first.
             lasts = np.partition(scores, -self._size, axis=0)[-self._size]
             np.maximum(self._floors, lasts, out=self._floors)
-            places = np.flatnonzero(scores >= self._floors)
+            places = np.flatnonzero(scores >= np.maximum(self._floors.astype(scores.dtype), least))
         rows, columns = np.divmod(places, len(self._floors))
         values = scores[rows, columns].tolist()
         for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):

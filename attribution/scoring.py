@@ -134,21 +134,24 @@ def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *
 def score_pass(scoring: ScoringPass, *, top_k: int) -> ScoreResult:
     """`score` for any scoring pass, over one index or several."""
     count = scoring.query_count
-    top = RunningTop(len(SIDES) * count, top_k)
+    proponents, opponents = RunningTop(count, top_k), RunningTop(count, top_k)
     sums = AttributeSums(count)
+    sided = torch.empty((0, len(SIDES) * count), dtype=torch.float64)
     examples = zero_norms = 0
     for batch, scores in scoring.batches():
-        sided = _sided(scores)
-        sums.add(batch, sided)
-        top.add(sided.numpy(), batch.example_ids)
+        proponents.add(scores.T, batch.example_ids)
+        opponents.add(-scores.T, batch.example_ids)
+        # Memory that is touched for the first time costs more than what is done in it, so every batch takes the same.
+        sided = sided if len(sided) >= scores.shape[1] else sided.new_empty((scores.shape[1], sided.shape[1]))
+        sums.add(batch, _sided(scores, sided[: scores.shape[1]]))
         examples += len(batch.example_ids)
         zero_norms += int((batch.squared_norms.sum(1) == 0).sum())
     if examples == 0:
         raise DataError("The index has no rows to score.", "Index a training set with at least one example.")
-    best, totals = top.best(), sums.totals()
+    totals = sums.totals()
     return ScoreResult(
-        proponents=best[:count],
-        opponents=[[(example_id, -value) for example_id, value in ranked] for ranked in best[count:]],
+        proponents=proponents.best(),
+        opponents=[[(example_id, -value) for example_id, value in ranked] for ranked in opponents.best()],
         positive_mass=totals["proponent"],
         negative_mass=totals["opponent"],
         attribute_mass=sums.masses(),
@@ -262,14 +265,12 @@ def _interval_shares(
     return intervals
 
 
-def _sided(scores: NDArray[np.floating]) -> Tensor:
-    """Absolute scores of both sides, zero elsewhere: (batch, 2 × queries) float64, proponents first."""
-    by_row = torch.from_numpy(scores).T
-    count = by_row.shape[1]
-    sided = torch.empty((len(by_row), len(SIDES) * count), dtype=torch.float64)
-    sided[:, :count] = by_row
-    torch.neg(sided[:, :count], out=sided[:, count:])
-    return sided.clamp_(min=0)
+def _sided(scores: NDArray[np.floating], into: Tensor) -> Tensor:
+    """Absolute scores of both sides, zero elsewhere, `into` (batch, 2 × queries) float64: proponents first."""
+    count = len(scores)
+    into[:, :count] = torch.from_numpy(scores).T
+    torch.neg(into[:, :count], out=into[:, count:])
+    return into.clamp_(min=0)
 
 
 def _part(scores: NDArray[np.floating], side: Side) -> NDArray[np.float64]:

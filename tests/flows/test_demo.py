@@ -147,6 +147,15 @@ def test_the_three_commands_to_try_next_work(demo):
         assert len(result.stdout.splitlines()) >= 2
 
 
+@pytest.mark.slow  # a process with all imports and a Prefect server of its own
+def test_an_audit_that_finds_nothing_new_prints_one_line_and_no_library_a_word(demo):
+    command = [sys.executable, "-m", "gradtrail.cli", "audit", "digits@champion", "--home", str(demo.settings.home)]
+    audit(demo.workspace, "digits@champion")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "Nothing new: every output of digits/1 in the inbox has been audited.\n"
+
+
 def test_second_run_finds_nothing_new_and_makes_no_second_report(demo):
     before = _audits(demo)
     reports = sorted(demo.workspace.reports.iterdir())

@@ -24,7 +24,7 @@ _ARROW = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
 _LITTLE_ENDIAN = {"float32": "<f4", "float16": "<f2", "int8": "i1"}
 _LARGEST_HALF = 65504
 _LEVELS = 127
-_CACHED_VALUES = 1 << 19
+_CACHED_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,13 @@ def _scored(truths: Truths, dampings: Sequence[float], name: str, threads: int) 
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     _give(truths, dampings, folder)
-    command = [str(peer_python()), str(script), str(folder), str(threads)]
+    command = [str(peer_python()), str(script.resolve()), str(folder.resolve()), str(threads)]
     environment = {**conditions(threads), "PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"}
     reason = ""
     try:
+        # In its own folder: bergson leaves a file where it runs.
         done = subprocess.run(  # noqa: S603
-            command, check=False, env=environment, capture_output=True, text=True, timeout=MOST_SECONDS
+            command, check=False, env=environment, cwd=folder, capture_output=True, text=True, timeout=MOST_SECONDS
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -4,16 +4,18 @@ The snapshot is a byte copy of the ledger file. The seal, a JSON file beside it,
 the digests of both files: while nothing is written after it, one changed byte in either file shows, and later the
 removal of events up to that point shows still.
 
-Publishing writes three files in this order: the next seal, the snapshot, the seal. Killed between any two, the snapshot
-agrees with one of the two seals, and `read_seal` takes that one.
+One process publishes at a time. It writes three files in this order: the next seal, the snapshot, the seal. Killed
+between any two, the snapshot agrees with one of the two seals, and `read_seal` takes that one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +56,7 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
     """
     part = snapshot.with_name(snapshot.name + ".part")
     following = _next_seal_path(snapshot)
-    with shared_file(database, patience_seconds=patience_seconds) as source:
+    with _alone(snapshot), shared_file(database, patience_seconds=patience_seconds) as source:
         try:
             digest = _copy(source, part)
             with closing(open_snapshot(part)) as connection:
@@ -88,6 +90,14 @@ def read_seal(snapshot: Path) -> Seal | None:
             return interrupted
     path = seal_path(snapshot)
     return _parse(path) if path.is_file() else None
+
+
+@contextmanager
+def _alone(snapshot: Path) -> Iterator[None]:
+    """Wait until no other process publishes: the lock on the ledger is shared with those that only copy it."""
+    with snapshot.with_name(snapshot.name + ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _parse(path: Path) -> Seal:

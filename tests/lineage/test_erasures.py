@@ -245,6 +245,7 @@ def test_a_rewritten_ledger_is_written_and_read_as_before(personal: Ledger, all_
     assert sorted(path.name for path in personal.paths.database.parent.iterdir()) == [
         "ledger.duckdb",
         "snapshot.duckdb",
+        "snapshot.duckdb.lock",
         "snapshot.duckdb.seal.json",
     ]
 

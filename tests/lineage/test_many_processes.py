@@ -88,6 +88,24 @@ def test_two_processes_write_and_five_read_for_a_moment(story_ledger: Ledger) ->
     _race(story_ledger, 1)
 
 
+PUBLISHER = """
+import sys
+from pathlib import Path
+from gradtrail.lineage.ledger import Ledger
+folder = Path(sys.argv[1])
+for _ in range(12):
+    Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb", patience_seconds=100).publish_snapshot()
+"""
+
+
+def test_processes_that_publish_at_once_take_turns(story_ledger: Ledger) -> None:
+    command = [sys.executable, "-c", PUBLISHER, str(story_ledger.paths.database.parent)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert verify_ledger(story_ledger).bytes_sealed
+
+
 @pytest.mark.slow
 def test_two_processes_write_and_five_read_for_a_minute(story_ledger: Ledger) -> None:
     _race(story_ledger, 60)

@@ -85,6 +85,7 @@ def test_verifying_changes_no_byte(story_ledger: Ledger) -> None:
     assert sorted(path.name for path in story_ledger.paths.database.parent.iterdir()) == [
         "ledger.duckdb",
         "snapshot.duckdb",
+        "snapshot.duckdb.lock",
         "snapshot.duckdb.seal.json",
     ]
 

@@ -250,7 +250,7 @@ class OurScores:
             tuple(iterate_features(self.adapter, model, examples, plan, batch_size=_BATCH))
             for examples in (self.training, self.queries)
         ]
-        return Measured(plan, found[0], _joined(found[1]))
+        return Measured(plan, found[0], FeatureRows.joined(found[1]))
 
     def _vectors(self, kind: str, measured: Measured, model: nn.Module | None = None) -> CurvaturePieces:
         model = self.truths.model if model is None else model
@@ -280,12 +280,3 @@ class OurScores:
 def _contributed(prepared: PreparedQueries, measured: Measured) -> Tensor:
     streamed = contributions(prepared, lambda: measured.rows, measured.plan)
     return torch.cat([block.values for block in streamed()], dim=1)
-
-
-def _joined(parts: Sequence[FeatureRows]) -> FeatureRows:
-    return FeatureRows(
-        example_ids=[example_id for part in parts for example_id in part.example_ids],
-        vectors=torch.cat([part.vectors for part in parts]),
-        losses=torch.cat([part.losses for part in parts]),
-        squared_norms=torch.cat([part.squared_norms for part in parts]),
-    )

@@ -11,7 +11,7 @@ import duckdb
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.catalogue import model_version
 from gradtrail.lineage.connections import first_row
-from gradtrail.lineage.records import AuditDetails, RecordedReport
+from gradtrail.lineage.records import AuditDetails, AuditTold, RecordedReport
 from gradtrail.lineage.revisions import current_digests
 from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
 
@@ -74,6 +74,34 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
     Raises:
         NotFoundError: no such audit.
     """
+    told = told_by(connection, audit_id, output_id)
+    version = model_version(connection, told.audit.model_version_id)
+    if version is None:
+        raise LedgerError(
+            f"The model version of audit {audit_id} is missing from the ledger.", "Run `gradtrail verify`."
+        )
+    influences = """
+        SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""
+    contributions = """
+        SELECT output_id, side, group_name, share
+        FROM group_contribution WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
+        ORDER BY position"""
+    return AuditDetails(
+        **vars(told),
+        model_version=version,
+        influences=tuple(ExampleInfluence(*row) for row in connection.execute(influences, [audit_id]).fetchall()),
+        group_contributions=tuple(
+            GroupContribution(*row) for row in connection.execute(contributions, [audit_id, output_id]).fetchall()
+        ),
+    )
+
+
+def told_by(connection: Connection, audit_id: str, output_id: str | None = None) -> AuditTold:
+    """What an audit says of its outputs, or of one of them and of itself.
+
+    Raises:
+        NotFoundError: no such audit.
+    """
     recorded = audit(connection, audit_id)
     if recorded is None:
         raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "`gradtrail report` lists the audits.")
@@ -82,11 +110,6 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         FROM audit JOIN event ON event.sequence = audit.event_sequence JOIN audit_dataset USING (audit_id)
         WHERE audit_id = ?"""
     recorded_at, sequence, method_notes, dataset_version_id = connection.execute(header, [audit_id]).fetchall()[0]
-    version = model_version(connection, recorded.model_version_id)
-    if version is None:
-        raise LedgerError(
-            f"The model version of audit {audit_id} is missing from the ledger.", "Run `gradtrail verify`."
-        )
     results = """
         SELECT output_id, prediction, loss, reproduced, proponent_mass, opponent_mass
         FROM audit_output WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY position"""
@@ -100,36 +123,25 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         FROM share
         WHERE audit_id = $1 AND (output_id IS NULL OR output_id = coalesce($2, output_id)) AND event_sequence >= $3
         ORDER BY output_id NULLS FIRST, side DESC, attribute, share DESC, value"""
-    influences = """
-        SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""
     findings = """
         SELECT rule, severity, message, output_id, evidence
         FROM finding WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
         ORDER BY position"""
-    contributions = """
-        SELECT output_id, side, group_name, share
-        FROM group_contribution WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
-        ORDER BY position"""
     both = [audit_id, output_id]
     # By the event too: it says in which part of millions of rows the audit lies.
     placed = [*both, sequence]
-    return AuditDetails(
+    return AuditTold(
         audit=recorded,
         recorded_at=recorded_at,
         event_sequence=sequence,
-        model_version=version,
         dataset_version_id=dataset_version_id,
         method_notes=json.loads(method_notes),
         results=tuple(OutputResult(*row) for row in connection.execute(results, both).fetchall()),
         attributions=tuple(Attribution(*row) for row in connection.execute(attributions, placed).fetchall()),
         shares=tuple(Share(*row) for row in connection.execute(shares, placed).fetchall()),
-        influences=tuple(ExampleInfluence(*row) for row in connection.execute(influences, [audit_id]).fetchall()),
         findings=tuple(
             Finding(rule, severity, message, concerned, json.loads(evidence))
             for rule, severity, message, concerned, evidence in connection.execute(findings, both).fetchall()
-        ),
-        group_contributions=tuple(
-            GroupContribution(*row) for row in connection.execute(contributions, both).fetchall()
         ),
     )
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import duckdb
 
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage.audits import audit_details, report_of
+from gradtrail.lineage.audits import report_of, told_by
 from gradtrail.lineage.catalogue import checkpoints_of, dataset_version, examples, model_version, outputs, run
 from gradtrail.lineage.closure import resolve
 from gradtrail.lineage.connections import first_row, recorded
-from gradtrail.lineage.records import AuditDetails, ExplainedExample, Explanation
+from gradtrail.lineage.records import AuditTold, ExplainedExample, Explanation
 from gradtrail.nouns import Attribution, Output
 
 Connection = duckdb.DuckDBPyConnection
@@ -30,12 +30,9 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
     latest = first_row(connection, query, [output.output_id, audit_id])
     if latest is None and audit_id is not None:
         raise NotFoundError(f"Audit {audit_id} does not examine output {output.output_id}.", "Leave the audit out.")
-    details = audit_details(connection, latest[0], output_id=output.output_id) if latest else None
-    if details is None:
-        version = recorded(model_version(connection, output.model_version_id), output.model_version_id)
-        trained_on = version.dataset_version_id
-    else:
-        version, trained_on = details.model_version, details.dataset_version_id
+    version = recorded(model_version(connection, output.model_version_id), output.model_version_id)
+    told = told_by(connection, latest[0], output.output_id) if latest else None
+    trained_on = told.dataset_version_id if told else version.dataset_version_id
     chain = Explanation(
         output,
         version,
@@ -43,20 +40,20 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
         checkpoints_of(connection, version.model_version_id)[-1],
         recorded(dataset_version(connection, trained_on), trained_on),
     )
-    if details is None:
+    if told is None:
         return chain
-    explained = _explained(connection, details)
+    explained = _explained(connection, told)
     return replace(
         chain,
-        audit=details.audit,
-        audited_at=details.recorded_at,
-        method_notes=details.method_notes,
-        result=details.results[0],
+        audit=told.audit,
+        audited_at=told.recorded_at,
+        method_notes=told.method_notes,
+        result=told.results[0],
         proponents=tuple(each for each in explained if each.attribution.side == "proponent"),
         opponents=tuple(each for each in explained if each.attribution.side == "opponent"),
-        shares=details.shares,
-        findings=details.findings,
-        report=report_of(connection, details.audit.audit_id),
+        shares=told.shares,
+        findings=told.findings,
+        report=report_of(connection, told.audit.audit_id),
     )
 
 
@@ -72,8 +69,8 @@ def _output(connection: Connection, text: str) -> Output:
     return found[0]
 
 
-def _explained(connection: Connection, details: AuditDetails) -> list[ExplainedExample]:
-    known = examples(connection, details.dataset_version_id, {each.example_id for each in details.attributions})
+def _explained(connection: Connection, told: AuditTold) -> list[ExplainedExample]:
+    known = examples(connection, told.dataset_version_id, {each.example_id for each in told.attributions})
 
     def explained(attribution: Attribution) -> ExplainedExample:
         placed = known.get(attribution.example_id)
@@ -81,4 +78,4 @@ def _explained(connection: Connection, details: AuditDetails) -> list[ExplainedE
             return ExplainedExample(attribution, None, None, {})
         return ExplainedExample(attribution, placed.content_sha256, placed.position, placed.attributes)
 
-    return [explained(each) for each in details.attributions]
+    return [explained(each) for each in told.attributions]

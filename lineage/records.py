@@ -66,25 +66,33 @@ class RecordedReport:
 
 
 @dataclass(frozen=True)
-class AuditDetails:
-    """An audit with all its evidence: what a report needs from the ledger.
+class AuditTold:
+    """What an audit says of its outputs.
 
     Results are in the audit's order; attributions by output in that order, side (proponents first) and rank; shares
-    with the mean over the audit first, by attribute and falling share; influences by side and rank; findings as given;
-    group contributions as given, none for an audit from before they were recorded.
+    with the mean over the audit first, by attribute and falling share; findings as given.
     """
 
     audit: Audit
     recorded_at: datetime
     event_sequence: int
-    model_version: ModelVersion
     dataset_version_id: str
     method_notes: Mapping[str, Any]
     results: tuple[OutputResult, ...]
     attributions: tuple[Attribution, ...]
     shares: tuple[Share, ...]
-    influences: tuple[ExampleInfluence, ...]
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class AuditDetails(AuditTold):
+    """An audit with all its evidence: what a report needs from the ledger.
+
+    Influences are by side and rank; group contributions as given, none for an audit from before they were recorded.
+    """
+
+    model_version: ModelVersion
+    influences: tuple[ExampleInfluence, ...]
     group_contributions: tuple[GroupContribution, ...]
 
 

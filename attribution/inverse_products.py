@@ -24,6 +24,7 @@ from gradtrail.attribution.linear_solvers import (
     Product,
     SolverOptions,
     conjugate_gradients,
+    largest_eigenvalue,
     mean_eigenvalue,
     neumann_series,
     refuse_asymmetric,
@@ -90,13 +91,14 @@ def inverse_curvature_products(
         def damped(matrix: Tensor) -> Tensor:
             return counted(matrix) + added * matrix
 
+        largest = largest_eigenvalue(damped, like) if solver == "lissa" else 0.0
         solved, residual = [], 0.0
         for start in range(0, len(queries), QUERIES_TOGETHER):
             gradients = _gradients(adapter, model, queries[start : start + QUERIES_TOGETHER], names, target, device)
             if solver == "cg":
                 found, left = conjugate_gradients(damped, gradients, options)
             else:
-                found, left = neumann_series(damped, gradients, options)
+                found, left = neumann_series(damped, gradients, largest, options)
             residual = max(residual, left)
             solved.append(project_parameters(model, plan, names, found.T, device))
     return Solutions(torch.cat(solved), residual, added, counted.products)

@@ -83,10 +83,10 @@ def conjugate_gradients(product: Product, right: Tensor, options: SolverOptions)
     return solution, left
 
 
-def neumann_series(product: Product, right: Tensor, options: SolverOptions) -> tuple[Tensor, float]:
-    """α Σ_k (I − αA)ᵏ b, with α below 1 over the largest eigenvalue (arXiv 1703.04730, LiSSA with all examples)."""
+def neumann_series(product: Product, right: Tensor, largest: float, options: SolverOptions) -> tuple[Tensor, float]:
+    """α Σ_k (I − αA)ᵏ b, with α below 1 over the `largest` eigenvalue (arXiv 1703.04730, LiSSA with all examples)."""
     size = right.norm(dim=0).clamp_min(torch.finfo(right.dtype).tiny)
-    scale = 1 / (_POWER_MARGIN * _largest_eigenvalue(product, right))
+    scale = 1 / (_POWER_MARGIN * largest)
     solution, term, left = torch.zeros_like(right), right.clone(), 1.0
     for _ in range(options.most_products):
         solution += scale * term
@@ -103,8 +103,12 @@ def neumann_series(product: Product, right: Tensor, options: SolverOptions) -> t
     return solution, left
 
 
-def _largest_eigenvalue(product: Product, like: Tensor) -> float:
-    """By power iteration from a fixed start."""
+def largest_eigenvalue(product: Product, like: Tensor) -> float:
+    """Of a symmetric positive matrix, by power iteration from a fixed start.
+
+    Raises:
+        UsageError: when there is none: zero, or not finite.
+    """
     vector = torch.randn(len(like), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like)
     largest = 0.0
     for _ in range(_POWER_STEPS):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import PurePath
 
 import duckdb
@@ -20,26 +21,46 @@ Connection = duckdb.DuckDBPyConnection
 
 def audit(connection: Connection, audit_id: str) -> Audit | None:
     """The audit with that id."""
+    found = _recorded(connection, audit_id)
+    return found.audit if found else None
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """An audit, when it was recorded, and what it scored against."""
+
+    audit: Audit
+    recorded_at: datetime
+    event_sequence: int
+    method_notes: str
+    dataset_version_id: str
+
+
+def _recorded(connection: Connection, audit_id: str) -> _Recorded | None:
     query = """
-        SELECT model_version_id, method, parameters, weighting_id, policy_sha256 FROM audit WHERE audit_id = ?"""
+        SELECT model_version_id, method, parameters, weighting_id, policy_sha256, method_notes, event_sequence,
+            recorded_at
+        FROM audit JOIN event ON event.sequence = audit.event_sequence WHERE audit_id = ?"""
     row = first_row(connection, query, [audit_id])
     if row is None:
         return None
     examined = connection.execute(
         "SELECT output_id, target FROM audit_output WHERE audit_id = ? ORDER BY position", [audit_id]
     ).fetchall()
-    indexes = connection.execute(
-        "SELECT index_id FROM audit_index WHERE audit_id = ? ORDER BY position", [audit_id]
-    ).fetchall()
-    return Audit(
+    read = """
+        SELECT index_id, dataset_version_id FROM audit_index LEFT JOIN gradient_index USING (index_id)
+        WHERE audit_id = ? ORDER BY position"""
+    indexes = connection.execute(read, [audit_id]).fetchall()
+    found = Audit(
         outputs=tuple(examined),
         model_version_id=row[0],
-        index_ids=tuple(each[0] for each in indexes),
+        index_ids=tuple(index_id for index_id, _ in indexes),
         method=row[1],
         parameters=json.loads(row[2]),
         weighting_id=row[3],
         policy_sha256=row[4],
     )
+    return _Recorded(found, row[7], row[6], row[5], (indexes[0][1] if indexes else None) or "")
 
 
 def audits(connection: Connection, model_version_id: str | None = None) -> list[Audit]:
@@ -102,14 +123,9 @@ def told_by(connection: Connection, audit_id: str, output_id: str | None = None)
     Raises:
         NotFoundError: no such audit.
     """
-    recorded = audit(connection, audit_id)
-    if recorded is None:
+    found = _recorded(connection, audit_id)
+    if found is None:
         raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "`gradtrail report` lists the audits.")
-    header = """
-        SELECT event.recorded_at, event.sequence, audit.method_notes, audit_dataset.dataset_version_id
-        FROM audit JOIN event ON event.sequence = audit.event_sequence JOIN audit_dataset USING (audit_id)
-        WHERE audit_id = ?"""
-    recorded_at, sequence, method_notes, dataset_version_id = connection.execute(header, [audit_id]).fetchall()[0]
     results = """
         SELECT output_id, prediction, loss, reproduced, proponent_mass, opponent_mass
         FROM audit_output WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY position"""
@@ -129,13 +145,13 @@ def told_by(connection: Connection, audit_id: str, output_id: str | None = None)
         ORDER BY position"""
     both = [audit_id, output_id]
     # By the event too: it says in which part of millions of rows the audit lies.
-    placed = [*both, sequence]
+    placed = [*both, found.event_sequence]
     return AuditTold(
-        audit=recorded,
-        recorded_at=recorded_at,
-        event_sequence=sequence,
-        dataset_version_id=dataset_version_id,
-        method_notes=json.loads(method_notes),
+        audit=found.audit,
+        recorded_at=found.recorded_at,
+        event_sequence=found.event_sequence,
+        dataset_version_id=found.dataset_version_id,
+        method_notes=json.loads(found.method_notes),
         results=tuple(OutputResult(*row) for row in connection.execute(results, both).fetchall()),
         attributions=tuple(Attribution(*row) for row in connection.execute(attributions, placed).fetchall()),
         shares=tuple(Share(*row) for row in connection.execute(shares, placed).fetchall()),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import ModelAdapter, TrainingData
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.scoring import ScoredBatch, ScoringPass
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import DataError, ModelError, UsageError

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import ModelAdapter, TrainingData
 from gradtrail.attribution.checks import check_determinism
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.recording import Instrument, build_instrument, recording
 from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.working_mode import is_out_of_memory

@@ -22,7 +22,8 @@ from gradtrail.attribution.curvature_vectors import (
     observed_vectors,
 )
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Example, Weighting
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.recording import Instrument, Recording, build_instrument, recording
 from gradtrail.attribution.weights import unweighted_vectors
 from gradtrail.errors import DataError, ModelError, UsageError

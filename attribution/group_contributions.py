@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradtrail.attribution.attribute_sums import SIDES
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.method_registry import Combination, inverse_norms
 from gradtrail.attribution.prepared import PreparedQueries

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.spectrum import Spectrum
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, refuse_empty, singular
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.method_registry import (
     METHODS,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrail.attribution.attribute_sums import SIDES, AttributeCodes, AttributeSums
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.method_registry import inverse_norms
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.ranking import RunningTop

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.method_registry import find_method, inverse_norms
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.weights import unweighted_vectors

@@ -15,7 +15,8 @@ from torch import Tensor
 from gradtrail.attribution.curvature import header, read_header, refuse_empty, singular
 from gradtrail.attribution.curvature_vectors import CurvatureKind, CurvaturePieces
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.weights import unweighted_vectors
 from gradtrail.errors import DataError, StoreError, UsageError

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.spectrum import Spectrum
 from gradtrail.attribution.weights import weighted_queries

@@ -12,7 +12,8 @@ from workloads import Model, Workload
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter
 from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
 from gradtrail.nouns import Example
 from gradtrail.storage.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients import GradientStore

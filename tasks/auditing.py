@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.digests import sha256_json
 from gradtrail.lineage import queries, withdrawals
 from gradtrail.lineage.earlier_shares import earlier_shares

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 
 from gradtrail.attribution.adapters import ModelAdapter
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.lineage.records import RecordedExample
 from gradtrail.nouns import Attribution, Example
 from gradtrail.reports.policies import EarlierAudit, Likeness, Policy

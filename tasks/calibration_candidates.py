@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.contributions import group_effects, left_out_sums
 from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.features import FeaturePlan, FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.joint_scoring import Member
 from gradtrail.attribution.method_registry import METHODS, find_method
 from gradtrail.attribution.weights import group_weights

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.group_contributions import KeptRows, group_contributions
 from gradtrail.attribution.joint_scoring import Member
 from gradtrail.attribution.method_registry import find_method

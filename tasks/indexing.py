@@ -16,7 +16,8 @@ from torch import nn
 from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.checks import check_capture, check_determinism
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
 from gradtrail.attribution.health import gradient_health
 from gradtrail.attribution.memory import MEMORY_BUDGET, MOST_EXAMPLES
 from gradtrail.attribution.shards import Shard

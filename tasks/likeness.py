@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.weights import unweighted_vectors
 from gradtrail.digests import content_sha256
 from gradtrail.nouns import Attribution, Example

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gradtrail.attribution.adapters import TrainingData
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, plan_from_config
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan, plan_from_config
 from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.errors import NotFoundError, StoreError, UsageError

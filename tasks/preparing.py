@@ -13,7 +13,7 @@ from gradtrail.attribution.conditioning import conditioning, conditioning_warnin
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, default_curvature_kind
 from gradtrail.attribution.curvature_vectors import CurvaturePieces, curvature_kind, model_vectors, observed_vectors
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.inverse_products import Solutions, full_curvature, inverse_curvature_products
 from gradtrail.attribution.joint_scoring import Member, joint_pass
 from gradtrail.attribution.linear_solvers import SolverOptions

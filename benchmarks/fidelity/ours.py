@@ -19,7 +19,8 @@ from gradtrail.attribution.contributions import contributions
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature
 from gradtrail.attribution.curvature_vectors import CurvaturePieces, model_vectors, observed_vectors
 from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeaturePlan, FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
 from gradtrail.attribution.inverse_products import Solver, inverse_curvature_products
 from gradtrail.attribution.kronecker import fit_eigen_basis
 from gradtrail.attribution.linear_solvers import SolverOptions

@@ -6,7 +6,8 @@ from torch import nn
 
 from gradtrail.attribution.adapters import ClassificationAdapter
 from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.group_contributions import KeptRows, group_contributions, split_scores
 from gradtrail.attribution.joint_scoring import Member, joint_pass
 from gradtrail.attribution.method_registry import find_method

@@ -7,7 +7,7 @@ import torch
 from gradtrail.attribution.contributions import contributions, group_effects, left_out_sums
 from gradtrail.attribution.curvature_vectors import observed_vectors
 from gradtrail.attribution.evaluation import predicted_effects
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.further_training import random_halves
 from gradtrail.attribution.horizon_fitting import fit_horizon
 from gradtrail.attribution.methods import prepare_queries

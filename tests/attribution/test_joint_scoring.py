@@ -8,7 +8,8 @@ import torch
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.curvature import BlockCurvature
 from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.joint_scoring import Member, joint_pass
 from gradtrail.attribution.margins import one_minus_probability
 from gradtrail.attribution.methods import find_method, prepare_queries

@@ -7,7 +7,8 @@ import torch
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.curvature import BlockCurvature, empirical_curvature
-from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.methods import METHODS, prepare_queries
 from gradtrail.attribution.scoring import score
 from gradtrail.attribution.weights import group_weights, stored_vectors, unweighted_vectors

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.features import FeatureRows
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.methods import PreparedQueries
 from gradtrail.attribution.scoring import overall_influence, score, shares

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradtrail.attribution.features import FeatureRows, FeatureSettings, plan_features
+from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.spectrum import Spectrum
 from gradtrail.attribution.unrolling import Segment, unrolled_queries
 from gradtrail.errors import StoreError, UsageError

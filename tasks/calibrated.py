@@ -103,7 +103,7 @@ class _Request:
             weighting_id = UNIFORM
         own = {name: parameters[name] for name in _CHOSEN_BY_CALIBRATION if name in parameters}
         options = replace(asked, method=method, weighting=weighting_id, **own)
-        return ResolvedAudit(options, tuple(self._indexes(method, index_ids[-1])))
+        return ResolvedAudit(options, tuple(self._indexes(method, index_ids[-1], len(index_ids) > 1)))
 
     def never_calibrated(self) -> NotFoundError:
         """The refusal of a named horizon."""
@@ -132,7 +132,8 @@ class _Request:
             else:
                 best_of = said.get("best_of", ())
                 fits = said.get("chosen", False) if scope == "all" else said["longest"] and scope in best_of
-            if fits and self._indexes(found.method, said["index_ids"][-1]) == list(said["index_ids"]):
+            indexes = list(said["index_ids"])
+            if fits and self._indexes(found.method, indexes[-1], len(indexes) > 1) == indexes:
                 yield found
 
     def _indexes(self, method: str, preferred: str, every_checkpoint: bool = False) -> list[str]:

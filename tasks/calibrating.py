@@ -49,7 +49,7 @@ def plan_calibration(workspace: Workspace, model_version_id: str, options: Calib
 
     Raises:
         UsageError: for an unknown method, a budget that holds nothing, or too few queries.
-        NotFoundError: if there is no index, or none that was asked for.
+        NotFoundError: if there is no index, or none that was asked for or that a method scores.
     """
     for method in options.methods:
         find_method(method)
@@ -57,6 +57,7 @@ def plan_calibration(workspace: Workspace, model_version_id: str, options: Calib
     refuse_unknown_aspects(workspace, pinned, options.aspects)
     [index_id] = method_indexes(workspace, model_version_id, "grad_dot", only=options.index)
     opened = open_index(workspace, pinned, index_id)
+    candidates(workspace, pinned, index_id, options)
     query_set = drawn_queries(workspace, pinned, opened, options)
     query_roles(len(query_set.examples), options.weightings, options.seed)
     contents = [f"{query.example_id}:{query.content_sha256}" for query in query_set.examples]
@@ -119,7 +120,7 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
     query_set = drawn_queries(workspace, pinned, open_index(workspace, pinned, plan.index_id), options)
     roles = query_roles(len(plan.query_ids), options.weightings, options.seed)
     predictor = Predictor(workspace, pinned, query_set, halves, singles)
-    named = candidates(workspace, pinned, plan, options)
+    named = candidates(workspace, pinned, plan.index_id, options)
     predictions = []
     with progress_bar("measuring methods", len(named)) as bar:
         for candidate in named:
@@ -128,7 +129,9 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
     uniform = [tried(prediction, Weighting(), halves, roles) for prediction in predictions]
     learned = learned_candidates(uniform, halves, roles, plan, options)
     competing = [*uniform, *learned.tried]
-    aspects = aspect_candidates(workspace, pinned, best(competing, plan.steps[-1]).prediction, halves, roles, options)
+    of_one = [each for each in competing if len(each.prediction.members) == 1]
+    best_of_one = best(of_one or competing, plan.steps[-1]).prediction
+    aspects = aspect_candidates(workspace, pinned, best_of_one, halves, roles, options)
     found = with_evidence(reported([*competing, *aspects], halves, singles, plan, roles), pinned, plan, options)
     settled = stationarity(workspace, plan, options)
     losses = {name: value if isfinite(value) else None for name, value in asdict(settled).items()}

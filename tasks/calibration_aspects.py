@@ -56,7 +56,7 @@ def aspect_candidates(
     roles: QueryRoles,
     options: CalibrateOptions,
 ) -> list[Tried]:
-    """One weighting an aspect for the method that was found best, fitted on one half of some training examples.
+    """One weighting an aspect for the method found best on one index, fitted on one half of some training examples.
 
     It is kept where, on the other half, more of the top attributions share the example's value than under uniform
     weights. Its fidelity is measured like any other, but it does not compete: it answers another question.

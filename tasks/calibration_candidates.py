@@ -19,7 +19,7 @@ from gradtrail.attribution.joint_scoring import Member
 from gradtrail.attribution.method_registry import METHODS, find_method
 from gradtrail.attribution.weights import group_weights
 from gradtrail.nouns import Example, Weighting
-from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.calibration_plans import CalibrateOptions
 from gradtrail.tasks.calibration_queries import QuerySet
 from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel
@@ -147,16 +147,26 @@ class Predictor:
         return [by_id[query_id] for query_id in query_ids]
 
 
-def candidates(
-    workspace: Workspace, pinned: PinnedModel, plan: CalibrationPlan, options: CalibrateOptions
-) -> list[Candidate]:
-    """The methods asked for, or those that the index serves without another one, each at several dampings."""
-    names = options.methods or _free_methods(open_index(workspace, pinned, plan.index_id))
+def candidates(workspace: Workspace, pinned: PinnedModel, index_id: str, options: CalibrateOptions) -> list[Candidate]:
+    """The methods asked for, or those that the index serves without another one, each at several dampings.
+
+    Where every checkpoint is asked for, a method that can add up over them comes a second time, so.
+
+    Raises:
+        NotFoundError: when an index that a method scores was not built.
+    """
+    names = options.methods or _free_methods(open_index(workspace, pinned, index_id))
+    version = pinned.model_version.model_version_id
     found = []
     for name in names:
-        index_ids = tuple(method_indexes(workspace, plan.model_version_id, name, preferred=plan.index_id))
+        joined = options.every_checkpoint and find_method(name).combination == "sum"
+        families = {
+            tuple(method_indexes(workspace, version, name, every, preferred=index_id))
+            for every in (False, *([True] if joined else []))
+        }
         plain = MethodOptions(name, "", 1.0, 0.0, 0.0, options.device, options.target)
-        found += [Candidate(replace(plain, relative_damping=damping), index_ids) for damping in _dampings(name)]
+        for index_ids in sorted(families, key=len):
+            found += [Candidate(replace(plain, relative_damping=damping), index_ids) for damping in _dampings(name)]
     return found
 
 

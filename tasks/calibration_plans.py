@@ -51,6 +51,7 @@ class CalibrateOptions:
         weightings: objectives that group weights are learned for, beside the uniform weighting.
         level: of the groups that have a weight of their own.
         aspects: attributes of training examples, each of which gets a weighting of its own.
+        every_checkpoint: measure methods that add up over checkpoints on all of them too, beside the serving one.
         methods: methods to measure; empty means those that need no other index and no other pass over the model's data.
         target: what is measured of a query: what the model `emitted`, or the true `label`.
         steps: amounts of further training, ascending; the last one that fits the budget decides.
@@ -79,6 +80,7 @@ class CalibrateOptions:
     weightings: tuple[LearnedObjective, ...] = LEARNED_OBJECTIVES
     level: Level = "layer"
     aspects: tuple[str, ...] = ()
+    every_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         counted = bool(self.sets or self.seeds)
@@ -115,7 +117,7 @@ class CalibrateOptions:
 
 
 _OPTIMISERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_NOT_OF_A_PLAN = ("methods", "weightings", "level", "aspects", "index")
+_NOT_OF_A_PLAN = ("methods", "weightings", "level", "aspects", "index", "every_checkpoint")
 _NOT_OF_A_RUN = (*_NOT_OF_A_PLAN, "budget_seconds", "most_queries", "sets", "seeds", "leave_one_out")
 """Options that change neither the plan, nor what one run of further training does."""
 

@@ -41,14 +41,14 @@ class Learned:
 def learned_candidates(
     uniform: Sequence[Tried], halves: Effects, roles: QueryRoles, plan: CalibrationPlan, options: CalibrateOptions
 ) -> Learned:
-    """For each method, objective and fitted amount of training, the weighting that helps, at its best damping.
+    """For each method and its indexes, objective and fitted amount, the weighting that helps, at its best damping.
 
     `further_training` is fitted at every damping; `self_supervised`, which reads the whole index again, at the damping
     that is best under uniform weights, and the effects on the choosing queries say how strongly to weight, if at all.
     """
     found: list[Tried] = []
     fell_back: dict[tuple[str, str, int], str] = {}
-    for method, own in by_method(uniform).items():
+    for (method, _), own in _families(uniform).items():
         if not roles.fitting:
             break
         for objective in options.weightings:
@@ -99,11 +99,11 @@ def _figure(measured: MethodFidelity, steps: int) -> float:
     return next(figure.spearman for figure in measured.by_steps if figure.steps == steps)
 
 
-def by_method(candidates: Sequence[Tried]) -> dict[str, list[Tried]]:
-    """Candidates by the name of their method, in order."""
-    found: dict[str, list[Tried]] = {}
+def _families(candidates: Sequence[Tried]) -> dict[tuple[str, tuple[str, ...]], list[Tried]]:
+    """Candidates by their method and the indexes that it scores, in order."""
+    found: dict[tuple[str, tuple[str, ...]], list[Tried]] = {}
     for each in candidates:
-        found.setdefault(each.method, []).append(each)
+        found.setdefault((each.method, each.prediction.candidate.index_ids), []).append(each)
     return found
 
 

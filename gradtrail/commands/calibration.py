@@ -53,6 +53,10 @@ def calibrate(
         str,
         typer.Option(help="Index to calibrate, by the beginning of its id; else the newest.", show_default=False),
     ] = "",
+    every_checkpoint: Annotated[
+        bool,
+        typer.Option("--every-checkpoint", help="Measure methods on all checkpoints together too, where they add up."),
+    ] = False,
     optimiser: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Of the further training.")] = "sgd",
     learning_rate: Annotated[float, typer.Option(help="Of the further training.")] = 0.02,
     batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 64,
@@ -87,6 +91,7 @@ def calibrate(
             weightings=LEARNED_OBJECTIVES if learn_weights else (),
             level=level,
             aspects=tuple(aspect or ()),
+            every_checkpoint=every_checkpoint,
         )
         outcome = calibrate_flow(settings.workspace(), reference, options)
     show_calibration(outcome, as_json=as_json)
@@ -159,7 +164,8 @@ def _figures(outcome: CalibrateOutcome, figures: Mapping[int, Sequence[FidelityF
     table = Table("best for", "method", "weights", *steps, box=None, pad_edge=False)
     for each in sorted(outcome.methods, key=lambda one: -figures[id(one)][-1].spearman):
         values = (f"{figure.spearman:.3f} ± {figure.spearman_error:.3f}" for figure in figures[id(each)])
-        named = escape(f"{each.method} {_tuned(each.parameters)}".strip())
+        joined = f"{len(each.index_ids)} checkpoints" if len(each.index_ids) > 1 else ""
+        named = escape(f"{each.method} {', '.join(filter(None, (joined, _tuned(each.parameters))))}".strip())
         table.add_row(f"[bold]{_best_for(outcome, each)}[/]", named, escape(each.weighting.objective), *values)
     ceilings = (f"{figure.spearman_ceiling:.3f}" for figure in figures[id(outcome.methods[0])])
     table.add_row("", "[dim]ceiling: what noise leaves within reach[/]", "", *ceilings)

@@ -2,18 +2,27 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from gradtrail.attribution.effects import Effects
+from gradtrail.attribution.joint_scoring import joint_pass
 from gradtrail.attribution.methods import METHODS
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.flows.audit import audit
+from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
+from gradtrail.nouns import Weighting
 from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.calibration_candidates import Predictor, candidates
+from gradtrail.tasks.calibration_plans import CalibrateOptions
+from gradtrail.tasks.calibration_runs import drawn_queries
 from gradtrail.tasks.indexing import IndexOptions
-from gradtrail.tasks.opened import method_indexes
+from gradtrail.tasks.models import pinned_model
+from gradtrail.tasks.opened import method_indexes, open_index
 from gradtrail.tasks.registering import TrainedWeights
 from gradtrail.tasks.self_influences import write_self_influence
 
@@ -172,3 +181,49 @@ def test_self_influence_is_a_table_of_every_example_for_any_stored_method(ingest
     assert write_self_influence(ingested.workspace, MODEL, options, 5) == found
     with pytest.raises(UsageError, match="too much for every training example"):
         write_self_influence(ingested.workspace, MODEL, AuditOptions("cg").method_options, 5)
+
+
+def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested):
+    index(ingested.workspace, MODEL)
+    ingested.drop("a.jsonl", *(ingested.record(number) for number in range(14)))
+    asked = CalibrateOptions(
+        methods=("grad_dot", "influence_global"), sets=8, seeds=2, steps=(2, 6), every_checkpoint=True, batch_size=16
+    )
+    with pytest.raises(NotFoundError, match="1 of 2 have none"):
+        calibrate(ingested.workspace, MODEL, asked)
+    assert not list((ingested.workspace.root / "calibrations").rglob("*.npy"))  # refused before anything is trained
+    built = tuple(each.index_id for each in index(ingested.workspace, MODEL, every_checkpoint=True))
+    outcome = calibrate(ingested.workspace, MODEL, asked)
+    scored = {(each.method, each.index_ids) for each in outcome.methods}
+    assert scored == {("grad_dot", built[1:]), ("influence_global", built[1:]), ("influence_global", built)}
+
+    joined = next(each for each in outcome.methods if each.index_ids == built and not each.weighting.group_weights)
+    damping = joined.parameters["relative_damping"]
+    options = {"every_checkpoint": True, "weighting": "uniform", "relative_damping": damping}
+    _, report = _audited(ingested, 20, method="influence_global", **options)
+    assert report["trust"]["fidelity"]["value"] == pytest.approx(joined.by_steps[-1].spearman)
+    [chosen] = [each for each in outcome.methods if each.chosen]
+    found, _ = _audited(ingested, 21)
+    with ingested.workspace.ledger().read() as connection:
+        assert queries.audit(connection, found.audit_id).index_ids == chosen.index_ids
+
+
+def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give(ingested):
+    index(ingested.workspace, MODEL, every_checkpoint=True)
+    pinned = pinned_model(ingested.workspace, "tiny/1")
+    asked = CalibrateOptions(methods=("influence",), every_checkpoint=True)
+    [serving] = method_indexes(ingested.workspace, "tiny/1", "grad_dot")
+    opened = open_index(ingested.workspace, pinned, serving)
+    queried = drawn_queries(ingested.workspace, pinned, opened, asked)
+    ids = [example.example_id for example in opened.examples(pinned)]
+    halves = (frozenset(ids[::2]), frozenset(ids[1::2]))
+    none = np.zeros((2, 1, 2, len(queried.examples)))
+    effects = Effects("subset", halves, tuple(each.example_id for each in queried.examples), (1,), none)
+    predictor = Predictor(ingested.workspace, pinned, queried, effects, None)
+    [joined, *_] = [each for each in candidates(ingested.workspace, pinned, serving, asked) if len(each.index_ids) == 2]
+    predicted = predictor.predict(joined)
+    scored = {}
+    for rows, scores in joint_pass(predicted.members, "sum").batches():
+        scored |= dict(zip(rows.example_ids, scores.T, strict=True))
+    expected = [sum(scored[example_id] for example_id in half) for half in halves]
+    np.testing.assert_allclose(predicted.effects(Weighting()), expected, rtol=1e-4)

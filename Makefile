@@ -25,8 +25,8 @@ test: $(READY) ## the tests, in a few minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=8
 	@echo "Tests passed. Next: make demo, or read docs/."
 
-test-all: $(READY) ## the tests, the slow ones too
-	@$(BIN)/python -m pytest --durations=20
+test-all: test ## the tests, then the slow ones, one at a time
+	@$(BIN)/python -m pytest -m slow --durations=20
 
 lint: $(READY) ## style, types, layers
 	@.ci/lint

@@ -69,6 +69,8 @@ class KeptRows(FeatureRows):
 
 def view(array: NDArray[Any]) -> Tensor:
     """An array as a tensor of the same memory, which may be read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -85,17 +85,21 @@ def _rows(table: IndexTable) -> Iterator[KeptRows]:
     return map(KeptRows, table.stream())
 
 
+def _rows_at_once(table: IndexTable) -> int:
+    return batch_rows(table.dimension, table.vector_type)
+
+
 def bare_scan(table: IndexTable) -> None:
     """Read the column in batches as large as ours, and do nothing with it."""
     opened = table._connection.open_table(table._table.name)
-    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=batch_rows(table.dimension)):
+    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=_rows_at_once(table)):
         pass
 
 
 def held_batches(table: IndexTable) -> list[torch.Tensor]:
     """The whole column in memory, in the type it is stored in."""
     opened = table._connection.open_table(table._table.name)
-    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=batch_rows(table.dimension))
+    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=_rows_at_once(table))
     columns = (batch.column("vector") for batch in scanned)
     return [torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy()) for column in columns]
 

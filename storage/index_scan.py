@@ -14,18 +14,19 @@ from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows
 from gradtrail.storage.lance_tables import lance_faults, open_existing, scan
 from gradtrail.storage.read_ahead import read_ahead
 from gradtrail.storage.scan_memory import bound_scan_memory
+from gradtrail.storage.vector_codes import BYTES, VectorType
 
 BATCH_ROWS = 4096
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES, _MOST_ROWS = 16 << 20, 16384
 _IDS_PER_SCAN = 1000
 
 
 bound_scan_memory()
 
 
-def batch_rows(dimension: int) -> int:
-    """Rows of so many columns that are read at once: larger batches leave the processor's cache."""
-    return max(1, min(BATCH_ROWS, _BATCH_BYTES // (4 * max(1, dimension))))
+def batch_rows(dimension: int, kept_as: VectorType = "float32") -> int:
+    """Rows of so many columns that are read at once: 16 MiB as kept, so that the cache holds what is worked on."""
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES // (BYTES[kept_as] * max(1, dimension))))
 
 
 class IndexScan:
@@ -73,10 +74,12 @@ class IndexScan:
     def rows(self, version: int, columns: Collection[Column], batch_size: int | None = None) -> Iterator[StoredRows]:
         """Every row at a LanceDB version, with the columns asked for; raises as `batches` does.
 
-        One batch is read ahead. Without a `batch_size` batches are as large as is read fastest: 16 MiB of float32.
+        One batch is read ahead. Without a `batch_size` batches are as large as is read fastest: `batch_rows`.
         """
         names = column_names(self._description, columns)
-        size = batch_size or (batch_rows(self._description.dimension) if "vector" in columns else BATCH_ROWS)
+        described = self._description
+        fastest = batch_rows(described.dimension, described.code.type) if "vector" in columns else BATCH_ROWS
+        size = batch_size or fastest
         for batch in read_ahead(self.batches(names, version, size)):
             yield stored_rows(batch, self._description, columns)
 

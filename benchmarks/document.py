@@ -274,7 +274,24 @@ def _growth(rows: list[Row]) -> str:
     return (
         f"\nWith {max(both):,} outputs, {sizes[-1] / sizes[0]:.0f} times as many training examples take {slower:.2f} "
         f"times as long and {larger:,} MB more. The adapter of this measurement keeps its training data in memory, "
-        "about 1 kB an example."
+        f"about 1 kB an example.{_by_outputs(by_size, sizes)}"
+    )
+
+
+def _by_outputs(by_size: Mapping[tuple[int, int], Row], sizes: Sequence[int]) -> str:
+    """What ten times as many outputs add to the peak, for each number of training examples."""
+    most = max(outputs for _, outputs in by_size)
+    added = [
+        by_size[size, most]["peak_memory_mb"] - by_size[size, most // 10]["peak_memory_mb"]
+        for size in sizes
+        if (size, most) in by_size and (size, most // 10) in by_size
+    ]
+    if not added:
+        return ""
+    return (
+        f" From {most // 10:,} to {most:,} outputs the peak grows by {', '.join(map(str, added))} MB; wanted was flat: "
+        "**missed**. An audit covers a thousand outputs at most and more of them make several, one after the other; "
+        "Python and the C library hold no more after the eighth than after the first, allocators of libraries do."
     )
 
 

@@ -291,7 +291,7 @@ def _by_outputs(by_size: Mapping[tuple[int, int], Row], sizes: Sequence[int]) ->
     return (
         f" From {most // 10:,} to {most:,} outputs the peak grows by {', '.join(map(str, added))} MB; wanted was flat: "
         "**missed**. An audit covers a thousand outputs at most and more of them make several, one after the other; "
-        "Python and the C library hold no more after the eighth than after the first, allocators of libraries do."
+        "what Python holds does not grow from one to the next, what libraries allocate beneath it does."
     )
 
 

@@ -28,7 +28,6 @@ from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.scoring import ScoreResult, score
 from gradtrail.storage.gradients import GradientStore, IndexTable
-from gradtrail.storage.index_scan import batch_rows
 
 SIZES = ((200_000, 1024), (50_000, 4096))
 DTYPES = ("float32", "float16", "int8")
@@ -82,24 +81,20 @@ def one_pass(table: IndexTable, prepared: PreparedQueries) -> ScoreResult:
 
 
 def _rows(table: IndexTable) -> Iterator[KeptRows]:
-    return map(KeptRows, table.stream())
-
-
-def _rows_at_once(table: IndexTable) -> int:
-    return batch_rows(table.dimension, table.vector_type)
+    return map(KeptRows, table.stream(batch_size=table.rows_at_once(QUERIES)))
 
 
 def bare_scan(table: IndexTable) -> None:
     """Read the column in batches as large as ours, and do nothing with it."""
     opened = table._connection.open_table(table._table.name)
-    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=_rows_at_once(table)):
+    for _ in opened.search().select(["vector"]).limit(None).to_batches(batch_size=table.rows_at_once(QUERIES)):
         pass
 
 
 def held_batches(table: IndexTable) -> list[torch.Tensor]:
     """The whole column in memory, in the type it is stored in."""
     opened = table._connection.open_table(table._table.name)
-    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=_rows_at_once(table))
+    scanned = opened.search().select(["vector"]).limit(None).to_batches(batch_size=table.rows_at_once(QUERIES))
     columns = (batch.column("vector") for batch in scanned)
     return [torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy()) for column in columns]
 

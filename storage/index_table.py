@@ -18,7 +18,7 @@ from gradtrail.storage.gradient_rows import (
     StoredRows,
     index_rows,
 )
-from gradtrail.storage.index_scan import IndexScan
+from gradtrail.storage.index_scan import IndexScan, batch_rows
 from gradtrail.storage.index_seal import IndexSeal, Seal
 from gradtrail.storage.lance_tables import append_rows, insert_missing, latest_version, writing_alone
 from gradtrail.storage.measured import Measured, first_few, require_unique
@@ -161,6 +161,10 @@ class IndexTable:
     def seal_record(self) -> Seal | None:
         """Version, row count and content digest of the sealed index; None while it is being built."""
         return self._seal.record()
+
+    def rows_at_once(self, queries: int) -> int:
+        """The `batch_size` of `stream` that is fastest where every row meets so many queries, group by group."""
+        return batch_rows(self.dimension, self.vector_type, queries * self.group_count)
 
     def stream(
         self, *, batch_size: int | None = None, version: int | None = None, columns: Collection[Column] = MEASURED

@@ -32,9 +32,10 @@ class OpenIndex:
     plan: FeaturePlan
     table: IndexTable
 
-    def rows(self) -> Iterator[FeatureRows]:
-        """All rows at the pinned version; call it again for another pass."""
-        for batch in self.table.stream(version=self.index.table_version):
+    def rows(self, queries: int = 0) -> Iterator[FeatureRows]:
+        """All rows at the pinned version, to meet so many queries if any; call it again for another pass."""
+        batch_size = self.table.rows_at_once(queries) if queries else None
+        for batch in self.table.stream(version=self.index.table_version, batch_size=batch_size):
             yield KeptRows(batch)
 
     def queries(self, output_ids: Sequence[str], target: Target) -> FeatureRows:

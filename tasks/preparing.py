@@ -147,7 +147,7 @@ def prepare_audit(
             absolute_damping=options.absolute_damping,
             **needs,
         )
-        members.append(Member(prepared, each.rows))
+        members.append(Member(prepared, partial(each.rows, len(rows.example_ids))))
     missing: set[str] = set()
     scoring = joint_pass(members, find_method(options.method).combination, missing.add)
     return PreparedAudit(scoring, tuple(members), output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)

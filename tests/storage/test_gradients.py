@@ -7,6 +7,7 @@ import pytest
 
 from gradtrail.errors import DataError, StoreError
 from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.index_scan import batch_rows
 
 INDEX_ID = "1f" * 32
 
@@ -284,3 +285,10 @@ def test_the_estimate_is_close_to_what_the_disk_shows(gradient_store):
     )
     on_disk = sum(path.stat().st_size for path in Path(gradient_store.uri).rglob("*") if path.is_file())
     assert GradientStore.estimate(rows, dimension, groups) == pytest.approx(on_disk, rel=0.15)
+
+
+def test_batches_are_larger_only_where_little_is_made_of_each_row(open_gradients):
+    assert (batch_rows(1024), batch_rows(1024, "int8"), batch_rows(8192, "int8")) == (4096, 4096, 2048)
+    assert (batch_rows(1024, "int8", 100), batch_rows(1024, "int8", 100_000)) == (16384, 4096)
+    table = open_gradients()
+    assert table.rows_at_once(1) > table.rows_at_once(10_000_000) == 4096

@@ -139,7 +139,7 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
     if roles.not_fitted_because:
         said["no_weights_because"] = roles.not_fitted_because
     if learned.fell_back:
-        said["fell_back"] = [[*key, cause] for key, cause in learned.fell_back.items()]
+        said["fell_back"] = [list(each) for each in learned.fell_back]
     ledger = workspace.ledger()
     for weighting in {each.weighting.weighting_id: each.weighting for each in found}.values():
         ledger.record_weighting(weighting)

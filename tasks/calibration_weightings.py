@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,7 +35,7 @@ class Learned:
     """Candidates under learned weights, and why other fits fell back to uniform, by objective, method and amount."""
 
     tried: tuple[Tried, ...]
-    fell_back: Mapping[tuple[str, str, int], str]
+    fell_back: tuple[tuple[str, str, int, str], ...]
 
 
 def learned_candidates(
@@ -47,7 +47,7 @@ def learned_candidates(
     that is best under uniform weights, and the effects on the choosing queries say how strongly to weight, if at all.
     """
     found: list[Tried] = []
-    fell_back: dict[tuple[str, str, int], str] = {}
+    fell_back: list[tuple[str, str, int, str]] = []
     for (method, _), own in _families(uniform).items():
         if not roles.fitting:
             break
@@ -55,11 +55,11 @@ def learned_candidates(
             fitted = _fitted(objective, own, halves, roles, plan, options)
             for steps, (prediction, weighting) in fitted.items():
                 if not weighting.group_weights:
-                    fell_back[objective, method, steps] = str(weighting.evidence["fell_back_because"])
+                    fell_back.append((objective, method, steps, str(weighting.evidence["fell_back_because"])))
                     continue
                 said = dict(weighting.evidence) | {"further_steps": steps, "horizon": plan.horizon_of(steps)}
                 found.append(tried(prediction, replace(weighting, evidence=said), halves, roles))
-    return Learned(tuple(_distinct(found)), fell_back)
+    return Learned(tuple(_distinct(found)), tuple(fell_back))
 
 
 def with_evidence(

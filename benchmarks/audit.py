@@ -9,9 +9,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
+import threading
 import time
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ OUTPUTS = (100, 1_000, 10_000)
 TRAINING_EXAMPLES = (1_000, 8_000, 64_000)
 HIDDEN = 64
 EMPTY_RUNS = 5
+PARTS = 5
 WANTED_EMPTY_SECONDS = 2.0
 
 
@@ -46,19 +48,54 @@ def prepare(project: SmallProject) -> None:
 
 
 def measure(workspace: Workspace, runs: int, answer: Connection) -> None:
-    """Body of a process: the seconds of each of some audits one after the other, the outputs, and the peak memory."""
+    """Body of a process: the seconds of each of some audits one after the other, the outputs, and memory meanwhile."""
     import torch
 
     from gradtrail.flows.audit import audit
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     seconds, outputs = [], 0
-    with flow_session(workspace.root):
+    with flow_session(workspace.root), MemoryMeanwhile() as memory:
         for _ in range(runs):
             began = time.perf_counter()
             outputs += audit(workspace, MODEL).output_count
             seconds.append(time.perf_counter() - began)
-    answer.send((seconds, outputs, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    answer.send((seconds, outputs, memory.peak(), memory.by_part()))
+
+
+class MemoryMeanwhile:
+    """Resident memory of this process while a block runs, in MB of 2**20 bytes, looked at twenty times a second."""
+
+    def __init__(self) -> None:
+        self._seen: list[float] = []
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> MemoryMeanwhile:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+
+    @staticmethod
+    def peak() -> int:
+        """The most since the process began, as the kernel counts it."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+
+    def by_part(self) -> list[int]:
+        """The most that was seen in each fifth of the time."""
+        edges = [len(self._seen) * part // PARTS for part in range(PARTS + 1)]
+        return [round(max(self._seen[a : max(b, a + 1)])) for a, b in pairwise(edges)]
+
+    def _watch(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE") / 2**20
+        while True:
+            self._seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+            if self._over.wait(0.05):
+                return
 
 
 def in_process(target: Any, *arguments: Any) -> Any:
@@ -84,7 +121,7 @@ def measured(folder: Path, outputs: tuple[int, ...], training_examples: int) -> 
     for count in outputs:
         project.drop(f"{count}.jsonl", records(range(first, first + count)))
         first += count
-        [seconds], audited, peak = in_process(measure, project.workspace, 1)
+        [seconds], audited, peak, by_part = in_process(measure, project.workspace, 1)
         if audited != count:
             raise RuntimeError(f"{audited} of {count} outputs were audited")
         report = max(path.stat().st_size for path in project.workspace.reports.glob("*/report.html"))
@@ -92,14 +129,15 @@ def measured(folder: Path, outputs: tuple[int, ...], training_examples: int) -> 
             "outputs": count,
             "training_examples": training_examples,
             "outputs_per_second": round(count / seconds, 2),
-            "peak_memory_mb": round(peak),
+            "peak_memory_mb": peak,
+            "memory_mb_by_fifth_of_the_time": by_part,
             "seconds": round(seconds, 2),
             "largest_report_mb": round(report / 1e6, 1),
         }
         print(json.dumps(row), flush=True)
         rows.append(row)
     # The first run of a process pays for imports as well.
-    seconds, audited, _ = in_process(measure, project.workspace, EMPTY_RUNS + 1)
+    seconds, audited, *_ = in_process(measure, project.workspace, EMPTY_RUNS + 1)
     if audited:
         raise RuntimeError(f"{audited} outputs were audited again")
     print(f"An empty run: {median(seconds[1:]):.2f} s", flush=True)

@@ -25,6 +25,8 @@ HELD = "gradtrail, kept in memory"
 YARDSTICKS = ("ceiling", "training step", OURS)
 EQUAL = 0.005
 """Ratios closer to 1 than this are called equal."""
+FLAT = 1.03
+"""Memory that grows by less than this is called flat."""
 
 
 def markdown(index: Row, score: Row, peers: Row, audit: Row | None = None, faults: Row | None = None) -> str:
@@ -274,24 +276,22 @@ def _growth(rows: list[Row]) -> str:
     return (
         f"\nWith {max(both):,} outputs, {sizes[-1] / sizes[0]:.0f} times as many training examples take {slower:.2f} "
         f"times as long and {larger:,} MB more. The adapter of this measurement keeps its training data in memory, "
-        f"about 1 kB an example.{_by_outputs(by_size, sizes)}"
+        f"about 1 kB an example.{_by_time(rows)}"
     )
 
 
-def _by_outputs(by_size: Mapping[tuple[int, int], Row], sizes: Sequence[int]) -> str:
-    """What ten times as many outputs add to the peak, for each number of training examples."""
-    most = max(outputs for _, outputs in by_size)
-    added = [
-        by_size[size, most]["peak_memory_mb"] - by_size[size, most // 10]["peak_memory_mb"]
-        for size in sizes
-        if (size, most) in by_size and (size, most // 10) in by_size
-    ]
-    if not added:
+def _by_time(rows: list[Row]) -> str:
+    """Whether memory stays where it was: the last fifth of the longest runs against their second."""
+    most = max((row["outputs"] for row in rows), default=0)
+    parts = [row["memory_mb_by_fifth_of_the_time"] for row in rows if row["outputs"] == most]
+    if not parts:
         return ""
+    grown = [f"{each[-1] - each[1]:+}" for each in parts]
+    flat = all(each[-1] <= FLAT * each[1] for each in parts)
     return (
-        f" From {most // 10:,} to {most:,} outputs the peak grows by {', '.join(map(str, added))} MB; wanted was flat: "
-        "**missed**. An audit covers a thousand outputs at most and more of them make several, one after the other; "
-        "what Python holds does not grow from one to the next, what libraries allocate beneath it does."
+        f" Memory in the last fifth of the runs of {most:,} outputs, against their second fifth: {', '.join(grown)} "
+        f"MB. Wanted: flat, here within {FLAT - 1:.0%}: {'yes' if flat else '**missed**'}. An audit covers a thousand "
+        "outputs at most and more of them make several, one after the other; the first two load what all use."
     )
 
 

@@ -52,7 +52,7 @@ def environment(threads: int, packages: Sequence[str], **more: Any) -> dict[str,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
-        "allocator": dict(_ALLOCATOR),
+        "allocator": {name: os.environ[name] for name in _ALLOCATOR if name in os.environ},
         **more,
     }
 

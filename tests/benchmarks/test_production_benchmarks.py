@@ -70,15 +70,21 @@ def test_the_page_names_what_was_lost_and_an_empty_run_that_takes_too_long(page)
             "outputs_per_second": outputs / seconds,
             "seconds": seconds,
             "peak_memory_mb": 500 + examples // 100,
+            "memory_mb_by_fifth_of_the_time": [300, 500, 505, 500, last],
             "largest_report_mb": 1.0,
         }
-        for examples, outputs, seconds in (
-            (100, 10, 2.0),
-            (100, 50, 4.0),
-            (100, 90, 6.0),
-            (1000, 10, 3.0),
-            (1000, 50, 5.0),
+        for examples, outputs, seconds, last in (
+            (100, 10, 2.0, 900),
+            (100, 50, 4.0, 900),
+            (100, 90, 6.0, 514),
+            (1000, 10, 3.0, 900),
+            (1000, 50, 5.0, 900),
         )
     ]
     said = "With 50 outputs, 10 times as many training examples take 1.25 times as long and 9 MB more."
     assert said in page._audits({"environment": costs, "rows": rows})
+    assert "against their second fifth: +14 MB. Wanted: flat, here within 3%: yes." in page._audits(
+        {"environment": costs, "rows": rows}
+    )
+    rows[2]["memory_mb_by_fifth_of_the_time"][-1] = 516
+    assert "within 3%: **missed**" in page._audits({"environment": costs, "rows": rows})

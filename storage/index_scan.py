@@ -18,19 +18,22 @@ from gradtrail.storage.vector_codes import BYTES, VectorType
 
 BATCH_ROWS = 4096
 _BATCH_BYTES = 16 << 20
-_MOST_ROWS, _MOST_NUMBERS = 16384, 4 << 20
+_LEAST_ROWS, _MOST_ROWS, _MOST_NUMBERS = 1024, 16384, 4 << 20
 _IDS_PER_SCAN = 1000
 
 
 bound_scan_memory()
 
 
-def batch_rows(dimension: int, kept_as: VectorType = "float32", made_of_each: int = _MOST_NUMBERS) -> int:
+def batch_rows(dimension: int, kept_as: VectorType = "float32", made_of_each: int | None = None) -> int:
     """Rows of so many columns that are read at once: 16 MiB as kept, so that the cache holds what is worked on.
 
-    More than 4,096 rows only where few numbers are made of each: what is made of a batch must stay small, too.
+    At most 4,096 rows, or between 1,024 and 16,384 that four million numbers are made of, where it is known how many
+    are made of each row: what is made of a batch must stay small, too.
     """
-    most = max(BATCH_ROWS, min(_MOST_ROWS, _MOST_NUMBERS // max(1, made_of_each)))
+    most = BATCH_ROWS
+    if made_of_each is not None:
+        most = max(_LEAST_ROWS, min(_MOST_ROWS, _MOST_NUMBERS // max(1, made_of_each)))
     return max(1, min(most, _BATCH_BYTES // (BYTES[kept_as] * max(1, dimension))))
 
 

@@ -48,7 +48,7 @@ def joint_pass(
     if combination == "one" and len(members) > 1:
         raise UsageError(
             f"This method scores one index, and {len(members)} were given.",
-            "Choose one that joins several: tracin_cp, trak, influence.",
+            "Choose one that joins several: tracin_cp, unrolled, trak, influence.",
         )
     ids = [member.queries.query_ids for member in members]
     if any(other != ids[0] for other in ids):

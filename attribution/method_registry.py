@@ -22,7 +22,7 @@ from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
 TrainScale = Literal["none", "inverse_norm"]
-Need = Literal["curvature", "spectrum", "kernel", "diagonal", "training_rows", "solutions", "learning_rate"]
+Need = Literal["curvature", "spectrum", "kernel", "diagonal", "training_rows", "solutions", "learning_rate", "segment"]
 Combination = Literal["one", "sum", "mean_margin"]
 Value = TypeVar("Value")
 
@@ -40,6 +40,10 @@ NEEDS: Mapping[Need, tuple[str, str]] = MappingProxyType(
         "learning_rate": (
             "the learning rate at its checkpoint",
             "Register checkpoints with their learning rate, or choose grad_dot, which needs none.",
+        ),
+        "segment": (
+            "the part of training that ends at its checkpoint",
+            "Register checkpoints with step and learning rate, or choose influence, which needs neither.",
         ),
     }
 )
@@ -68,6 +72,7 @@ class Preparation:
     stored_weighting: Weighting | None = None
     solutions: Tensor | None = None
     learning_rate: float | None = None
+    segment: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Method:
     """One way to attribute.
 
     `needs` names what must be computed beforehand, `train_scale` is a(z) of equation (1), `combination` how several
-    indexes (one a checkpoint) make one score: `one` means that they do not.
+    indexes (one a checkpoint) make one score: `one` means that they do not. `carry` gives what is left of queries for
+    the checkpoint before; without it, each checkpoint takes its own.
     """
 
     name: str
@@ -86,6 +92,12 @@ class Method:
     train_scale: TrainScale
     combination: Combination
     precondition: Callable[[Preparation], Tensor]
+    carry: Callable[[Preparation], Tensor] | None = None
+
+    @property
+    def takes_every_checkpoint(self) -> bool:
+        """Whether the method is of no use on one checkpoint."""
+        return bool({"learning_rate", "segment"} & set(self.needs))
 
     @property
     def needs_in_words(self) -> str:
@@ -106,12 +118,13 @@ def attribution_method(
     needs: tuple[Need, ...] = (),
     train_scale: TrainScale = "none",
     combination: Combination = "one",
+    carry: Callable[[Preparation], Tensor] | None = None,
 ) -> Callable[[Callable[[Preparation], Tensor]], Callable[[Preparation], Tensor]]:
     """Register the decorated function as a method under its own name."""
 
     def register(precondition: Callable[[Preparation], Tensor]) -> Callable[[Preparation], Tensor]:
         name = precondition.__name__
-        _METHODS[name] = Method(name, source, description, cost, needs, train_scale, combination, precondition)
+        _METHODS[name] = Method(name, source, description, cost, needs, train_scale, combination, precondition, carry)
         return precondition
 
     return register

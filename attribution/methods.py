@@ -111,6 +111,36 @@ def horizon(preparation: Preparation) -> Tensor:
     return spectrum.gradient_descent(preparation.vectors, chosen)
 
 
+def _carried(preparation: Preparation) -> Tensor:
+    """exp(−τF): what is left of a query for the part of training before this one."""
+    spectrum, segment = _unrolled_needs(preparation)
+    return spectrum.decay(preparation.vectors, segment)
+
+
+@attribution_method(
+    source="arXiv 2405.12186",
+    description="Training unrolled over its checkpoints: what each part did, seen at the end through all later parts.",
+    cost="an index and an eigendecomposition per checkpoint, then one pass over all of them together",
+    needs=("spectrum", "segment"),
+    combination="sum",
+    carry=_carried,
+)
+def unrolled(preparation: Preparation) -> Tensor:
+    """M = f_τl(F_l) exp(−τ_{l+1} F_{l+1}) … exp(−τ_L F_L) at the checkpoint that ends segment l, τ_l long."""
+    spectrum, segment = _unrolled_needs(preparation)
+    return spectrum.gradient_descent(preparation.vectors, segment)
+
+
+def _unrolled_needs(preparation: Preparation) -> tuple[Spectrum, float]:
+    if preparation.plan.projection_kind == "eigen":
+        raise UsageError(
+            "Method unrolled carries queries from checkpoint to checkpoint, but each eigenbasis is of one checkpoint.",
+            "Index every checkpoint with random projection, or choose influence.",
+        )
+    spectrum = given(preparation.spectrum, "unrolled", "spectrum")
+    return spectrum, given(preparation.segment, "unrolled", "segment")
+
+
 @attribution_method(
     source="arXiv 2308.03296",
     description="Influence function in the eigenbasis of the Kronecker factors, where the curvature is near diagonal.",
@@ -216,6 +246,7 @@ def prepare_queries(
     training_rows: Callable[[], Iterable[FeatureRows]] | None = None,
     solutions: Tensor | None = None,
     learning_rate: float | None = None,
+    segment: float | None = None,
     horizon: float | None = None,
     relative_damping: float = 0.1,
     absolute_damping: float = 0.0,
@@ -223,7 +254,7 @@ def prepare_queries(
 ) -> PreparedQueries:
     """The query side of equation (1) for unweighted query features, against rows stored under `stored_weighting`.
 
-    From `curvature` to `learning_rate`, a method takes those that its `needs` name and ignores the others.
+    From `curvature` to `segment`, a method takes those that its `needs` name and ignores the others.
 
     Raises:
         UsageError: for an unknown method, a weighting that does not fit, a missing need or a bad damping.
@@ -235,24 +266,24 @@ def prepare_queries(
             f"Queries have {rows.vectors.shape[1]} columns, but the index has {plan.dimension}.",
             "Compute the query features with the plan of the index.",
         )
-    preconditioned = chosen.precondition(
-        Preparation(
-            vectors=rows.vectors.double(),
-            squared_norms=rows.squared_norms,
-            losses=rows.losses,
-            plan=plan,
-            damping=Damping(relative_damping, absolute_damping),
-            horizon=horizon,
-            curvature=curvature,
-            spectrum=spectrum,
-            kernel=kernel,
-            diagonal=diagonal,
-            training_rows=training_rows,
-            stored_weighting=stored_weighting,
-            solutions=solutions,
-            learning_rate=learning_rate,
-        )
+    preparation = Preparation(
+        vectors=rows.vectors.double(),
+        squared_norms=rows.squared_norms,
+        losses=rows.losses,
+        plan=plan,
+        damping=Damping(relative_damping, absolute_damping),
+        horizon=horizon,
+        curvature=curvature,
+        spectrum=spectrum,
+        kernel=kernel,
+        diagonal=diagonal,
+        training_rows=training_rows,
+        stored_weighting=stored_weighting,
+        solutions=solutions,
+        learning_rate=learning_rate,
+        segment=segment,
     )
+    preconditioned = chosen.precondition(preparation)
     if preconditioned.shape != rows.vectors.shape:
         raise StoreError(
             f"Method {method} gave vectors of shape {tuple(preconditioned.shape)} for queries of shape "
@@ -265,4 +296,5 @@ def prepare_queries(
         train_scale=chosen.train_scale,
         query_ids=tuple(rows.example_ids),
         zero_norm_queries=int((rows.squared_norms.sum(1) == 0).sum()),
+        carried=chosen.carry(preparation) if chosen.carry else None,
     )

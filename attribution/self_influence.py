@@ -41,7 +41,8 @@ def self_influence(
     `needs` are those of `prepare_queries`: what the method needs, damping, horizon.
 
     Raises:
-        UsageError: for methods that solve every query with the model itself (cg, lissa), and as `prepare_queries`.
+        UsageError: for methods that solve every query with the model itself (cg, lissa) or carry queries between
+            checkpoints (unrolled), and as `prepare_queries`.
         DataError: when a value is not finite, naming the example.
     """
     chosen = find_method(method)
@@ -49,6 +50,12 @@ def self_influence(
         raise UsageError(
             f"Method {method} solves each query with the model, which is too much for every training example.",
             "Choose influence or ekfac.",
+        )
+    if chosen.carry:
+        raise UsageError(
+            f"Method {method} carries queries from the last checkpoint back to the first, so that no example meets "
+            "itself as it was measured.",
+            "Choose tracin_cp or influence.",
         )
     for stored in _gathered(rows()):
         unweighted = FeatureRows(

@@ -97,6 +97,10 @@ class Spectrum:
             )
         return self._apply(vectors, -torch.expm1(-horizon * self.eigenvalues) / self.eigenvalues, horizon)
 
+    def decay(self, vectors: Tensor, horizon: float) -> Tensor:
+        """exp(−τF) on `vectors`, in float64: what is left of a change after τ of descent on a quadratic."""
+        return self._apply(vectors, torch.exp(-horizon * self.eigenvalues), 1.0)
+
     def _apply(self, vectors: Tensor, function: Tensor, elsewhere: float) -> Tensor:
         if vectors.shape[1] != len(self.eigenvectors):
             raise StoreError("The curvature has other groups than the index.", "Compute it again for this index.")

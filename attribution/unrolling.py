@@ -1,35 +1,33 @@
-"""Further training unrolled in segments: the horizon of a model that moves on the way (METHODS: the horizon).
+"""Training unrolled in segments, past or further: a model that moves on the way (METHODS: the horizon).
 
-Gradients and curvature at the final weights foretell a short further training; on a longer one the weights leave the
-place where they were measured. Trained further on all data, the model is measured again where the training ends, for
-the queries, and once in each segment l of τ_l units of descent, for the examples and the curvature F_l. To first order
-the effect of example z on query q is then (arXiv 2405.12186)
+Gradients and curvature at one place foretell a short training; on a longer one the weights leave the place where they
+were measured. So the model is measured where the training ends, for the queries, and once in each segment l of τ_l
+units of descent, for the examples and the curvature F_l. To first order the effect of example z on query q is then
+(arXiv 2405.12186)
 
     Σ_l ⟨ f_τl(F_l) exp(−τ_{l+1} F_{l+1}) … exp(−τ_L F_L) φ_end(q), φ_l(z) ⟩,    f_τ(F) = F⁻¹ (I − exp(−τF))
 
-One segment at the final weights, with its queries measured there too, is method `horizon`.
+Over the stored checkpoints of a training this is method `unrolled` of audits. Over a further training it foretells what
+that will do. One segment, with its queries measured where its examples are, is method `horizon`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeaturePlan
+from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.prepared import PreparedQueries
 from gradtrail.attribution.spectrum import Spectrum
-from gradtrail.attribution.weights import weighted_queries
-from gradtrail.errors import StoreError, UsageError
+from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Curvature in a part of further training, and τ of that part: learning rate × steps."""
+    """Curvature in a part of training, and τ of that part: learning rate × steps."""
 
     spectrum: Spectrum
     horizon: float
@@ -52,25 +50,23 @@ def unrolled_queries(
         StoreError: when queries or a curvature were measured with another plan.
     """
     if not segments:
-        raise UsageError("Further training was unrolled into no segment.", "Give at least one.")
-    if rows.vectors.shape[1] != plan.dimension:
-        raise StoreError(
-            f"Queries have {rows.vectors.shape[1]} columns, but the plan {plan.dimension}.",
-            "Measure all segments and queries with one plan.",
-        )
-    working = torch.promote_types(torch.float32, plan.dtype)
-    remaining, found = rows.vectors.double(), []
+        raise UsageError("Training was unrolled into no segment.", "Give at least one.")
+    found: list[PreparedQueries] = []
     for segment in reversed(segments):
-        solved = segment.spectrum.gradient_descent(remaining, segment.horizon)
-        remaining = _decayed(segment, remaining)
-        vectors = weighted_queries(solved, plan, weighting or Weighting(), stored_weighting).to(working)
-        zeros = int((rows.squared_norms.sum(1) == 0).sum())
-        found.append(PreparedQueries(vectors, "none", tuple(rows.example_ids), zeros))
+        prepared = prepare_queries(
+            "unrolled",
+            rows,
+            plan,
+            weighting,
+            stored_weighting=stored_weighting,
+            spectrum=segment.spectrum,
+            segment=segment.horizon,
+        )
+        rows = carried_rows(rows, prepared)
+        found.append(prepared)
     return found[::-1]
 
 
-def _decayed(segment: Segment, vectors: Tensor) -> Tensor:
-    """exp(−τF) on vectors (queries, dimension): what is left of a change after the segment."""
-    lost = -torch.expm1(-segment.horizon * segment.spectrum.eigenvalues)
-    basis = segment.spectrum.eigenvectors
-    return vectors - (vectors @ basis * lost) @ basis.T
+def carried_rows(rows: FeatureRows, prepared: PreparedQueries) -> FeatureRows:
+    """The queries for the checkpoint before: what is left of them, or, where each checkpoint has its own, `rows`."""
+    return rows if prepared.carried is None else replace(rows, vectors=prepared.carried)

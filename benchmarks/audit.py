@@ -86,9 +86,9 @@ class MemoryMeanwhile:
         return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
 
     def by_part(self) -> list[int]:
-        """The most that was seen in each fifth of the time."""
+        """The median of what was seen in each fifth of the time."""
         edges = [len(self._seen) * part // PARTS for part in range(PARTS + 1)]
-        return [round(max(self._seen[a : max(b, a + 1)])) for a, b in pairwise(edges)]
+        return [round(median(self._seen[a : max(b, a + 1)])) for a, b in pairwise(edges)]
 
     def _watch(self) -> None:
         page = os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -281,7 +281,7 @@ def _growth(rows: list[Row]) -> str:
 
 
 def _by_time(rows: list[Row]) -> str:
-    """Whether memory stays where it was: the last fifth of the longest runs against their second."""
+    """Whether memory stays where it was: the last fifth of the longest runs against their second, peaks apart."""
     most = max((row["outputs"] for row in rows), default=0)
     parts = [row["memory_mb_by_fifth_of_the_time"] for row in rows if row["outputs"] == most]
     if not parts:
@@ -289,9 +289,10 @@ def _by_time(rows: list[Row]) -> str:
     grown = [f"{each[-1] - each[1]:+}" for each in parts]
     flat = all(each[-1] <= FLAT * each[1] for each in parts)
     return (
-        f" Memory in the last fifth of the runs of {most:,} outputs, against their second fifth: {', '.join(grown)} "
-        f"MB. Wanted: flat, here within {FLAT - 1:.0%}: {'yes' if flat else '**missed**'}. An audit covers a thousand "
-        "outputs at most and more of them make several, one after the other; the first two load what all use."
+        f" The median of the last fifth of the runs of {most:,} outputs against that of their second fifth: "
+        f"{', '.join(grown)} MB. Wanted: flat, here within {FLAT - 1:.0%}: {'yes' if flat else '**missed**'}. An audit "
+        "covers a thousand outputs at most and more of them make several, one after the other. Peaks are moments above "
+        "that, the highest when the ledger packs what was added, which it does every few thousand outputs."
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fidelity.candidates import FURTHER
 from fidelity.figures import by_training, sweep
 from machine import RESULTS, ROOT
 
@@ -69,7 +70,8 @@ def _how(described: Row) -> str:
         "effects of leaving out half of the data do not add up exactly.\n\n"
         "Methods, grids, and the few strengths of self-supervised weights were settled on an earlier draw of examples "
         "and queries from the same data, report queries included. These figures are of another draw, made when all of "
-        "that stood still, and of the first run on it.\n"
+        "that stood still, and of the first run on it; only `unrolled` joined when they were known, with lengths of "
+        "training a half power of ten apart, and stayed as it was first run.\n"
     )
 
 
@@ -125,7 +127,7 @@ def _verdicts(verdicts: Sequence[Row], rows: Sequence[Row]) -> str:
         "## Best of ours against the best peer\n",
         "Wanted: at least a tenth of the gap between the best peer and the ceiling closed, by more than two standard "
         "errors. Both sides are the best on the selection queries; a difference within two standard errors is a tie. "
-        "`unrolled` is a function of the library and weights fitted to retraining are of this page only; *in audits* "
+        f"`{FURTHER}` is a function of the library and weights fitted to retraining are of this page only; *in audits* "
         "is the best without both.\n",
         "| task | figure | steps | ours | | best peer | | ceiling | difference | of the gap | wanted | in audits | |",
         "|---|---|---:|---|---:|---|---:|---:|---:|---:|---|---|---:|",
@@ -144,9 +146,7 @@ def _verdicts(verdicts: Sequence[Row], rows: Sequence[Row]) -> str:
 def _best_in_audits(rows: Sequence[Row]) -> Row:
     """On the selection queries, among what `gradtrail audit` can do."""
     offered = [
-        row
-        for row in rows
-        if row["engine"] == OURS and row["method"] != "unrolled" and row["weighting"] != "retraining"
+        row for row in rows if row["engine"] == OURS and row["method"] != FURTHER and row["weighting"] != "retraining"
     ]
     return max(offered, key=lambda row: float(row["value_on_selection_queries"]))
 

@@ -24,7 +24,8 @@ class AuditOptions:
         curvature: kind of curvature for methods that need one; empty picks `fisher` where the adapter can sample.
         relative_damping: part of the mean eigenvalue added to the curvature.
         absolute_damping: absolute part, for example the objective's ridge.
-        horizon: learning rate × steps of further training that method `horizon` speaks about; 0 is 1 / damping.
+        horizon: learning rate × steps of further training that method `horizon` speaks about, or of the training that
+            `unrolled` does; 0 is 1 / damping, or what the checkpoints were registered with.
         every_checkpoint: score with all checkpoints together, for methods that can.
         named_horizon: `now` or `training`, as a calibration fitted them to short and long further training; empty asks
             for neither.

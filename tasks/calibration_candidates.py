@@ -24,12 +24,14 @@ from gradtrail.tasks.calibration_queries import QuerySet
 from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel
 from gradtrail.tasks.opened import OpenIndex, method_indexes, open_index
-from gradtrail.tasks.preparing import MethodOptions, method_parameters, prepare_audit
+from gradtrail.tasks.preparing import MethodOptions, method_parameters, prepare_audit, training_segments
 from gradtrail.tasks.workspace import Workspace
 
 BLOCK_DAMPINGS = (0.1, 1.0, 10.0, 100.0)
 JOINT_DAMPINGS = (1.0, 10.0, 100.0, 1000.0)
 """Relative to the mean eigenvalue, which many directions without any curvature make small where groups are joined."""
+TRAINING_SHARES = (0.01, 0.1, 1.0, 10.0)
+"""Of the learning rates × steps that were registered: adaptive optimisers go further, or less far, than they say."""
 LARGEST_JOINT_DIMENSION = 4096
 
 
@@ -155,7 +157,7 @@ def candidates(workspace: Workspace, pinned: PinnedModel, index_id: str, options
     Raises:
         NotFoundError: when an index that a method scores was not built.
     """
-    names = options.methods or _free_methods(open_index(workspace, pinned, index_id))
+    names = options.methods or _free_methods(open_index(workspace, pinned, index_id), pinned, options)
     version = pinned.model_version.model_version_id
     found = []
     for name in names:
@@ -165,8 +167,8 @@ def candidates(workspace: Workspace, pinned: PinnedModel, index_id: str, options
             for every in (False, *([True] if joined else []))
         }
         plain = MethodOptions(name, "", 1.0, 0.0, 0.0, options.device, options.target)
-        for index_ids in sorted(families, key=len):
-            found += [Candidate(replace(plain, relative_damping=damping), index_ids) for damping in _dampings(name)]
+        tuned = _tuned(plain, pinned)
+        found += [Candidate(each, index_ids) for index_ids in sorted(families, key=len) for each in tuned]
     return found
 
 
@@ -189,6 +191,14 @@ def query_features(
     return FeatureRows.joined(pieces)
 
 
+def _tuned(plain: MethodOptions, pinned: PinnedModel) -> list[MethodOptions]:
+    """A method at several dampings, or over several lengths of training."""
+    if "segment" in find_method(plain.method).needs:
+        total = sum(training_segments(pinned).values())
+        return [replace(plain, horizon=share * total) for share in TRAINING_SHARES]
+    return [replace(plain, relative_damping=damping) for damping in _dampings(plain.method)]
+
+
 def _dampings(method: str) -> Sequence[float]:
     needs = set(find_method(method).needs)
     if needs & {"curvature", "diagonal", "training_rows"}:
@@ -196,11 +206,14 @@ def _dampings(method: str) -> Sequence[float]:
     return JOINT_DAMPINGS if needs & {"spectrum", "kernel"} else (1.0,)
 
 
-def _free_methods(opened: OpenIndex) -> tuple[str, ...]:
-    """Methods that the index at hand serves without another one, and without solving for single outputs."""
+def _free_methods(opened: OpenIndex, pinned: PinnedModel, options: CalibrateOptions) -> tuple[str, ...]:
+    """Methods that the indexes asked for serve without another one, and without solving for single outputs."""
     names = ["grad_dot", "grad_cos", "influence"]
     if opened.plan.dimension <= LARGEST_JOINT_DIMENSION:
         names += ["influence_global", "horizon"]
+        rates = [each.learning_rate for each in pinned.checkpoints]
+        if options.every_checkpoint and None not in rates and opened.plan.projection_kind != "eigen":
+            names.append("unrolled")
     if opened.plan.projection_kind == "eigen":
         names.append("ekfac")
     return tuple(name for name in names if name in METHODS)

@@ -12,7 +12,7 @@ from gradtrail.attribution.adapters import TrainingData
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeaturePlan, plan_from_config
 from gradtrail.attribution.kept_rows import KeptRows
-from gradtrail.attribution.method_registry import find_method
+from gradtrail.attribution.method_registry import Method, find_method
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
@@ -86,8 +86,8 @@ def method_indexes(
     """The indexes that a method scores, in order of steps, the serving checkpoint's last.
 
     A method of one index takes, of those of the serving checkpoint, the one whose id begins with `only`, else the
-    `preferred` one if it serves the method, else the newest; tracin_cp takes, for each checkpoint, the newest with the
-    same features, and `every_checkpoint` asks the same of another method that can join several.
+    `preferred` one if it serves the method, else the newest; tracin_cp and unrolled take, for each checkpoint, the
+    newest with the same features, and `every_checkpoint` asks the same of another method that can join several.
 
     Raises:
         NotFoundError: if one was not built; it says how.
@@ -97,7 +97,7 @@ def method_indexes(
     if every_checkpoint and chosen.combination == "one":
         raise UsageError(
             f"Method {method} scores one checkpoint.",
-            "Choose tracin_cp, trak or a method with curvature, or leave --every-checkpoint out.",
+            "Choose tracin_cp, unrolled, trak or a method with curvature, or leave --every-checkpoint out.",
         )
     with workspace.ledger().read() as connection:
         model_version = recorded_model_version(connection, model_version_id)
@@ -112,10 +112,8 @@ def method_indexes(
     built = by_checkpoint[model_version.checkpoint_ids[-1]]
     if only:
         built = [_named(built, model_version, only)]
-    last = _newest(
-        sorted(built, key=lambda index: index.index_id == preferred), model_version, "diagonal" in chosen.needs
-    )
-    if not (every_checkpoint or "learning_rate" in chosen.needs):
+    last = _newest(sorted(built, key=lambda index: index.index_id == preferred), model_version, chosen)
+    if not (every_checkpoint or chosen.takes_every_checkpoint):
         return [last.index_id]
     wanted = _features(last)
     same = [[index for index in found if _features(index) == wanted] for found in by_checkpoint.values()]
@@ -165,17 +163,19 @@ def _named(built: Sequence[Index], model_version: ModelVersion, prefix: str) -> 
     return fitting[0]
 
 
-def _newest(found: Sequence[Index], model_version: ModelVersion, eigen: bool) -> Index:
+def _newest(found: Sequence[Index], model_version: ModelVersion, method: Method) -> Index:
     name = model_version.model_version_id
     if not found:
         raise NotFoundError(
             f"The model version {name} has no index of its training data yet.", f"Build it: gradtrail index {name}."
         )
-    fitting = [index for index in found if not eigen or index.feature_config["projection"]["kind"] == "eigen"]
+    projection = "eigen" if "diagonal" in method.needs else "random" if method.carry else ""
+    fitting = [index for index in found if projection in {"", index.feature_config["projection"]["kind"]}]
     if not fitting:
+        every = " --every-checkpoint" if method.takes_every_checkpoint else ""
         raise NotFoundError(
-            f"The model version {name} has no index with eigen projection, which ekfac needs.",
-            f"Build it: gradtrail index {name} --projection eigen.",
+            f"The model version {name} has no index with {projection} projection, which {method.name} needs.",
+            f"Build it: gradtrail index {name} --projection {projection}{every}.",
         )
     return fitting[-1]
 

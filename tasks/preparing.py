@@ -22,6 +22,7 @@ from gradtrail.attribution.method_registry import find_method
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.scoring import ScoringPass
 from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.unrolling import carried_rows
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.checkpoints import write_safetensors
@@ -86,11 +87,14 @@ def method_parameters(pinned: PinnedModel, options: MethodOptions, checkpoints: 
         parameters["curvature"] = "empirical"
     if "kernel" in needs:
         require_probabilities(pinned.adapter)
-    if options.horizon and options.method != "horizon":
+    if options.horizon and options.method != "horizon" and "segment" not in needs:
         raise UsageError(f"Method {options.method} has no horizon.", "Choose method horizon, or leave it out.")
     if options.horizon:
         parameters["horizon"] = options.horizon
-    elif "curvature" in parameters:
+    if "segment" in needs:
+        segments = training_segments(pinned, options.horizon)
+        parameters["segments"] = [segments[checkpoint.checkpoint_id] for checkpoint in checkpoints]
+    elif "curvature" in parameters and not options.horizon:
         damping = Damping(options.relative_damping, options.absolute_damping)
         parameters |= {"relative_damping": damping.relative, "absolute_damping": damping.absolute}
     if "learning_rate" in needs:
@@ -110,15 +114,19 @@ def prepare_audit(
 ) -> PreparedAudit:
     """Fit or read what the method needs for each index, and prepare the outputs for it.
 
-    `opened` and `output_queries` go together, the serving checkpoint last; `examples_of` gives outputs as examples.
+    `opened` and `output_queries` go together, the serving checkpoint last; `examples_of` gives outputs as examples. A
+    method that carries its queries takes those of the serving checkpoint alone.
     """
+    method = find_method(options.method)
     members: list[Member] = []
     warnings: list[str] = []
     examples = 0
     damping = Damping(options.relative_damping, options.absolute_damping)
-    for each, rows in zip(opened, output_queries, strict=True):
+    carried = output_queries[-1]
+    for each, own in reversed(list(zip(opened, output_queries, strict=True))):
+        rows = carried if method.carry else own
         needs = method_needs(workspace, pinned, each, options, parameters)
-        if "solutions" in find_method(options.method).needs:
+        if "solutions" in method.needs:
             solutions = _solve(pinned, each, examples_of(rows.example_ids), options, str(parameters["curvature"]))
             needs["solutions"], examples = solutions.vectors, each.index.coverage.indexed_examples
             if solutions.residual > _LARGE_RESIDUAL:
@@ -147,9 +155,10 @@ def prepare_audit(
             absolute_damping=options.absolute_damping,
             **needs,
         )
-        members.append(Member(prepared, partial(each.rows, len(rows.example_ids))))
+        carried = carried_rows(rows, prepared)
+        members.insert(0, Member(prepared, partial(each.rows, len(rows.example_ids))))
     missing: set[str] = set()
-    scoring = joint_pass(members, find_method(options.method).combination, missing.add)
+    scoring = joint_pass(members, method.combination, missing.add)
     return PreparedAudit(scoring, tuple(members), output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
 
 
@@ -189,6 +198,8 @@ def method_needs(
             found[need] = opened.rows
         elif need == "learning_rate":
             found[need] = _learning_rate(pinned, opened.checkpoint)
+        elif need == "segment":
+            found[need] = training_segments(pinned, options.horizon)[opened.checkpoint.checkpoint_id]
     return found
 
 
@@ -227,7 +238,29 @@ def _learning_rate(pinned: PinnedModel, checkpoint: Checkpoint) -> float:
     if checkpoint.learning_rate is None:
         raise UsageError(
             f"The checkpoint at step {checkpoint.step} of {pinned.model_version.model_version_id} was registered "
-            "without a learning rate, which tracin_cp needs.",
-            "Register the model again with the learning rate of every checkpoint, or choose grad_dot.",
+            "without a learning rate, which this method needs.",
+            "Register the model again with the learning rate of every checkpoint, or choose influence.",
         )
     return checkpoint.learning_rate
+
+
+def training_segments(pinned: PinnedModel, total: float = 0.0) -> dict[str, float]:
+    """τ of the training that ends at each checkpoint, by its id: learning rate × steps since the one before.
+
+    With a positive `total`, all of them together are so long.
+
+    Raises:
+        UsageError: a checkpoint without learning rate, or no later than the one before.
+    """
+    lengths, before = {}, 0
+    for checkpoint in pinned.checkpoints:
+        if checkpoint.step <= before:
+            raise UsageError(
+                f"The checkpoint at step {checkpoint.step} of {pinned.model_version.model_version_id} follows one at "
+                f"step {before}, so that no training lies between them to unroll.",
+                "Register the model again with the step of every checkpoint, or choose influence.",
+            )
+        lengths[checkpoint.checkpoint_id] = _learning_rate(pinned, checkpoint) * (checkpoint.step - before)
+        before = checkpoint.step
+    scale = total / sum(lengths.values()) if total else 1.0
+    return {checkpoint_id: length * scale for checkpoint_id, length in lengths.items()}

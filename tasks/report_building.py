@@ -163,6 +163,9 @@ def _trust(recorded: RecordedAudit) -> Trust:
         damping = f"{parameters['relative_damping']:g} × mean eigenvalue of {spectrum}"
         if parameters["absolute_damping"]:
             damping += f" + {parameters['absolute_damping']:g}"
+    elif "segments" in parameters:
+        lengths = ", ".join(f"{length:g}" for length in parameters["segments"])
+        damping = f"none: the segments of training take its place, {lengths} long (learning rate × steps)"
     elif "horizon" in parameters:
         damping = f"none: a horizon of {parameters['horizon']:g} (learning rate × steps) takes its place"
     left_out = list(details.method_notes.get("warnings", ()))

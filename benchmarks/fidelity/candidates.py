@@ -14,6 +14,8 @@ from gradtrail.attribution.features import FeaturePlan
 
 ENGINE = "gradtrail"
 MORE = "gradtrail, five trainings"
+FURTHER = "unrolled, further training"
+"""A function of the library; no audit trains further for its indexes."""
 """Not on the checkpoints that peers have, so in no comparison with them; it shows what one training cannot know."""
 
 

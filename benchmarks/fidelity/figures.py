@@ -9,13 +9,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from fidelity.candidates import FURTHER
+
 Row = Mapping[str, Any]
 SHOWN = (
     ("grad_dot", "#8a8a8a", "o"),
     ("tracin_cp", "#c9a227", "v"),
     ("influence", "#7fb3d5", "s"),
     ("influence_global", "#1f6f8b", "D"),
-    ("unrolled", "#0b3c49", "^"),
+    (FURTHER, "#0b3c49", "^"),
 )
 METRICS = {"fidelity_subset": "random halves left out", "fidelity_loo": "single examples left out"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fidelity.candidates import ENGINE, MORE, Candidate, repeated, sum_of
+from fidelity.candidates import ENGINE, FURTHER, MORE, Candidate, repeated, sum_of
 from fidelity.truths import Truths
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.contributions import contributions
@@ -49,6 +49,8 @@ _TRAININGS = 5
 _ORDERS = 3
 _SHARES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Of τ = learning rate × steps, for unrolling: with half of the examples left out half of the curvature is gone."""
+_TRAINING_SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""The same of the training itself, whose optimiser goes further than plain descent where gradients are small."""
 _BATCH = 64
 _PROJECTED = 1024
 """Numbers a group keeps where blocks are inverted and a layer is larger."""
@@ -117,6 +119,7 @@ class OurScores:
         yield self._traced()
         yield from self._over_checkpoints()
         yield from self._unrolled()
+        yield from self._unrolled_further()
         yield from self._ensemble()
         for kind in self.kinds:
             for damping in self.dampings():
@@ -169,14 +172,10 @@ class OurScores:
         Groups are the layers of each checkpoint, so that weights may prefer some checkpoints.
         """
         kind, plan = self.moving_kind, self.exact.plan
-        members = [self._measure(checkpoint.model, plan) for checkpoint in self.truths.checkpoints]
-        spectra = [
-            Spectrum.fit(self._vectors(kind, self.exact, checkpoint.model)) for checkpoint in self.truths.checkpoints
-        ]
         for damping in self.dampings():
             found = [
                 self._candidate(member, "influence_global", damping, kind, spectrum=spectrum)
-                for member, spectrum in zip(members, spectra, strict=True)
+                for member, spectrum in self.at_checkpoints
             ]
             yield dataclasses.replace(
                 found[0],
@@ -185,7 +184,35 @@ class OurScores:
                 plan=repeated(plan, [f"step {checkpoint.step}" for checkpoint in self.truths.checkpoints]),
             )
 
+    @cached_property
+    def at_checkpoints(self) -> list[tuple[Measured, Spectrum]]:
+        """Features and curvature at every stored checkpoint."""
+        return [
+            (
+                self._measure(checkpoint.model, self.exact.plan),
+                Spectrum.fit(self._vectors(self.moving_kind, self.exact, checkpoint.model)),
+            )
+            for checkpoint in self.truths.checkpoints
+        ]
+
     def _unrolled(self) -> Iterator[Candidate]:
+        """The training unrolled over its checkpoints, from the queries at its end; of several lengths in all."""
+        plan, steps = self.exact.plan, [0, *(checkpoint.step for checkpoint in self.truths.checkpoints)]
+        lengths = [
+            checkpoint.learning_rate * (checkpoint.step - before)
+            for checkpoint, before in zip(self.truths.checkpoints, steps, strict=False)
+        ]
+        for share in _TRAINING_SHARES[:: 3 if self.task.toy else 1]:
+            segments = [
+                Segment(spectrum, share * length)
+                for (_, spectrum), length in zip(self.at_checkpoints, lengths, strict=True)
+            ]
+            prepared = unrolled_queries(self.at_checkpoints[-1][0].queries, segments, plan)
+            values = [_contributed(one, each) for one, (each, _) in zip(prepared, self.at_checkpoints, strict=True)]
+            parameters = {"curvature": self.moving_kind, "horizon": share * sum(lengths)}
+            yield Candidate(ENGINE, "unrolled", sum_of(values), parameters, 1 / parameters["horizon"], plan)
+
+    def _unrolled_further(self) -> Iterator[Candidate]:
         """Further training unrolled in two segments, for every amount, as a mean over orders that no truth has.
 
         Groups are the layers of each segment.
@@ -203,7 +230,7 @@ class OurScores:
                     together.append(torch.cat(values, dim=2))
                 parameters = {"curvature": self.moving_kind, "unrolled_steps": steps, "horizon": horizon}
                 groups = repeated(plan, ["first half", "second half"])
-                yield Candidate(ENGINE, "unrolled", sum_of(together), parameters, 1 / horizon, groups)
+                yield Candidate(ENGINE, FURTHER, sum_of(together), parameters, 1 / horizon, groups)
 
     def _unrolled_once(self, steps: int, seed: int) -> tuple[Measured, list[Spectrum], list[Measured]]:
         """The end of one further training, and curvature and features in the middle of each of its halves."""

@@ -33,7 +33,7 @@ def audit(
         str,
         typer.Option(
             help="now (how sensitive is the model?) or training (what shaped it?) as calibrated; or a number, learning "
-            "rate × steps, for method horizon.",
+            "rate × steps, for methods horizon and unrolled.",
             show_default=False,
         ),
     ] = "",

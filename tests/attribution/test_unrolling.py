@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.curvature_vectors import observed_vectors
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.kronecker import fit_eigen_basis
+from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.spectrum import Spectrum
 from gradtrail.attribution.unrolling import Segment, unrolled_queries
 from gradtrail.errors import StoreError, UsageError
@@ -47,6 +53,28 @@ def test_segments_foretell_gradient_descent_on_a_quadratic_whose_curvature_chang
     assert prepared[0].query_ids == ("a", "b", "c")
 
 
+def test_a_query_is_carried_back_as_gradient_descent_forgets():
+    found, curvature = spectrum(1)
+    prepared = prepare_queries("unrolled", queries(), PLAN, spectrum=found, segment=0.7)
+    expected = queries().vectors @ torch.linalg.matrix_exp(-0.7 * curvature)
+    assert prepared.carried is not None
+    assert torch.allclose(prepared.carried, expected, rtol=1e-10, atol=1e-12)
+    assert prepare_queries("horizon", queries(), PLAN, spectrum=found, horizon=0.7).carried is None
+
+
+def test_an_eigenbasis_of_one_checkpoint_cannot_carry_queries_to_another(convolutional):
+    adapter, model, examples = convolutional
+    plan = plan_features(model)
+    turned = dataclasses.replace(plan, basis=fit_eigen_basis(adapter, model, examples, plan, kind="empirical"))
+    rows = compute_features(adapter, model, examples, turned)
+    fitted = Spectrum.fit(observed_vectors([rows], turned))
+    with pytest.raises(UsageError, match="each eigenbasis is of one checkpoint"):
+        prepare_queries("unrolled", rows, turned, spectrum=fitted, segment=1.0)
+    for needs, missing in (({"segment": 1.0}, "the spectrum"), ({"spectrum": fitted}, "the part of training")):
+        with pytest.raises(UsageError, match=missing):
+            prepare_queries("unrolled", compute_features(adapter, model, examples, plan), plan, **needs)
+
+
 def test_without_a_segment_or_with_another_plan_there_is_nothing_to_unroll():
     found, _ = spectrum(0)
     with pytest.raises(UsageError, match="no segment"):
@@ -54,5 +82,5 @@ def test_without_a_segment_or_with_another_plan_there_is_nothing_to_unroll():
     with pytest.raises(UsageError, match="horizon"):
         unrolled_queries(queries(), [Segment(found, 0.0)], PLAN)
     other = plan_features(torch.nn.Linear(SIZE + 1, 1, bias=False), FeatureSettings(dtype="float64"))
-    with pytest.raises(StoreError, match="one plan"):
+    with pytest.raises(StoreError, match="plan of the index"):
         unrolled_queries(queries(), [Segment(found, 1.0)], other)

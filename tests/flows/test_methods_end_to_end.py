@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from gradtrail.attribution.curvature_vectors import model_vectors
 from gradtrail.attribution.effects import Effects
+from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.joint_scoring import joint_pass
 from gradtrail.attribution.methods import METHODS
 from gradtrail.errors import NotFoundError, StoreError, UsageError
@@ -30,8 +33,6 @@ MODEL = "tiny@champion"
 
 
 def _checkpoints(tiny, rates=(0.1, 0.05)):
-    import torch
-
     torch.manual_seed(1)
     earlier = tiny.adapter().build_model().state_dict()
     torch.manual_seed(0)
@@ -71,7 +72,7 @@ def test_every_method_makes_a_report(ingested):
         index_ids[method] = recorded.index_ids
         parameters = {"top_k", "overall_top", "permutations", *_expected_parameters(method)}
         assert set(recorded.parameters) == parameters
-    assert {method for method, ids in index_ids.items() if len(ids) == 2} == {"tracin_cp"}
+    assert {method for method, ids in index_ids.items() if len(ids) == 2} == {"tracin_cp", "unrolled"}
     assert index_ids["ekfac"] == (eigen.index_id,)
 
 
@@ -80,6 +81,8 @@ def _expected_parameters(method):
         return set()
     if method == "tracin_cp":
         return {"learning_rates"}
+    if method == "unrolled":
+        return {"curvature", "segments"}
     damped = {"curvature", "relative_damping", "absolute_damping"}
     return damped | ({"tolerance", "most_products"} if method in {"cg", "lissa"} else set())
 
@@ -118,6 +121,46 @@ def test_methods_that_join_checkpoints_name_every_index(ingested):
         method_indexes(ingested.workspace, "tiny/1", "grad_dot", True)
 
 
+def test_training_is_unrolled_over_its_checkpoints_from_the_last_to_the_first(ingested):
+    built = [each.index_id for each in index(ingested.workspace, MODEL, every_checkpoint=True)]
+    [eigen] = index(ingested.workspace, MODEL, IndexOptions(projection="eigen"))
+    outcome, report = _audited(ingested, 1, method="unrolled")
+    with ingested.workspace.ledger().read() as connection:
+        recorded = queries.audit(connection, outcome.audit_id)
+        details = queries.audit_details(connection, outcome.audit_id)
+    assert list(recorded.index_ids) == built
+    assert recorded.parameters["segments"] == [0.1 * 10, 0.05 * 10]
+    assert "the segments of training take its place, 1, 0.5 long" in report["trust"]["damping"]
+
+    pinned = pinned_model(ingested.workspace, "tiny/1")
+    opened = [open_index(ingested.workspace, pinned, each) for each in built]
+    rows = [FeatureRows.joined(list(each.rows())) for each in opened]
+    moments = []
+    for each in opened:
+        pieces = model_vectors(
+            pinned.adapter, pinned.load(each.checkpoint), each.examples(pinned), each.plan, kind="fisher", batch_size=64
+        )
+        moments.append(sum(part.double().T @ part.double() for _, part in pieces.pieces) / len(rows[0].example_ids))
+    at_the_end = opened[-1].queries([recorded.outputs[0][0]], "emitted").vectors.double()
+    expected = torch.zeros(len(rows[0].example_ids), dtype=torch.float64)
+    for place, length in ((1, 0.5), (0, 1.0)):
+        # ∫ exp(−tF) dt from 0 to τ, as a sum: no eigendecomposition.
+        times = (torch.arange(4000, dtype=torch.float64) + 0.5) * length / 4000
+        step = torch.linalg.matrix_exp(-times[0] * 2 * moments[place])
+        moved, total = torch.linalg.matrix_exp(-times[0] * moments[place]), torch.zeros_like(moments[place])
+        for _ in times:
+            total += moved * length / 4000
+            moved = moved @ step
+        expected += (rows[place].vectors.double() @ total @ at_the_end.T).squeeze(1)
+        at_the_end = at_the_end @ torch.linalg.matrix_exp(-length * moments[place])
+    by_id = dict(zip(rows[0].example_ids, expected.tolist(), strict=True))
+    assert {each.example_id: each.score for each in details.attributions} == pytest.approx(
+        {each.example_id: by_id[each.example_id] for each in details.attributions}, rel=1e-4, abs=1e-7
+    )
+    with pytest.raises(NotFoundError, match="no index with random projection, which unrolled needs"):
+        audit(ingested.workspace, MODEL, AuditOptions(method="unrolled", index=eigen.index_id))
+
+
 def test_ekfac_and_its_basis_say_what_is_missing(ingested):
     index(ingested.workspace, MODEL)
     with pytest.raises(NotFoundError, match="no index with eigen projection") as caught:
@@ -153,8 +196,9 @@ def test_checkpoints_without_a_learning_rate_are_named(tiny, prefect_server):
     ingest(tiny.workspace, MODEL)
     index(tiny.workspace, MODEL, every_checkpoint=True)
     tiny.drop("a.jsonl", tiny.record(1))
-    with pytest.raises(UsageError, match="checkpoint at step 10 of tiny/1 was registered without a learning rate"):
-        audit(tiny.workspace, MODEL, AuditOptions(method="tracin_cp"))
+    for method in ("tracin_cp", "unrolled"):
+        with pytest.raises(UsageError, match="checkpoint at step 10 of tiny/1 was registered without a learning rate"):
+            audit(tiny.workspace, MODEL, AuditOptions(method=method))
 
 
 def test_bad_conditioning_reaches_the_report_and_the_command_line(ingested):
@@ -179,8 +223,9 @@ def test_self_influence_is_a_table_of_every_example_for_any_stored_method(ingest
         assert found.top == tuple(zip(table["example_id"][:5], table["self_influence"][:5], strict=True))
         assert found.attributes[found.top[0][0]]["licence"] == "CC0-1.0"
     assert write_self_influence(ingested.workspace, MODEL, options, 5) == found
-    with pytest.raises(UsageError, match="too much for every training example"):
-        write_self_influence(ingested.workspace, MODEL, AuditOptions("cg").method_options, 5)
+    for method, message in (("cg", "too much for every training example"), ("unrolled", "carries queries")):
+        with pytest.raises(UsageError, match=message):
+            write_self_influence(ingested.workspace, MODEL, AuditOptions(method).method_options, 5)
 
 
 def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -206,13 +207,18 @@ def _dampings(method: str) -> Sequence[float]:
     return JOINT_DAMPINGS if needs & {"spectrum", "kernel"} else (1.0,)
 
 
+def _unrollable(pinned: PinnedModel) -> bool:
+    """Whether it is known how long the training to each checkpoint was, and none is the first weights."""
+    steps = [0, *(each.step for each in pinned.checkpoints)]
+    return all(each.learning_rate for each in pinned.checkpoints) and all(a < b for a, b in pairwise(steps))
+
+
 def _free_methods(opened: OpenIndex, pinned: PinnedModel, options: CalibrateOptions) -> tuple[str, ...]:
     """Methods that the indexes asked for serve without another one, and without solving for single outputs."""
     names = ["grad_dot", "grad_cos", "influence"]
     if opened.plan.dimension <= LARGEST_JOINT_DIMENSION:
         names += ["influence_global", "horizon"]
-        rates = [each.learning_rate for each in pinned.checkpoints]
-        if options.every_checkpoint and None not in rates and opened.plan.projection_kind != "eigen":
+        if options.every_checkpoint and _unrollable(pinned) and opened.plan.projection_kind != "eigen":
             names.append("unrolled")
     if opened.plan.projection_kind == "eigen":
         names.append("ekfac")

@@ -1,6 +1,7 @@
 """Every method from index to report, through the flows, on a project with two checkpoints."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -253,10 +254,43 @@ def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested
         assert queries.audit(connection, found.audit_id).index_ids == chosen.index_ids
 
 
-def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give(ingested):
+def test_a_calibration_finds_how_far_training_went_and_audits_take_it(ingested):
+    built = tuple(each.index_id for each in index(ingested.workspace, MODEL, every_checkpoint=True))
+    ingested.drop("a.jsonl", *(ingested.record(number) for number in range(14)))
+    asked = CalibrateOptions(
+        methods=("unrolled",), sets=8, seeds=2, steps=(2, 6), every_checkpoint=True, batch_size=16, weightings=()
+    )
+    outcome = calibrate(ingested.workspace, MODEL, asked)
+    lengths = sorted(each.parameters["horizon"] for each in outcome.methods)
+    assert lengths == pytest.approx([0.015, 0.15, 1.5, 15.0])
+    [chosen] = [each for each in outcome.methods if each.chosen]
+    found, report = _audited(ingested, 20)
+    with ingested.workspace.ledger().read() as connection:
+        recorded = queries.audit(connection, found.audit_id)
+    assert (recorded.method, recorded.index_ids) == ("unrolled", built)
+    assert recorded.parameters["segments"] == chosen.parameters["segments"]
+    assert sum(recorded.parameters["segments"]) == pytest.approx(chosen.parameters["horizon"])
+    assert report["trust"]["fidelity"]["value"] == pytest.approx(chosen.by_steps[-1].spearman)
+
+
+def test_checkpoints_of_unknown_length_are_not_unrolled_unasked(tiny, prefect_server):
+    tiny.register(checkpoints=[replace(each, step=each.step - 10) for each in _checkpoints(tiny)])
+    ingest(tiny.workspace, MODEL)
+    [*_, serving] = index(tiny.workspace, MODEL, every_checkpoint=True)
+    pinned = pinned_model(tiny.workspace, "tiny/1")
+    found = candidates(tiny.workspace, pinned, serving.index_id, CalibrateOptions(every_checkpoint=True))
+    assert "horizon" in {each.options.method for each in found}
+    assert "unrolled" not in {each.options.method for each in found}
+    tiny.drop("a.jsonl", tiny.record(1))
+    with pytest.raises(UsageError, match="step 0 of tiny/1 follows one at step 0"):
+        audit(tiny.workspace, MODEL, AuditOptions(method="unrolled"))
+
+
+@pytest.mark.parametrize("method", ["influence", "unrolled"])
+def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give(ingested, method):
     index(ingested.workspace, MODEL, every_checkpoint=True)
     pinned = pinned_model(ingested.workspace, "tiny/1")
-    asked = CalibrateOptions(methods=("influence",), every_checkpoint=True)
+    asked = CalibrateOptions(methods=(method,), every_checkpoint=True)
     [serving] = method_indexes(ingested.workspace, "tiny/1", "grad_dot")
     opened = open_index(ingested.workspace, pinned, serving)
     queried = drawn_queries(ingested.workspace, pinned, opened, asked)

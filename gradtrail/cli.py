@@ -10,7 +10,7 @@ import typer
 from gradtrail import __version__, printing
 from gradtrail.commands import audits, exporting, installation, ledger, models, reports, running, trust
 from gradtrail.errors import GradtrailError
-from gradtrail.session import end_prefect, quiet_libraries
+from gradtrail.session import quiet_libraries
 
 app = typer.Typer(
     name="gradtrail",
@@ -52,8 +52,6 @@ def main() -> None:
     except GradtrailError as error:
         printing.show_error(error)
         sys.exit(error.exit_code)
-    finally:
-        end_prefect()
 
 
 if __name__ == "__main__":

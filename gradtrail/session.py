@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,25 +18,11 @@ _QUIET = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 
-_LOOP_END_SECONDS = 5.0
-
 
 def quiet_libraries() -> None:
     """Set what keeps libraries quiet and offline; must run before their first import. What is set already stays."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-
-
-def end_prefect() -> None:
-    """End the event loop of Prefect, where one runs in this process.
-
-    Its thread would keep DuckDB's module beyond the interpreter's end, and the module's bindings then print, in forty
-    lines, that they leaked.
-    """
-    loops = sys.modules.get("prefect._internal.concurrency.threads")
-    # Not a part of Prefect's public interface: where it is called otherwise, the lines are printed.
-    if (end := getattr(loops, "wait_for_global_loop_exit", None)) is not None:
-        end(timeout=_LOOP_END_SECONDS)
 
 
 @contextmanager

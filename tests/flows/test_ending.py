@@ -1,0 +1,24 @@
+"""A process that ran a flow ends without the lines that DuckDB's bindings print about leaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import duckdb
+import gradtrail.flows
+from prefect import flow
+
+@flow
+def ask():
+    return duckdb.connect().execute("SELECT 42").fetchone()
+
+print(ask())
+"""
+
+
+def test_a_script_that_ran_a_flow_prints_nothing_about_leaks(prefect_server):
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(42,)"
+    assert "leaked" not in done.stderr

@@ -5,16 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 
+# Without the handler that `gradtrail.flows` registers, this prints 39 lines.
 SCRIPT = """
 import duckdb
-import gradtrail.flows
-from prefect import flow
+from gradtrail.flows.audit import audit
+from prefect import flow, task
 
-@flow
+@task
 def ask():
     return duckdb.connect().execute("SELECT 42").fetchone()
 
-print(ask())
+@flow
+def run():
+    return ask()
+
+print(run())
 """
 
 

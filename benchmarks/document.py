@@ -25,7 +25,7 @@ HELD = "gradtrail, kept in memory"
 YARDSTICKS = ("ceiling", "training step", OURS)
 EQUAL = 0.005
 """Ratios closer to 1 than this are called equal."""
-FLAT = 1.05
+FLAT = 1.03
 """Memory that grows by less than this is called flat."""
 
 

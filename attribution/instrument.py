@@ -13,6 +13,7 @@ from gradtrail.attribution.fallback import Fallback
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.layer_rules import LayerRule, Projections
 from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.stand_ins import AffineLayer, affine_layers
 from gradtrail.attribution.weight_gradients import Run
 from gradtrail.attribution.working_mode import forward_pass
 from gradtrail.errors import ModelError
@@ -38,7 +39,8 @@ class Instrument:
     """Everything that stays the same from batch to batch; `model` is on `device`.
 
     `uses` are the layers that a hook measures. `attention` is taken apart: each layer by name, with the use of its
-    packed projection, or None where that is left out.
+    packed projection, or None where that is left out. `affine` are the layers, measured or not, that faster products
+    can stand in for.
     """
 
     adapter: ModelAdapter
@@ -50,6 +52,7 @@ class Instrument:
     run: Run
     uses: tuple[LayerUse, ...]
     attention: Mapping[str, tuple[nn.MultiheadAttention, LayerUse | None]]
+    affine: tuple[AffineLayer, ...]
 
 
 def build_instrument(
@@ -75,7 +78,8 @@ def build_instrument(
         if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(planned)
     }
     hooked = tuple(use for use in uses if use.name not in attention)
-    return Instrument(adapter, model, plan, projections, device, fallback, run, hooked, attention)
+    affine = affine_layers(model, device)
+    return Instrument(adapter, model, plan, projections, device, fallback, run, hooked, attention, affine)
 
 
 def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projections) -> Iterator[LayerUse]:

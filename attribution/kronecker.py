@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.attention import InProjection, taken_apart
@@ -23,7 +22,9 @@ from gradtrail.attribution.curvature_vectors import curvature_kind, output_facto
 from gradtrail.attribution.eigen_basis import EigenBasis, leading_basis, side_key, whole_basis
 from gradtrail.attribution.features import FeaturePlan, Group
 from gradtrail.attribution.layer_rules import OuterProductRule, Projections, factored_rule
+from gradtrail.attribution.products import faster_products, frozen_linear
 from gradtrail.attribution.projection import ProjectionSide
+from gradtrail.attribution.stand_ins import affine_layers, multiply_faster, stand_in
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example
@@ -173,13 +174,15 @@ class _Factors:
         whole = identity.expand(self.group.blocks, -1, -1)
         kept = self._rule.keep(layer, values, Projections(outputs=whole[:, :0], inputs=whole, exact=True))
         kept = self._without_padding(kept, inputs.shape[:-1] if inputs.is_floating_point() else inputs.shape)
-        self._waiting.append((self._inputs, torch.einsum("nbit,nbjt->bij", kept, kept)))
+        with faster_products():
+            self._waiting.append((self._inputs, torch.einsum("nbit,nbjt->bij", kept, kept)))
 
     def _add_outputs(self, layer: nn.Module, gradients: Tensor, rows: slice) -> None:
         if self._outputs is not None:
             blocks = self._rule.output_blocks(layer, _at_least_float32(gradients))
             blocks = self._without_padding(blocks, gradients.shape[:-1])
-            self._waiting.append((self._outputs[:, rows, rows], torch.einsum("nbot,nbpt->bop", blocks, blocks)))
+            with faster_products():
+                self._waiting.append((self._outputs[:, rows, rows], torch.einsum("nbot,nbpt->bop", blocks, blocks)))
 
     def _without_padding(self, values: Tensor, places: torch.Size) -> Tensor:
         """Values (batch, blocks, width, positions) with 0 at padding; `places` (batch, …) are the positions unrolled.
@@ -198,14 +201,13 @@ def _take_attention_apart(model: nn.Module, factors: Mapping[str, _Factors], sta
     seen_by = {name: each for each in factors.values() for name in each.group.modules}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(seen_by):
-            layer.forward = taken_apart(layer, _in_projection(layer, seen_by.get(name)))  # type: ignore[method-assign]  # undone by the stack
-            stack.callback(vars(layer).pop, "forward")
+            stand_in(layer, taken_apart(layer, _in_projection(layer, seen_by.get(name))), stack)
 
 
 def _in_projection(layer: nn.MultiheadAttention, factors: _Factors | None) -> InProjection:
     def project(inputs: Tensor, rows: slice) -> Tensor:
         bias = layer.in_proj_bias
-        output = functional.linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
+        output = frozen_linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
         return output if factors is None else factors.see(layer, inputs, output, rows)
 
     return project
@@ -228,6 +230,7 @@ def _accumulate(
             stack.callback(each.forget)
             each.attach(model, stack, starts, None if mask is None else ~mask.bool())
         _take_attention_apart(model, factors, stack)
+        multiply_faster(affine_layers(model, device), stack)
         outputs = adapter.outputs(model, batch)
         refuse_non_finite("model's output", outputs.detach(), examples)
         quantities = _measured(adapter, outputs, batch, kind, generator)

@@ -89,6 +89,10 @@ class LayerRule(ABC):
     def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
         """Projected gradients (batch, p_out · p_in), or (batch, blocks · rows · columns) when exact."""
 
+    def affine(self, layer: Any) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002 (linear layers override this)
+        """Weight (outputs, inputs) and bias of a layer that multiplies by one, adds the other, and does no more."""
+        return None
+
     def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
         """Parameter gradients by name ("weight", "bias") in the rule's own arrangement: (blocks, rows, columns)."""
         shape = self.shape(layer)

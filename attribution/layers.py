@@ -46,6 +46,9 @@ class LinearRule(FeaturesLastRule):
     def keep(self, layer: nn.Linear, inputs: Tensor, projections: Projections) -> Tensor:
         return _affine_positions(inputs, projections.inputs[0], layer.in_features)
 
+    def affine(self, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        return layer.weight, layer.bias
+
 
 @layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvolutionRule(OuterProductRule):
@@ -162,6 +165,9 @@ class TransposedLinearRule(FeaturesLastRule):
 
     def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
         return _affine_positions(inputs, projections.inputs[0], layer.weight.shape[0])
+
+    def affine(self, layer: Any) -> tuple[Tensor, Tensor | None]:
+        return layer.weight.T, layer.bias
 
     def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
         return super().matrix(layer, {**gradients, "weight": gradients["weight"].T})

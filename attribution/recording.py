@@ -22,6 +22,8 @@ from gradtrail.attribution.attention import InProjection, taken_apart
 from gradtrail.attribution.fallback import Fallback
 from gradtrail.attribution.instrument import Instrument, LayerUse, build_instrument, planned_layer
 from gradtrail.attribution.layer_rules import LayerRule, Projections
+from gradtrail.attribution.products import faster_products, frozen_linear
+from gradtrail.attribution.stand_ins import multiply_faster, stand_in
 from gradtrail.attribution.weight_gradients import in_graph
 from gradtrail.attribution.working_mode import frozen_in_eval
 from gradtrail.errors import ModelError
@@ -128,8 +130,9 @@ class Recording:
             handle = use.layer.register_forward_hook(self._forward_hook(use), prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         for layer, packed in self._instrument.attention.values():
-            layer.forward = taken_apart(layer, self._in_projection(layer, packed))  # type: ignore[method-assign]  # undone by the stack
-            stack.callback(vars(layer).pop, "forward")
+            stand_in(layer, taken_apart(layer, self._in_projection(layer, packed)), stack)
+        # The fallback differentiates by the weights, in ways that know torch's own layers only.
+        multiply_faster(self._instrument.affine, stack, lambda: self._listening)
 
     def _forward_hook(self, use: LayerUse) -> Callable[..., Tensor | None]:
         def remember(
@@ -147,7 +150,8 @@ class Recording:
     def _in_projection(self, layer: nn.MultiheadAttention, use: LayerUse | None) -> InProjection:
         def project(inputs: Tensor, rows: slice) -> Tensor:
             bias = layer.in_proj_bias
-            output = functional.linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
+            linear = frozen_linear if self._listening else functional.linear
+            output = linear(inputs, layer.in_proj_weight[rows], None if bias is None else bias[rows])
             if use is None or not self._listening:
                 return output
             whole = use.projections
@@ -168,7 +172,7 @@ class Recording:
         seen = self._without_padding(use.rule, _as_working_type(inputs.detach(), use.projections))
         # The model may run in lower precision; what is kept of it does not.
         lowered = torch.is_autocast_enabled(self._device_type)
-        with torch.autocast(self._device_type, enabled=False) if lowered else nullcontext():
+        with torch.autocast(self._device_type, enabled=False) if lowered else nullcontext(), faster_products():
             kept = use.rule.keep(use.layer, seen, use.projections)
         self.kept_bytes += kept.untyped_storage().nbytes()
         output = self._in_graph(output)
@@ -190,7 +194,8 @@ class Recording:
 
     def _add(self, use: LayerUse, kept: Tensor, gradient: Tensor) -> None:
         seen = self._without_padding(use.rule, _as_working_type(gradient.detach(), use.projections))
-        part = use.rule.gradient(use.layer, kept, seen, use.projections)
+        with faster_products():
+            part = use.rule.gradient(use.layer, kept, seen, use.projections)
         if use.turned:
             blocks = use.projections.outputs.shape[0] if use.projections.exact else 1
             widths = (use.projections.outputs.shape[2], use.projections.inputs.shape[2])

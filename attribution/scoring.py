@@ -19,6 +19,7 @@ from gradtrail.attribution.attribute_sums import SIDES, AttributeCodes, Attribut
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.method_registry import inverse_norms
 from gradtrail.attribution.prepared import PreparedQueries
+from gradtrail.attribution.products import faster_products
 from gradtrail.attribution.ranking import RunningTop
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Share, Side
@@ -106,7 +107,8 @@ def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iter
                 f"Index rows have {batch.columns} columns, but the queries {queries.vectors.shape[1]}.",
                 "Prepare the queries with the plan of this index.",
             )
-        by_row = torch.cat([piece.to(transposed.dtype) @ transposed for piece in batch.pieces()])
+        with faster_products():
+            by_row = torch.cat([piece.to(transposed.dtype) @ transposed for piece in batch.pieces()])
         if queries.train_scale == "inverse_norm":
             by_row = by_row * inverse_norms(batch.squared_norms)[:, None]
         scores = by_row.T

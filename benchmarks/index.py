@@ -19,7 +19,13 @@ from machine import RESULTS, conditions, environment, start_again_under_conditio
 from peer_environment import PEERS, Peer
 from workloads import Workload, workloads
 
+from gradtrail.attribution.products import has_faster_products
+from gradtrail.attribution.stand_ins import affine_layers
+
 CEILING, TRAINING = "ceiling: forward and input backward, weights frozen", "training step: forward, backward, AdamW"
+FASTER_CEILING = "ceiling, products by oneDNN"
+TOLD_TOO = ("bergson", "dattri")
+"""Peers that run once more with torch told to multiply by oneDNN, as gradtrail's layers do."""
 Pass = Callable[[], tuple[float, int]]
 
 
@@ -52,10 +58,21 @@ def race(
     """
     own = _own_runners(workload)
     runners, refused = list(own), []
-    for name in peers:
-        peer = Peer(name, workload.name, tiny=tiny, threads=threads, environment=conditions(threads))
+    told = [name for name in peers if name in TOLD_TOO and has_faster_products()]
+    for name, by_one_dnn in [*((name, False) for name in peers), *((name, True) for name in told)]:
+        peer = Peer(
+            name,
+            workload.name,
+            tiny=tiny,
+            threads=threads,
+            by_one_dnn=by_one_dnn,
+            environment=conditions(threads),
+        )
         if peer.unavailable is None:
-            runners.append(Runner(PEERS[name], peer.run, peer.covers, peer.close))
+            engine = f"{PEERS[name]}, torch told to use oneDNN" if by_one_dnn else PEERS[name]
+            runners.append(Runner(engine, peer.run, peer.covers, peer.close))
+        elif by_one_dnn:
+            peer.close()
         else:
             refused.append({"model": workload.name, "engine": PEERS[name], "unavailable": peer.unavailable})
             peer.close()
@@ -78,6 +95,8 @@ def _own_runners(workload: Workload) -> list[Runner]:
         Runner(TRAINING, _timed(workload, training_step(workload)), ""),
         Runner("gradtrail", _timed(workload, gradtrail_index(workload)), "every parameter; written to LanceDB"),
     ]
+    if has_faster_products() and affine_layers(model, "cpu"):
+        runners.insert(1, Runner(FASTER_CEILING, _timed(workload, ceiling(workload, faster=True)), ""))
     if beyond_peers:
         fewer = gradtrail_index(workload, beyond_peers)
         runners.append(
@@ -132,6 +151,7 @@ def main() -> None:
         options.threads,
         ["torch", "lancedb", "pyarrow", "numpy"],
         group_dimension=GROUP_DIMENSION,
+        has_faster_products=has_faster_products(),
         parameters={
             name: sum(parameter.numel() for parameter in workload.build().parameters())
             for name, workload in workloads(options.tiny).items()

@@ -41,8 +41,18 @@ def peer_python() -> Path:
 class Peer:
     """One peer doing one workload in a process of its own, a timed pass at a time, so that passes can interleave."""
 
-    def __init__(self, name: str, workload: str, *, tiny: bool, threads: int, environment: Mapping[str, str]) -> None:
-        command = [str(_FOLDER / "worker.py"), name, workload, "tiny" if tiny else "full", str(threads)]
+    def __init__(
+        self,
+        name: str,
+        workload: str,
+        *,
+        tiny: bool,
+        threads: int,
+        by_one_dnn: bool,
+        environment: Mapping[str, str],
+    ) -> None:
+        products = "oneDNN" if by_one_dnn else "usual"
+        command = [str(_FOLDER / "worker.py"), name, workload, "tiny" if tiny else "full", str(threads), products]
         self._process = subprocess.Popen(  # noqa: S603
             [str(peer_python()), *command],
             stdin=subprocess.PIPE,

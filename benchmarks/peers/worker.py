@@ -22,10 +22,12 @@ from prepared import CannotDoError
 from workloads import Workload, workloads
 
 
-def main(peer: str, name: str, size: str, threads: str) -> None:
+def main(peer: str, name: str, size: str, threads: str, products: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(int(threads))
+    if products == "oneDNN":
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 

@@ -52,7 +52,7 @@ def test_the_race_of_indexing_measures_every_model_against_both_yardsticks(resul
     for row in rows:
         assert row["examples_per_second"] > 0
         assert {"ratio_to_ceiling", "ratio_to_training_step", "covers", "seconds"} <= set(row)
-    ceilings = [row for row in rows if row["engine"].startswith("ceiling")]
+    ceilings = [row for row in rows if row["engine"].startswith("ceiling:")]
     assert [row["ratio_to_ceiling"] for row in ceilings] == [1, 1, 1]
     assert {"gradtrail", "gradtrail, checked and sealed"} <= {row["engine"] for row in rows if row["model"] == "mlp"}
 

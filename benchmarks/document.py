@@ -67,8 +67,8 @@ def _indexing(results: Row) -> str:
         "includes collating the examples and writing them to LanceDB. Peers keep as many numbers a layer, of the "
         "layers they cover. Medians of passes that take turns.\n",
         "Peers and both yardsticks multiply as torch does by itself. On this machine that is by MKL, where gradtrail "
-        "takes [oneDNN](attribution.md#faster-products), which any engine could: the second ceiling does, and peers that "
-        "were *told* run once more with torch's setting for it, which holds for attention, too.\n"
+        "takes [oneDNN](attribution.md#faster-products), which any engine could: the second ceiling does, and peers "
+        "that were *told* run once more with torch's setting for it, which holds for attention, too.\n"
         if results["environment"].get("has_faster_products")
         else "",
         "![Examples per second of every engine](benchmarks.svg)\n",

@@ -94,6 +94,11 @@ def serve(settings: Settings, *, limit: int = 2) -> None:
         from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
         from prefect.deployments.runner import RunnerDeployment
 
+        from gradtrail.storage.process_memory import HUGE_PAGES
+
+        # Each flow run is a process, which inherits this.
+        for name, value in HUGE_PAGES.items():
+            os.environ.setdefault(name, value)
         alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
         served = [
             RunnerDeployment.from_entrypoint(

@@ -1,0 +1,71 @@
+"""What reading an index makes of a process's memory, each time in a process of its own: it is chosen once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from gradtrail.storage.process_memory import HUGE_PAGES
+
+SAID = ("ARROW_DEFAULT_MEMORY_POOL", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+with_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
+
+POOL = "import gradtrail.storage.index_scan, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+
+MAPPED_AGAIN = """
+import ctypes
+import numpy as np
+import gradtrail.storage.index_scan
+
+class Counts(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ord sm hblks hblkhd usm fsm uord ford keep".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Counts
+del (first := {"block": np.ones(1 << 20)})["block"]
+before = libc.mallinfo2().hblkhd
+again = np.ones(1 << 20)
+print(libc.mallinfo2().hblkhd - before >= again.nbytes)
+"""
+
+GIVEN_BACK = """
+from pathlib import Path
+from gradtrail.storage.process_memory import give_back_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+blocks = [bytearray(b"1" * 60_000) for _ in range(2000)]
+full = resident()
+del blocks[:-1]
+give_back_memory()
+print(full - resident() > 100_000_000)
+"""
+
+
+def said_by(program, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in SAID}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**kept, **environment}
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(("said", "chosen"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")])
+def test_arrow_takes_its_memory_from_malloc_unless_the_environment_says_otherwise(said, chosen):
+    assert said_by(POOL, **said) == chosen
+
+
+@with_glibc
+@pytest.mark.parametrize(("said", "mapped"), [(HUGE_PAGES, "True"), ({}, "False")])
+def test_with_huge_pages_a_large_block_is_given_back_each_time(said, mapped):
+    assert said_by(MAPPED_AGAIN, **said) == mapped
+
+
+@with_glibc
+def test_memory_that_nobody_uses_is_given_back_from_below_what_somebody_does():
+    assert said_by(GIVEN_BACK) == "True"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradtrail.storage.process_memory import give_back_memory
 from gradtrail.tasks.alerting import note_alerts
 from gradtrail.tasks.auditing import recorded_warnings, score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
@@ -43,7 +42,6 @@ def examine(
     examined = Examined()
     for start in range(0, len(output_ids), MOST_OUTPUTS):
         portion = _examine(workspace, model_version_id, output_ids[start : start + MOST_OUTPUTS], resolved)
-        give_back_memory()
         if portion.audit_id:
             before = (*examined.earlier, examined.audit_id) if examined.audit_id else ()
             warnings = tuple(dict.fromkeys((*examined.warnings, *portion.warnings)))

@@ -37,22 +37,12 @@ def bound_memory() -> None:
     os.environ.setdefault("LANCE_DEFAULT_FRAGMENT_READAHEAD", "1")
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-    if not _is_glibc():
+    if platform.libc_ver()[0] != "glibc":
         return
     if "MALLOC_ARENA_MAX" not in os.environ:
         ctypes.CDLL(None).mallopt(_ARENA_MAX, _ARENAS)
     if _has_huge_pages() and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
-
-
-def give_back_memory() -> None:
-    """Return to the system what malloc holds and nobody uses, as after a portion of work whose like will follow."""
-    if _is_glibc():
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _is_glibc() -> bool:
-    return platform.libc_ver()[0] == "glibc"
 
 
 def _has_huge_pages() -> bool:

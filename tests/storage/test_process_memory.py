@@ -12,8 +12,6 @@ import pytest
 from gradtrail.storage.process_memory import HUGE_PAGES
 
 SAID = ("ARROW_DEFAULT_MEMORY_POOL", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-with_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
-
 POOL = "import gradtrail.storage.index_scan, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
 
 MAPPED_AGAIN = """
@@ -32,20 +30,6 @@ again = np.ones(1 << 20)
 print(libc.mallinfo2().hblkhd - before >= again.nbytes)
 """
 
-GIVEN_BACK = """
-from pathlib import Path
-from gradtrail.storage.process_memory import give_back_memory
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-blocks = [bytearray(b"1" * 60_000) for _ in range(2000)]
-full = resident()
-del blocks[:-1]
-give_back_memory()
-print(full - resident() > 100_000_000)
-"""
-
 
 def said_by(program, **environment):
     kept = {name: value for name, value in os.environ.items() if name not in SAID}
@@ -60,12 +44,7 @@ def test_arrow_takes_its_memory_from_malloc_unless_the_environment_says_otherwis
     assert said_by(POOL, **said) == chosen
 
 
-@with_glibc
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
 @pytest.mark.parametrize(("said", "mapped"), [(HUGE_PAGES, "True"), ({}, "False")])
 def test_with_huge_pages_a_large_block_is_given_back_each_time(said, mapped):
     assert said_by(MAPPED_AGAIN, **said) == mapped
-
-
-@with_glibc
-def test_memory_that_nobody_uses_is_given_back_from_below_what_somebody_does():
-    assert said_by(GIVEN_BACK) == "True"

@@ -288,7 +288,7 @@ def test_the_estimate_is_close_to_what_the_disk_shows(gradient_store):
 
 
 def test_batches_are_larger_only_where_little_is_made_of_each_row(open_gradients):
-    assert (batch_rows(1024), batch_rows(1024, "int8"), batch_rows(8192, "int8")) == (4096, 4096, 2048)
+    assert (batch_rows(1024), batch_rows(1024, "int8"), batch_rows(16384, "int8")) == (4096, 4096, 2048)
     assert (batch_rows(1024, "int8", 100), batch_rows(1024, "int8", 100_000)) == (16384, 1024)
     table = open_gradients()
     assert table.rows_at_once(1) > table.rows_at_once(10_000_000) == 1024

@@ -362,7 +362,8 @@ def picture(results: Row, path: Path) -> None:
     from matplotlib import pyplot
 
     models = [model for model in NAMES if any(row["model"] == model for row in results["rows"])]
-    figure, all_axes = pyplot.subplots(len(models), 1, figsize=(8, 2.4 * len(models)), squeeze=False)
+    heights = [1 + 0.22 * sum(row["model"] == model for row in results["rows"]) for model in models]
+    figure, all_axes = pyplot.subplots(len(models), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False)
     for model, axes in zip(models, all_axes[:, 0], strict=True):
         rows = [row for row in results["rows"] if row["model"] == model]
         rows.sort(key=lambda row: row.get("ratio_to_ceiling", -1))

@@ -197,10 +197,6 @@ def _first(ratios: Mapping[str, float], prefix: str) -> float | None:
     return next((ratio for engine, ratio in ratios.items() if engine.startswith(prefix)), None)
 
 
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
 def _scoring(results: Row) -> str:
     first = results["rows"][0]
     lines = [

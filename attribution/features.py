@@ -174,7 +174,8 @@ class FeaturePlan:
 
     def group_squares(self, vectors: Tensor) -> Tensor:
         """Squared norm per group, (batch, groups) float64, of unweighted vectors (batch, dimension)."""
-        return torch.stack([vectors[:, columns].double().square().sum(1) for columns in self.slices], dim=1)
+        squares = vectors.to(torch.float64, copy=True).square_()
+        return torch.stack([squares[:, columns].sum(1) for columns in self.slices], dim=1)
 
 
 def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:

@@ -39,6 +39,13 @@ class Shard:
             raise UsageError(f"{text!r} is not a shard.", "Write for example 2/3, the second of three.")
         return cls(int(number), int(count))
 
+    def part(self, number: int, count: int) -> Shard:
+        """Part `number` of `count` of this shard, which is a shard of the whole."""
+        return Shard(self.number + self.count * (number - 1), self.count * count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
     def holds(self, position: int) -> bool:
         """Whether the example at this position, counted from 0, belongs to the shard."""
         return position % self.count == self.number - 1

@@ -23,6 +23,7 @@ OURS = "gradtrail"
 FAIR = "gradtrail, linear layers only"
 HELD = "gradtrail, kept in memory"
 CEILING, FASTER_CEILING, TOLD = "ceiling:", "ceiling,", ", torch told"
+WORKERS, BY_HAND = " workers", " by hand"
 YARDSTICKS = ("ceiling", "training step", OURS)
 EQUAL = 0.005
 """Ratios closer to 1 than this are called equal."""
@@ -64,8 +65,10 @@ def _indexing(results: Row) -> str:
         "The *ceiling* is a forward pass and a backward pass to the output of the first layer, with frozen weights: no "
         "engine that reads gradients through hooks can do less. The *training step* is forward, backward and AdamW. "
         f"gradtrail keeps {results['environment']['group_dimension']} numbers a layer, of every layer, and its time "
-        "includes collating the examples and writing them to LanceDB. Peers keep as many numbers a layer, of the "
-        "layers they cover. Medians of passes that take turns.\n",
+        "includes collating the examples and writing them to LanceDB. Its *workers* are processes of one thread that "
+        "share the examples and the table, as `gradtrail index --workers` starts them; peers have nothing like it, but "
+        "can be started several times *by hand*. Peers keep as many numbers a layer, of the layers they cover. Engines "
+        "take turns; each turn begins with a pass that is not timed.\n",
         "Peers and both yardsticks multiply as torch does by itself. On this machine that is by MKL, where gradtrail "
         "takes [oneDNN](attribution.md#faster-products), which any engine could: the second ceiling does, and peers "
         "that were *told* run once more with torch's setting for it, which holds for attention, too.\n"
@@ -112,42 +115,22 @@ def _rate(value: float) -> str:
 def _wanted(rows: Sequence[Row]) -> str:
     """The figures that were set as goals, and what was found."""
     rates = {(row["model"], row["engine"]): row["examples_per_second"] for row in rows if "unavailable" not in row}
-    own = rates.get(("gpt", OURS))
+    shared = next((engine for _, engine in rates if WORKERS in engine), "")
     goals: list[tuple[str, float, float | None]] = []
-    if own is not None:
-        gpt = {engine: own / rate for (model, engine), rate in rates.items() if model == "gpt"}
-        goals = [
-            ("GPT: of the ceiling", 0.90, _first(gpt, CEILING)),
-            ("GPT: of the ceiling that multiplies as gradtrail does", 0.90, _first(gpt, FASTER_CEILING)),
-            ("GPT: of a training step", 1.2, _first(gpt, "training step")),
-            ("GPT: against bergson", 1.3, _first(gpt, "bergson")),
-            ("GPT: against dattri LoGra", 1.0, _first(gpt, "dattri")),
-        ]
-        of_told = {engine: ratio for engine, ratio in gpt.items() if TOLD in engine}
-        goals += [
-            ("GPT: against bergson, told to use oneDNN", 1.3, _first(of_told, "bergson")),
-            ("GPT: against dattri LoGra, told to use oneDNN", 1.0, _first(of_told, "dattri")),
-        ]
-        if ("gpt", FAIR) in rates:
-            fair = rates["gpt", FAIR] / own
-            covered = [
-                (said.removeprefix("GPT: "), wanted, found) for said, wanted, found in goals if found is not None
-            ]
-            goals += [
-                (f"GPT, on the layers that peers cover: {said}", wanted, found * fair)
-                for said, wanted, found in covered
-                if not said.startswith("of a training")
-            ]
+    for engine, said in (
+        (OURS, "GPT"),
+        (FAIR, "GPT, on the layers that peers cover"),
+        (shared, _called("GPT", shared)),
+    ):
+        if ("gpt", engine) in rates:
+            goals += _goals_of_gpt(said, rates["gpt", engine], _of_model(rates, "gpt"))
     for model in ("cnn", "mlp"):
-        others = {engine: rate for (name, engine), rate in rates.items() if name == model}
-        rivals = {engine: rate for engine, rate in others.items() if not engine.startswith(YARDSTICKS)}
-        if rivals and OURS in others:
-            for told in (False, True):
-                among = [engine for engine in rivals if (TOLD in engine) == told]
-                fastest = max(among, key=lambda engine: rivals[engine], default=None)
-                if fastest is not None:
-                    said = f"{NAMES[model]}: against the fastest peer, {fastest}"
-                    goals.append((said, 1.0, others[OURS] / rivals[fastest]))
+        found = _of_model(rates, model)
+        rivals = [engine for engine in found if not engine.startswith(YARDSTICKS)]
+        for ours, said in ((OURS, NAMES[model]), (shared, _called(NAMES[model], shared))):
+            for among in _in_kinds(rivals) if ours in found else ():
+                fastest = max(among, key=lambda engine: found[engine])
+                goals.append((f"{said}: against the fastest peer, {fastest}", 1.0, found[ours] / found[fastest]))
     held = rates.get(("mlp", HELD))
     if held is not None:
         mlp = {engine: held / rate for (model, engine), rate in rates.items() if model == "mlp"}
@@ -161,6 +144,34 @@ def _wanted(rows: Sequence[Row]) -> str:
         if found is not None:
             lines.append(f"| {said} | {wanted:.2f} | {found:.2f} | {'yes' if found >= wanted else '**missed**'} |")
     return "\n".join([*lines, *_out_of_reach(rates), *_price_of_writing(rates)]) + "\n"
+
+
+def _called(model: str, shared: str) -> str:
+    return f"{model}, {shared.removeprefix(OURS).strip(' ,')}"
+
+
+def _of_model(rates: Mapping[tuple[str, str], float], model: str) -> dict[str, float]:
+    return {engine: rate for (name, engine), rate in rates.items() if name == model}
+
+
+def _in_kinds(rivals: Sequence[str]) -> list[list[str]]:
+    """Peers as they come, those that were told to use oneDNN, and those in several processes."""
+    usual = [engine for engine in rivals if TOLD not in engine and BY_HAND not in engine]
+    kinds = [usual, *([engine for engine in rivals if mark in engine] for mark in (TOLD, BY_HAND))]
+    return [kind for kind in kinds if kind]
+
+
+def _goals_of_gpt(said: str, ours: float, rates: Mapping[str, float]) -> list[tuple[str, float, float | None]]:
+    ratios = {engine: ours / rate for engine, rate in rates.items()}
+    goals = [
+        (f"{said}: of the ceiling", 0.90, _first(ratios, CEILING)),
+        (f"{said}: of the ceiling that multiplies as gradtrail does", 0.90, _first(ratios, FASTER_CEILING)),
+        (f"{said}: of a training step", 1.2, _first(ratios, "training step")),
+    ]
+    for peer, wanted in (("bergson", 1.3), ("dattri", 1.0)):
+        found = [engine for engine in ratios if engine.startswith(peer)]
+        goals += [(f"{said}: against {engine}", wanted, ratios[engine]) for engine in found]
+    return goals
 
 
 def _out_of_reach(rates: Mapping[tuple[str, str], float]) -> list[str]:

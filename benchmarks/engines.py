@@ -15,10 +15,11 @@ from gradtrail.attribution.adapters import Batch, ModelAdapter
 from gradtrail.attribution.capture import iterate_features
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
+from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.stand_ins import affine_layers, multiply_faster
 from gradtrail.nouns import Example
 from gradtrail.storage.appending import COMMIT_BYTES, Appending
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients import GradientStore, IndexTable
 from gradtrail.storage.write_behind import write_behind
 
 GROUP_DIMENSION = 256
@@ -106,23 +107,47 @@ def gradtrail_index(workload: Workload, exclude: Sequence[str] = (), *, seal: bo
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            table = GradientStore(folder).open_index(
-                "0" * 64,
-                dimension=plan.dimension,
-                group_count=len(plan.groups),
-                attribute_names=["source"],
-                config=plan.config(),
-            )
             examples = _checked(adapter.training_data(), digests) if seal else adapter.training_data()
             rows = iterate_features(adapter, model, examples, plan, batch_size=workload.batch_size)
-            ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * workload.batch_size))
-            with Appending(table) as appending:
-                for _ in write_behind(rows, lambda batch: appending.add(**_columns(batch, digests)), ahead=ahead):
-                    pass
+            table = _table(folder, plan)
+            _write(table, rows, plan, workload, digests)
             if seal:
                 table.seal(digests)
 
     return run
+
+
+def gradtrail_part(workload: Workload, shard: Shard) -> Callable[[str], int]:
+    """A shard of the examples, written to the LanceDB table in a folder, which other shards may write to as well."""
+    adapter, model, plan = _planned(workload)
+    digests = {example.example_id: example.content_sha256 for example in adapter.training_data()}
+
+    def run(folder: str) -> int:
+        data = adapter.training_data()
+        rows = iterate_features(adapter, model, data, plan, batch_size=workload.batch_size, shard=shard)
+        return _write(_table(folder, plan), rows, plan, workload, digests)
+
+    return run
+
+
+def _table(folder: str, plan: FeaturePlan) -> IndexTable:
+    return GradientStore(folder).open_index(
+        "0" * 64,
+        dimension=plan.dimension,
+        group_count=len(plan.groups),
+        attribute_names=["source"],
+        config=plan.config(),
+    )
+
+
+def _write(
+    table: IndexTable, rows: Iterator[FeatureRows], plan: FeaturePlan, workload: Workload, digests: Mapping[str, str]
+) -> int:
+    ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * workload.batch_size))
+    with Appending(table) as appending:
+        for _ in write_behind(rows, lambda batch: appending.add(**_columns(batch, digests)), ahead=ahead):
+            pass
+    return appending.written
 
 
 def _planned(workload: Workload, exclude: Sequence[str] = ()) -> tuple[WorkloadAdapter, Model, FeaturePlan]:

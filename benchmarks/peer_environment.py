@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from line_process import LineProcess
 from machine import ROOT
 
 HERE = ROOT / ".venv-peers"
@@ -38,8 +37,8 @@ def peer_python() -> Path:
     return python
 
 
-class Peer:
-    """One peer doing one workload in a process of its own, a timed pass at a time, so that passes can interleave."""
+class Peer(LineProcess):
+    """One peer doing one workload, or an n-th of it, in a process of its own."""
 
     def __init__(
         self,
@@ -50,38 +49,14 @@ class Peer:
         threads: int,
         by_one_dnn: bool,
         environment: Mapping[str, str],
+        share: int = 1,
     ) -> None:
         products = "oneDNN" if by_one_dnn else "usual"
-        command = [str(_FOLDER / "worker.py"), name, workload, "tiny" if tiny else "full", str(threads), products]
-        self._process = subprocess.Popen(  # noqa: S603
-            [str(peer_python()), *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**environment, "PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"},
+        size = "tiny" if tiny else "full"
+        super().__init__(
+            [peer_python(), _FOLDER / "worker.py", name, workload, size, threads, products, share],
+            {**environment, "PYTHONPATH": str(ROOT / "benchmarks"), "HF_HUB_OFFLINE": "1"},
         )
-        first = self._answer()
+        first = self.answer()
         self.unavailable: str | None = first.get("unavailable")
         self.covers: str = first.get("covers", "")
-
-    def run(self) -> tuple[float, int]:
-        """Seconds and examples of one more pass."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        return answer["seconds"], answer["examples"]
-
-    def close(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            return {"unavailable": f"its process ended with code {self._process.wait()}"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer

@@ -20,7 +20,7 @@ from gradtrail.storage.gradient_rows import (
 )
 from gradtrail.storage.index_scan import IndexScan, batch_rows
 from gradtrail.storage.index_seal import IndexSeal, Seal
-from gradtrail.storage.lance_tables import append_rows, insert_missing, latest_version, writing_alone
+from gradtrail.storage.lance_tables import append_rows, insert_missing, lance_faults, latest_version, writing_alone
 from gradtrail.storage.measured import Measured, first_few, require_unique
 from gradtrail.storage.queries_table import QueriesTable, StoredQueries
 
@@ -55,6 +55,12 @@ class IndexTable:
     def present(self) -> dict[str, str]:
         """Content digest by id of every example stored so far; reads those two columns only."""
         return dict(self._read_known())
+
+    def count(self) -> int:
+        """Number of rows stored so far, by whichever process."""
+        version = latest_version(self._table)
+        with lance_faults(f"Counting version {version} of index {self.index_id}", "Check that the store can be read."):
+            return int(self._table.count_rows())
 
     def append(
         self,

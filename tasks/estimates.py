@@ -28,8 +28,8 @@ class PassEstimate:
     dtype: VectorType
     one_at_a_time: int
 
-    def sentence(self, examples: int) -> str:
-        """The estimate for people, before `examples` are measured."""
+    def sentence(self, examples: int, workers: int = 1) -> str:
+        """The estimate for people, before `examples` are measured by so many processes of `memory_bytes` each."""
         slow = (
             f"; {self.one_at_a_time} parameters without a layer rule take a pass for each example"
             if self.one_at_a_time
@@ -38,7 +38,7 @@ class PassEstimate:
         return (
             f"Measuring {examples:,} examples, {self.dimension:,} numbers each as {self.dtype}: about "
             f"{_megabytes(self.disk_bytes)} on disk and {_megabytes(self.memory_bytes)} of memory beside the model, in "
-            f"batches of {self.batch_size}{slow}."
+            f"batches of {self.batch_size}{f', in each of {workers} processes' if workers > 1 else ''}{slow}."
         )
 
 

@@ -33,14 +33,16 @@ from gradtrail.tasks.datasets import checked_example, refuse_drift
 from gradtrail.tasks.eigenbases import eigen_plan
 from gradtrail.tasks.estimates import PassEstimate, estimate_pass
 from gradtrail.tasks.models import PinnedModel, pinned_model
-from gradtrail.tasks.progress import progress_bar, say
+from gradtrail.tasks.progress import ProgressBar, progress_bar, say
 from gradtrail.tasks.recorded import manifest_sha256, recorded_model_version
 from gradtrail.tasks.weightings import found_weighting
+from gradtrail.tasks.worker_processes import run_in_processes
 from gradtrail.tasks.workspace import Workspace
 
 MEASURE_BATCH = 64
 LARGEST_BATCH = MOST_EXAMPLES
 DETERMINISM_BATCH = 8
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class IndexOptions:
         memory_budget: bytes of the pass beside the model; batches are made to fit.
         weighting: beginning of the id of a learned weighting, or its aspect, to store vectors under; empty is uniform.
         shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
+        workers: processes on this machine that share the measuring, with a part of its cores and of the budget each.
     """
 
     group_dimension: int = 256
@@ -78,6 +81,18 @@ class IndexOptions:
     memory_budget: int = MEMORY_BUDGET
     shard: str = "1/1"
     weighting: str = ""
+    workers: int = 1
+
+    def for_worker(self, number: int) -> IndexOptions:
+        """What worker `number`, from 1, measures: its part of the shard, on one of the devices if there are several."""
+        several = self.device == "cuda" and torch.cuda.device_count() > 1
+        return replace(
+            self,
+            shard=str(Shard.of_text(self.shard).part(number, self.workers)),
+            device=f"cuda:{(number - 1) % torch.cuda.device_count()}" if several else self.device,
+            memory_budget=self.memory_budget // self.workers,
+            workers=1,
+        )
 
     def plan(self, pinned: PinnedModel, stored: Weighting | None = None) -> FeaturePlan:
         """The groups of this model and how each is stored, under the weighting `stored`.
@@ -163,33 +178,68 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
     estimate = _checked_estimate(pinned, model, plan, training_data, options)
     missing = sum(name not in present and shard.holds(place) for place, name in enumerate(manifest))
     if missing:
-        say(estimate.sentence(missing))
+        say(estimate.sentence(missing, options.workers))
 
     quarantined: dict[str, str] = {}
-    rows = iterate_features(
-        pinned.adapter,
-        model,
-        _missing_examples(training_data, manifest, present, shard),
-        plan,
-        batch_size=estimate.batch_size,
-        device=options.device,
-        on_non_finite=quarantined.__setitem__,
-    )
-    ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * estimate.batch_size))
+    resumed = len(present)
     with (
         progress_bar("measuring gradients", len(manifest)) as bar,
         Appending(table, commit_bytes=COMMIT_BYTES) as appending,
     ):
         bar.advance(len(present))
+        if options.workers > 1 and missing:
+            _measure_by_workers(workspace, model_version_id, checkpoint_id, options, table, bar)
+            present = table.present()
+        # What workers have left: nothing, or examples to quarantine.
+        rows = iterate_features(
+            pinned.adapter,
+            model,
+            _missing_examples(training_data, manifest, present, shard),
+            plan,
+            batch_size=estimate.batch_size,
+            device=options.device,
+            on_non_finite=quarantined.__setitem__,
+        )
+        ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * estimate.batch_size))
         add = partial(_append, appending, manifest, attribute_names)
         for batch, _ in write_behind(_as_stored(rows, plan), add, ahead=ahead):
             bar.advance(len(batch.example_ids))
+    written = len(present) - resumed + appending.written
     if shard.count > 1:
-        return IndexOutcome(planned_id, True, appending.written, len(present), len(quarantined), complete=False)
+        return IndexOutcome(planned_id, True, written, resumed, len(quarantined), complete=False)
     workspace.ledger().record_index(_sealed(table, pinned, checkpoint, plan, manifest, quarantined))
     norms = (torch.tensor(batch.squared_norms) for batch in table.stream(columns=["squared_norms"]))
     health = gradient_health(norms, plan)
-    return IndexOutcome(planned_id, True, appending.written, len(present), len(quarantined), warnings=health.warnings())
+    return IndexOutcome(planned_id, True, written, resumed, len(quarantined), warnings=health.warnings())
+
+
+def _measure_by_workers(
+    workspace: Workspace,
+    model_version_id: str,
+    checkpoint_id: str,
+    options: IndexOptions,
+    table: IndexTable,
+    bar: ProgressBar,
+) -> None:
+    """Let several processes fill the table; what they have stored when one of them fails stays."""
+    threads = max(1, torch.get_num_threads() // options.workers)
+    seen = table.count()
+
+    def show() -> None:
+        nonlocal seen
+        before, seen = seen, table.count()
+        bar.advance(seen - before)
+
+    own = [options.for_worker(number) for number in range(1, options.workers + 1)]
+    calls = [(workspace, model_version_id, checkpoint_id, each, threads) for each in own]
+    run_in_processes(_measure_part, calls, meanwhile=show, every=_LOOK_SECONDS)
+
+
+def _measure_part(
+    workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    build_index.fn(workspace, model_version_id, checkpoint_id, options)
 
 
 @task(cache_policy=NO_CACHE)
@@ -233,7 +283,7 @@ def _checked_estimate(
         plan,
         rows=len(training_data),
         dtype=options.dtype,
-        memory_budget=options.memory_budget,
+        memory_budget=options.memory_budget // options.workers,
         largest_batch=LARGEST_BATCH,
         device=options.device,
     )

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from prepared import CannotDoError
 from workloads import Workload, workloads
 
 
-def main(peer: str, name: str, size: str, threads: str, products: str) -> None:
+def main(peer: str, name: str, size: str, threads: str, products: str, share: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(int(threads))
@@ -38,7 +39,8 @@ def main(peer: str, name: str, size: str, threads: str, products: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"peer-{peer}-"))
     try:
         race = importlib.import_module(f"race_{peer}")
-        workload: Workload = workloads(size == "tiny")[name]
+        whole = workloads(size == "tiny")[name]
+        workload: Workload = replace(whole, examples=whole.examples // int(share))
         try:
             prepared = race.prepare(workload, folder)
             prepared.run()

@@ -94,6 +94,9 @@ def index(
     shard: Annotated[
         str, typer.Option(help="k/n: only every n-th example, for one of n workers; then run once without it.")
     ] = "1/1",
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the measuring, with a part of the cores each.", min=1)
+    ] = 1,
     device: Annotated[str, typer.Option(help="Where the pass runs: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
     as_json: AsJson = False,
@@ -118,6 +121,7 @@ def index(
             memory_budget=memory_budget * 10**6,
             shard=shard,
             weighting=weighting,
+            workers=workers,
         )
         outcomes = index_flow(settings.workspace(), reference, options, every_checkpoint)
     models_printing.show_index(outcomes, as_json=as_json)

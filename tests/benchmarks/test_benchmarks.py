@@ -11,7 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ENVIRONMENT = {"measured_at", "commit", "cpu", "cores", "threads", "versions", "python", "load_before"}
 RUNS = {
-    "index": ["index.py", "--tiny", "--no-peers", "--repetitions", "1"],
+    "index": ["index.py", "--tiny", "--no-peers", "--repetitions", "1", "--turn", "0"],
     "score": ["score.py", "--tiny", "--dtypes", "int8", "--repetitions", "1"],
     "peers": ["peer_oracles.py", "--stored"],
 }
@@ -57,6 +57,13 @@ def test_the_race_of_indexing_measures_every_model_against_both_yardsticks(resul
     assert {"gradtrail", "gradtrail, checked and sealed"} <= {row["engine"] for row in rows if row["model"] == "mlp"}
 
 
+def test_workers_that_share_an_index_race_as_one_engine(tmp_path):
+    options = ["--tiny", "--no-peers", "--repetitions", "1", "--turn", "0", "--models", "mlp", "--threads", "2"]
+    run("index.py", *options, "--output", str(tmp_path / "index.json"))
+    rows = {row["engine"]: row for row in json.loads((tmp_path / "index.json").read_text())["rows"]}
+    assert rows["gradtrail, 2 workers"]["examples"] == rows["gradtrail"]["examples"] == 16
+
+
 def test_scoring_is_timed_against_a_scan_and_a_product_with_its_peak_memory(results):
     (row,) = read(results, "score")
     whole, parts = row["seconds"], row["seconds_of_bare_scan"] + row["seconds_of_bare_product"]
@@ -83,6 +90,6 @@ def test_the_page_says_where_a_peer_is_faster_and_where_one_cannot_run(results, 
     run("document.py", "--results", str(tmp_path), "--docs", str(tmp_path))
     page = (tmp_path / "benchmarks.md").read_text()
     assert "**slower: 0.50 × as fast**" in page
-    assert "| GPT: against dattri LoGra | 1.00 | 0.50 | **missed** |" in page
+    assert "| GPT: against dattri 0.3.0 LoGra | 1.00 | 0.50 | **missed** |" in page
     assert "| bergson 2.5.1 | — | — | — | cannot do it | no convolution |" in page
     assert (tmp_path / "benchmarks.svg").stat().st_size > 0

@@ -5,7 +5,10 @@ import math
 import statistics
 
 import pytest
+import torch
 
+from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.errors import DataError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
@@ -69,6 +72,35 @@ def test_shards_fill_an_index_that_a_last_run_completes(ingested):
         index(ingested.workspace, MODEL, IndexOptions(shard="4/3"))
 
 
+def test_workers_fill_an_index_with_the_rows_that_one_process_measures(ingested, capsys):
+    [shared] = index(ingested.workspace, MODEL, IndexOptions(seed=1, workers=2))
+    assert "in each of 2 processes" in capsys.readouterr().err
+    assert (shared.complete, shared.rows_written, shared.rows_resumed) == (True, 40, 0)
+    adapter = ingested.adapter()
+    torch.manual_seed(0)
+    model = adapter.build_model()
+    expected = compute_features(
+        adapter, model, adapter.training_data(), plan_features(model, FeatureSettings(256, seed=1))
+    )
+    wanted = dict(zip(expected.example_ids, expected.vectors, strict=True))
+    table = ingested.workspace.gradients().existing(shared.index_id)
+    found = {
+        example_id: torch.tensor(vector)
+        for batch in table.stream()
+        for example_id, vector in zip(batch.example_ids, batch.vectors, strict=True)
+    }
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
+    assert list(verify_workspace(ingested.workspace).problems) == []
+
+
+def test_workers_share_a_shard_and_what_is_missing_of_the_rest(ingested):
+    [part] = index(ingested.workspace, MODEL, IndexOptions(seed=1, shard="2/3", workers=2))
+    assert (part.complete, part.rows_written) == (False, 13)
+    [last] = index(ingested.workspace, MODEL, IndexOptions(seed=1))
+    assert (last.complete, last.rows_written, last.rows_resumed, last.quarantined) == (True, 27, 13, 0)
+
+
 def test_budgets_that_are_too_small_are_refused_before_anything_is_measured(ingested):
     with pytest.raises(UsageError, match="memory budget of 0 MB is too small"):
         index(ingested.workspace, MODEL, IndexOptions(memory_budget=10))
@@ -76,7 +108,8 @@ def test_budgets_that_are_too_small_are_refused_before_anything_is_measured(inge
         index(ingested.workspace, MODEL, IndexOptions(total_dimension=3))
 
 
-def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(tiny, prefect_server):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(workers, tiny, prefect_server):
     # The labels of three rows in turn are the three classes: the model is wrong about at least two of them.
     for number in (6, 7, 8):
         tiny.rows[number]["inputs"] = [1e8, -1e8, 1e8, 1e8]
@@ -85,6 +118,6 @@ def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(t
     tiny.register()
     ingest(tiny.workspace, MODEL)
     with pytest.raises(DataError, match=r"gradient of example row-[678] reaches"):
-        index(tiny.workspace, MODEL, IndexOptions(dtype="float16"))
-    [as_int8] = index(tiny.workspace, MODEL, IndexOptions(dtype="int8"))
+        index(tiny.workspace, MODEL, IndexOptions(dtype="float16", workers=workers))
+    [as_int8] = index(tiny.workspace, MODEL, IndexOptions(dtype="int8", workers=workers))
     assert (as_int8.rows_written, as_int8.quarantined) == (39, 1)

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
@@ -313,16 +314,22 @@ def _growth(rows: list[Row]) -> str:
 def _by_time(rows: list[Row]) -> str:
     """Whether memory stays where it was: the last fifth of the longest runs against their second, peaks apart."""
     most = max((row["outputs"] for row in rows), default=0)
-    parts = [row["memory_mb_by_fifth_of_the_time"] for row in rows if row["outputs"] == most]
-    if not parts:
+    found = [row["memory_mb_by_fifth_of_each_run"] for row in rows if row["outputs"] == most]
+    if not found:
         return ""
-    grown = [f"{each[-1] - each[1]:+}" for each in parts]
-    flat = all(each[-1] <= FLAT * each[1] for each in parts)
+    each = [[run[-1] - run[1] for run in runs] for runs in found]
+    grown = [median(differences) for differences in each]
+    flat = all(more <= (FLAT - 1) * median(run[1] for run in runs) for more, runs in zip(grown, found, strict=True))
+    said = "; ".join(
+        f"{more:+.0f} ({', '.join(f'{one:+}' for one in differences)})"
+        for more, differences in zip(grown, each, strict=True)
+    )
     return (
-        f" The median of the last fifth of the runs of {most:,} outputs against that of their second fifth: "
-        f"{', '.join(grown)} MB. Wanted: flat, here within {FLAT - 1:.0%}: {'yes' if flat else '**missed**'}. An audit "
-        "covers a thousand outputs at most and more of them make several, one after the other. Peaks are moments above "
-        "that, the highest when the ledger packs what was added, which it does every few thousand outputs."
+        f" The median of the last fifth of the runs of {most:,} outputs against that of their second fifth, in the "
+        f"median of runs, and of each: {said} MB. Wanted: flat, here within {FLAT - 1:.0%}: "
+        f"{'yes' if flat else '**missed**'}. An audit covers a thousand outputs at most and more of them make several, "
+        "one after the other. Peaks are moments above that, the highest when the ledger packs what was added, which it "
+        "does every few thousand outputs."
     )
 
 

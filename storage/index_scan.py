@@ -12,7 +12,7 @@ from gradtrail.errors import StoreError
 from gradtrail.storage.gradient_check import IndexContents
 from gradtrail.storage.gradient_rows import Column, IndexDescription, StoredRows, column_names, stored_rows
 from gradtrail.storage.lance_tables import lance_faults, open_existing, scan
-from gradtrail.storage.process_memory import bound_memory
+from gradtrail.storage.process_memory import bound_readers
 from gradtrail.storage.read_ahead import read_ahead
 from gradtrail.storage.vector_codes import BYTES, VectorType
 
@@ -22,7 +22,7 @@ _LEAST_ROWS, _MOST_ROWS, _MOST_NUMBERS = 1024, 16384, 4 << 20
 _IDS_PER_SCAN = 1000
 
 
-bound_memory()
+bound_readers()
 
 
 def batch_rows(dimension: int, kept_as: VectorType = "float32", made_of_each: int | None = None) -> int:

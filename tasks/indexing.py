@@ -64,7 +64,8 @@ class IndexOptions:
         memory_budget: bytes of the pass beside the model; batches are made to fit.
         weighting: beginning of the id of a learned weighting, or its aspect, to store vectors under; empty is uniform.
         shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
-        workers: processes on this machine that share the measuring, with a part of its cores and of the budget each.
+        workers: processes on this machine that share the measuring, with a part of its cores and of the budget each; a
+            script that asks for several begins its work under `if __name__ == "__main__":`, for each imports it.
     """
 
     group_dimension: int = 256
@@ -150,6 +151,7 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         ModelError: if the model's losses are random or coupled, or nothing of it can be measured.
         DataError: if the training data is not what the dataset version recorded.
         UsageError: if a budget is too small for the model, or the shard does not exist.
+        WorkerLostError: if one of several workers was killed.
     """
     shard = Shard.of_text(options.shard)
     pinned = pinned_model(workspace, model_version_id)

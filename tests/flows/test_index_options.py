@@ -9,6 +9,7 @@ import torch
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.shards import Shard
 from gradtrail.errors import DataError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
@@ -92,6 +93,21 @@ def test_workers_fill_an_index_with_the_rows_that_one_process_measures(ingested,
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7) for name in wanted)
     assert list(verify_workspace(ingested.workspace).problems) == []
+
+
+def test_each_worker_has_its_part_of_a_shard_of_the_budget_and_of_the_accelerators(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    options = IndexOptions(shard="2/3", workers=4, memory_budget=800, device="cuda")
+    own = [options.for_worker(number) for number in (1, 2, 3, 4)]
+    assert [(each.shard, each.device) for each in own] == [
+        ("2/12", "cuda:0"),
+        ("5/12", "cuda:1"),
+        ("8/12", "cuda:0"),
+        ("11/12", "cuda:1"),
+    ]
+    assert {(each.memory_budget, each.workers) for each in own} == {(200, 1)}
+    held = [place for each in own for place in range(60) if Shard.of_text(each.shard).holds(place)]
+    assert sorted(held) == [place for place in range(60) if Shard(2, 3).holds(place)]
 
 
 def test_workers_share_a_shard_and_what_is_missing_of_the_rest(ingested):

@@ -11,7 +11,13 @@ import pytest
 
 from gradtrail.storage.process_memory import HUGE_PAGES
 
-SAID = ("ARROW_DEFAULT_MEMORY_POOL", "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+SAID = (
+    "MALLOC_ARENA_MAX",
+    "ARROW_DEFAULT_MEMORY_POOL",
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
 POOL = "import gradtrail.storage.index_scan, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
 
 MAPPED_AGAIN = """
@@ -28,6 +34,20 @@ del (first := {"block": np.ones(1 << 20)})["block"]
 before = libc.mallinfo2().hblkhd
 again = np.ones(1 << 20)
 print(libc.mallinfo2().hblkhd - before >= again.nbytes)
+"""
+
+ARENAS = """
+import ctypes, sys, threading
+import gradtrail.storage.index_scan
+
+threads = [threading.Thread(target=lambda: bytearray(100_000)) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
 """
 
 
@@ -48,3 +68,9 @@ def test_arrow_takes_its_memory_from_malloc_unless_the_environment_says_otherwis
 @pytest.mark.parametrize(("said", "mapped"), [(HUGE_PAGES, "True"), ({}, "False")])
 def test_with_huge_pages_a_large_block_is_given_back_each_time(said, mapped):
     assert said_by(MAPPED_AGAIN, **said) == mapped
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
+@pytest.mark.parametrize(("said", "arenas"), [({}, range(1, 2)), ({"MALLOC_ARENA_MAX": "8"}, range(2, 9))])
+def test_threads_share_one_arena_unless_the_environment_says_otherwise(said, arenas):
+    assert said_by(ARENAS, **said).count("<heap nr=") in arenas

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -135,8 +135,8 @@ def measure(
                 seconds[name].append(time.perf_counter() - begin)
     scan, product, faster, whole = (median(seconds[name]) for name in timed)
     peaks, plain = (
-        {count: _peak(store.uri, count, dimension, dtype, threads, beside) for count in sizes}
-        for beside in (HUGE_PAGES, {})
+        {count: _peak(works, store.uri, count, dimension, dtype, threads, beside) for count in sizes}
+        for works, beside in ((("pass",), HUGE_PAGES), (("scan", "pass"), {}))
     )
     return {
         "model": f"{rows:,} × {dimension:,}",
@@ -168,10 +168,12 @@ def measure(
     }
 
 
-def _peak(uri: str, rows: int, dimension: int, dtype: str, threads: int, beside: Mapping[str, str]) -> dict[str, float]:
-    """Peaks of a pass and a bare scan, each in a process that is started as usual, but for what `beside` says."""
+def _peak(
+    works: Sequence[str], uri: str, rows: int, dimension: int, dtype: str, threads: int, beside: Mapping[str, str]
+) -> dict[str, float]:
+    """Peaks of a pass or a bare scan, each in a process that is started as usual, but for what `beside` says."""
     measured: dict[str, float] = {}
-    for work in ("scan", "pass"):
+    for work in works:
         index = [uri, str(rows), str(dimension), dtype]
         command = [sys.executable, __file__, "--peak", work, *index, "--threads", str(threads)]
         # Here the allocator is left alone: what is asked is how much a user's process takes.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,12 @@ def run(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    for name, (script, *options) in RUNS.items():
-        run(script, *options, "--threads", "1", "--output", str(folder / f"{name}.json"))
+
+    def measure(name: str) -> None:
+        run(*RUNS[name], "--threads", "1", "--output", str(folder / f"{name}.json"))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(measure, RUNS))
     return folder
 
 
@@ -57,6 +62,7 @@ def test_the_race_of_indexing_measures_every_model_against_both_yardsticks(resul
     assert {"gradtrail", "gradtrail, checked and sealed"} <= {row["engine"] for row in rows if row["model"] == "mlp"}
 
 
+@pytest.mark.slow  # three fresh processes
 def test_workers_that_share_an_index_race_as_one_engine(tmp_path):
     options = ["--tiny", "--no-peers", "--repetitions", "1", "--turn", "0", "--models", "mlp", "--threads", "2"]
     run("index.py", *options, "--output", str(tmp_path / "index.json"))

@@ -110,13 +110,6 @@ def test_each_worker_has_its_part_of_a_shard_of_the_budget_and_of_the_accelerato
     assert sorted(held) == [place for place in range(60) if Shard(2, 3).holds(place)]
 
 
-def test_workers_share_a_shard_and_what_is_missing_of_the_rest(ingested):
-    [part] = index(ingested.workspace, MODEL, IndexOptions(seed=1, shard="2/3", workers=2))
-    assert (part.complete, part.rows_written) == (False, 13)
-    [last] = index(ingested.workspace, MODEL, IndexOptions(seed=1))
-    assert (last.complete, last.rows_written, last.rows_resumed, last.quarantined) == (True, 27, 13, 0)
-
-
 def test_budgets_that_are_too_small_are_refused_before_anything_is_measured(ingested):
     with pytest.raises(UsageError, match="memory budget of 0 MB is too small"):
         index(ingested.workspace, MODEL, IndexOptions(memory_budget=10))

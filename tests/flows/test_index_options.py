@@ -117,7 +117,7 @@ def test_budgets_that_are_too_small_are_refused_before_anything_is_measured(inge
         index(ingested.workspace, MODEL, IndexOptions(total_dimension=3))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # two fresh processes, twice
 def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(workers, tiny, prefect_server):
     # The labels of three rows in turn are the three classes: the model is wrong about at least two of them.
     for number in (6, 7, 8):

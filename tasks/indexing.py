@@ -22,7 +22,7 @@ from gradtrail.attribution.health import gradient_health
 from gradtrail.attribution.memory import MEMORY_BUDGET, MOST_EXAMPLES
 from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.weights import group_weights, stored_vectors
-from gradtrail.errors import DataError, StoreError
+from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Checkpoint, Coverage, Example, Index, ManifestRow, Weighting, index_id
 from gradtrail.storage.appending import COMMIT_BYTES, Appending
@@ -83,6 +83,10 @@ class IndexOptions:
     shard: str = "1/1"
     weighting: str = ""
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"An index measured by {self.workers} workers.", "Choose at least 1.")
 
     def for_worker(self, number: int) -> IndexOptions:
         """What worker `number`, from 1, measures: its part of the shard, on one of the devices if there are several."""

@@ -40,7 +40,7 @@ def run_in_processes(
     try:
         for place, call in enumerate(calls):
             answer, answering = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(function, call, answering, listening), daemon=True)
+            process = context.Process(target=_work, args=(function, call, answering, listening))
             process.start()
             # Only the process itself holds this end now, so that its death closes it.
             answering.close()

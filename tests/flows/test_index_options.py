@@ -106,6 +106,8 @@ def test_each_worker_has_its_part_of_a_shard_of_the_budget_and_of_the_accelerato
         ("11/12", "cuda:1"),
     ]
     assert {(each.memory_budget, each.workers) for each in own} == {(200, 1)}
+    with pytest.raises(UsageError, match="by 0 workers"):
+        IndexOptions(workers=0)
     held = [place for each in own for place in range(60) if Shard.of_text(each.shard).holds(place)]
     assert sorted(held) == [place for place in range(60) if Shard(2, 3).holds(place)]
 

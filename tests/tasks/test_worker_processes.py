@@ -30,6 +30,12 @@ def test_calls_run_at_the_same_time_in_processes_of_their_own_and_answer_in_orde
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_may_start_others_as_adapters_that_load_data_do():
+    started = "(lambda child: (child.start(), child.join(), child.exitcode)[2])({})"
+    child = started.format("__import__('multiprocessing').get_context('spawn').Process(target=bool)")
+    assert run_in_processes(eval, [(child,)], meanwhile=bool, every=0.1) == [0]
+
+
 def test_what_a_process_raises_is_raised_here_and_ends_the_others():
     failing = "(_ for _ in ()).throw(__import__('gradtrail.errors').errors.UsageError('No such thing.', 'Name one.'))"
     began = time.monotonic()

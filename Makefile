@@ -58,7 +58,7 @@ bench-lineage: $(READY) ## the ledger at ten million attributions, an hour or le
 bench-faults: $(READY) ## flows killed at random moments, and what comes twice, late or goes away; half an hour or more
 	@$(BIN)/python benchmarks/faults.py
 
-bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; eight minutes
+bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; eighteen minutes
 	@$(BIN)/python benchmarks/audit.py
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results

@@ -22,6 +22,8 @@ MEMORY_BUDGET = 2 * 10**9
 """Default: bytes for the pass, beside the model."""
 MOST_EXAMPLES = 256
 """Larger batches gain nothing more, and make progress and resumption coarse."""
+FEW_EXAMPLES = 64
+"""A batch where nobody has measured what an example takes: outputs, queries, and the passes that fit a curvature."""
 _LARGEST_AT_ONCE = 3
 """While backward passes a layer, gradients of its output and input and one intermediate stand beside what is kept."""
 

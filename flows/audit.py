@@ -14,7 +14,7 @@ from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collecting import collect_outputs, pending_output_ids, require_sources
+from gradtrail.tasks.collecting import collect_outputs, pending_outputs, require_sources
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
@@ -81,7 +81,7 @@ def audit(
         for audit_id in finished:
             finish(workspace, audit_id)
 
-        pending = pending_output_ids(workspace, model_version_id, options.target)
+        pending = pending_outputs(workspace, model_version_id, options.target).output_ids
         examined = examine(workspace, model_version_id, pending, resolved)
     delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)

@@ -55,11 +55,11 @@ def _examine(
 ) -> Examined:
     options, index_ids = resolved.options, resolved.index_ids
     measured = measure_outputs(workspace, model_version_id, index_ids, output_ids, options)
-    if not measured:
+    if not measured.outputs:
         return Examined()
     audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
     report = finish(workspace, audit_id)
-    return Examined(audit_id, report, len(measured), recorded_warnings(workspace, audit_id))
+    return Examined(audit_id, report, len(measured.outputs), recorded_warnings(workspace, audit_id))
 
 
 def finish(workspace: Workspace, audit_id: str) -> str:

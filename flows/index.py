@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from gradtrail.tasks.announcing import announce
-from gradtrail.tasks.indexing import IndexOptions, IndexOutcome, build_index, list_checkpoints, publish_snapshot
+from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.indexing import IndexOutcome, build_index, list_checkpoints, publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace
 

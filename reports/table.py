@@ -25,24 +25,26 @@ ATTRIBUTION_SCHEMA = pa.schema(
     metadata={b"gradtrail.schema": b"gradtrail.attributions/1"},
 )
 
+_OF_A_CARD = ("example_id", "content_sha256", "side", "rank", "score", "share")
+KNOWN_LABELS, WRONG_OUTPUTS = b"gradtrail.known_labels", b"gradtrail.wrong_outputs"
+"""Names in the metadata of the file."""
+
 
 def attribution_table(report: AuditReport) -> pa.Table:
-    """One row per output, side and rank, outputs as the report holds them; see `ATTRIBUTION_SCHEMA`."""
-    rows: list[dict[str, Any]] = [
-        {
-            "audit_id": report.audit.audit_id,
-            "model_version_id": report.model_version.model_version_id,
-            "output_id": section.output.output_id,
-            "target": section.output.target,
-            "example_id": card.example_id,
-            "content_sha256": card.content_sha256,
-            "side": card.side,
-            "rank": card.rank,
-            "score": card.score,
-            "share": card.share,
-            "attributes": sorted(card.attributes.items()),
-        }
-        for section in report.outputs
-        for card in (*section.proponents, *section.opponents)
-    ]
-    return pa.Table.from_pylist(rows, schema=ATTRIBUTION_SCHEMA)
+    """One row per output, side and rank, outputs as the report holds them; see `ATTRIBUTION_SCHEMA`.
+
+    Its metadata says of how many outputs the true label is known, and how many contradict it.
+    """
+    pairs = [(section, card) for section in report.outputs for card in (*section.proponents, *section.opponents)]
+    columns: dict[str, list[Any]] = {
+        "audit_id": [report.audit.audit_id] * len(pairs),
+        "model_version_id": [report.model_version.model_version_id] * len(pairs),
+        "output_id": [section.output.output_id for section, _ in pairs],
+        "target": [section.output.target for section, _ in pairs],
+        **{name: [getattr(card, name) for _, card in pairs] for name in _OF_A_CARD},
+        "attributes": [sorted(card.attributes.items()) for _, card in pairs],
+    }
+    known = [section.wrong for section in report.outputs if section.true_label is not None]
+    counts = {KNOWN_LABELS: b"%d" % len(known), WRONG_OUTPUTS: b"%d" % sum(known)}
+    schema = ATTRIBUTION_SCHEMA.with_metadata({**ATTRIBUTION_SCHEMA.metadata, **counts})
+    return pa.Table.from_pydict(columns, schema=schema)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,14 +65,20 @@ def write_report(report: AuditReport, directory: Path) -> ReportFiles:
 
 
 def _json_bytes(report: AuditReport) -> bytes:
+    """Encoded piece by piece: `dumps` would first hold a million small pieces of a thousand outputs, 120 MB of them."""
+    content = BytesIO()
+    encoder = json.JSONEncoder(ensure_ascii=False, indent=2, allow_nan=False)
     try:
-        text = json.dumps(report_json(report), ensure_ascii=False, indent=2, allow_nan=False)
+        with TextIOWrapper(content, "utf-8", newline="\n") as text:
+            text.writelines(encoder.iterencode(report_json(report)))
+            text.write("\n")
+            text.flush()
+            return content.getvalue()
     except ValueError as error:
         raise DataError(
             f"The report of audit {report.audit.audit_id} holds a figure that is not finite.",
             "Run the audit again; outputs with such a loss or score belong in quarantine.",
         ) from error
-    return (text + "\n").encode("utf-8")
 
 
 def _parquet_bytes(report: AuditReport) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class InboxFile:
         """
         try:
             if self.filesystem is None and not self.path.is_file():
-                raise DataError(f"{self.name} is not a file.", "Put Parquet or JSON Lines files directly in the inbox.")
+                raise DataError(f"{self.name} is not a file.", "Put Parquet or JSON Lines files in the inbox.")
             with self.open() as stream:
                 is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
             if is_parquet:
@@ -139,7 +140,7 @@ class InboxFile:
 
 
 def read_inbox(folder: Path) -> Iterator[InboxFile]:
-    """Every entry of the inbox by name, whatever it is, but hidden ones and `*.tmp`: those are still being written.
+    """Every entry of the inbox and of the folders in it, by name, but folders and what `is_complete` leaves out.
 
     Raises:
         NotFoundError: there is no such folder.
@@ -148,9 +149,24 @@ def read_inbox(folder: Path) -> Iterator[InboxFile]:
         raise NotFoundError(
             f"There is no inbox at {folder}.", "Create the folder, or name another one in the settings."
         )
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and path.suffix != TEMPORARY_SUFFIX:
-            yield InboxFile(path, path.name)
+    # Through links to folders too, as a source reads it.
+    found = [Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names]
+    for path in sorted(found):
+        name = path.relative_to(folder).as_posix()
+        if is_complete(name):
+            yield InboxFile(path, name)
+
+
+def is_complete(name: str) -> bool:
+    """Whether the path `name` below an inbox can be a whole file of records, by its name alone.
+
+    Names that begin with a dot or end in `.tmp` are still being written. Folders that begin with an underscore, and
+    files that do and have no suffix, are the notes of what wrote the others: `_temporary/`, `_delta_log/`, `_SUCCESS`.
+    """
+    *folders, file = name.split("/")
+    if file.startswith(".") or file.endswith(TEMPORARY_SUFFIX) or (file.startswith("_") and "." not in file):
+        return False
+    return not any(each.startswith((".", "_")) for each in folders)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

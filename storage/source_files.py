@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
-from gradtrail.storage.atomic import TEMPORARY_SUFFIX
-from gradtrail.storage.inbox import InboxFile, Row
+from gradtrail.storage.inbox import InboxFile, Row, is_complete
 from gradtrail.storage.source_rows import Arrival, FileMark, Settled
 
 _CHUNK_BYTES = 1 << 20
@@ -22,7 +22,7 @@ _LONGEST_NAME = 512
 
 
 class FileSource:
-    """The files directly below one prefix, by name; hidden ones and `*.tmp` are still being written.
+    """The files below one prefix, at any depth, by the path from there on.
 
     Args:
         location: a local folder, or a URI such as `s3://bucket/prefix`.
@@ -43,32 +43,32 @@ class FileSource:
             NotFoundError: there is no such folder.
             StoreError: the store cannot be listed now.
         """
-        for info in self._listed():
-            before = marks.get(info.base_name)
+        for name, info in self._listed():
+            before = marks.get(name)
             if before is None or (before.size, before.modified) != (info.size, _modified(info)):
-                yield from self._file_arrivals(info, before)
+                yield from self._file_arrivals(name, info, before)
 
     def settle(self, settled: Collection[Settled]) -> None:
         """Files stay where they are."""
 
-    def _listed(self) -> list[FileInfo]:
+    def _listed(self) -> list[tuple[str, FileInfo]]:
         try:
-            found = self._filesystem.get_file_info(FileSelector(self._prefix))
+            found = self._filesystem.get_file_info(FileSelector(self._prefix, recursive=True))
         except FileNotFoundError as fault:
             raise NotFoundError(
                 f"There is no inbox at {self.location}.", "Create the folder, or name another one in the settings."
             ) from fault
         except (OSError, ArrowException) as fault:
             raise StoreError(f"{self.location} cannot be listed: {fault}.", "Check address and credentials.") from fault
-        shown = [
-            info
-            for info in found
-            if not info.base_name.startswith(".") and not info.base_name.endswith(TEMPORARY_SUFFIX)
-        ]
-        return sorted(shown, key=lambda info: info.base_name)
+        named = [(self._name(info), info) for info in found if info.type != FileType.Directory]
+        return sorted(((name, info) for name, info in named if is_complete(name)), key=itemgetter(0))
 
-    def _file_arrivals(self, info: FileInfo, before: FileMark | None) -> Iterator[Arrival | FileMark]:
-        name, is_file = info.base_name, info.type == FileType.File
+    def _name(self, info: FileInfo) -> str:
+        path: str = info.path
+        return path.strip("/").removeprefix(self._prefix.strip("/")).lstrip("/")
+
+    def _file_arrivals(self, name: str, info: FileInfo, before: FileMark | None) -> Iterator[Arrival | FileMark]:
+        is_file = info.type == FileType.File
         is_local = isinstance(self._filesystem, LocalFileSystem)
         file = InboxFile(Path(info.path), name, None if is_local else self._filesystem)
         mark = FileMark(name, info.size or 0, _modified(info), "", 0)

@@ -21,7 +21,7 @@ from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
 from gradtrail.tasks.group_contributions import audited_groups
 from gradtrail.tasks.measured_fidelity import audited_fidelity
-from gradtrail.tasks.measuring import MeasuredOutput
+from gradtrail.tasks.measuring import MeasuredOutputs
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.output_examples import output_examples
@@ -45,7 +45,7 @@ def score_outputs(
     workspace: Workspace,
     model_version_id: str,
     index_ids: Sequence[str],
-    measured: Sequence[MeasuredOutput],
+    measured: MeasuredOutputs,
     options: AuditOptions,
 ) -> str:
     """Score all training examples against the measured outputs, apply the policy, record the audit; returns its id."""
@@ -53,7 +53,7 @@ def score_outputs(
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
     policy = load_policy(Path(workspace.policy) if workspace.policy else None)
     weighting = found_weighting(workspace, model_version_id, options.weighting)
-    output_ids = [each.output_id for each in measured]
+    output_ids = [each.output_id for each in measured.outputs]
     output_queries = [each.queries(output_ids, options.target) for each in opened]
     examples_of = partial(output_examples, workspace, pinned, options.target)
     known = _known(workspace, pinned, output_ids, options, policy)
@@ -61,7 +61,7 @@ def score_outputs(
     prepared = prepare_audit(
         workspace, pinned, opened, output_queries, options.method_options, audit.parameters, weighting, examples_of
     )
-    scored = score_prepared(prepared, measured, options.top_k)
+    scored = score_prepared(prepared, measured.outputs, options.top_k)
     facts = _facts(workspace, pinned, opened[-1], output_queries[-1], audit, policy, scored, known)
     workspace.ledger().record_weighting(weighting)
     workspace.ledger().record_audit(

@@ -17,12 +17,12 @@ from gradtrail.attribution.effects import Effects
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeaturePlan
 from gradtrail.attribution.joint_scoring import Member
+from gradtrail.attribution.memory import FEW_EXAMPLES
 from gradtrail.attribution.method_registry import METHODS, find_method
 from gradtrail.attribution.weights import group_weights
 from gradtrail.nouns import Example, Weighting
 from gradtrail.tasks.calibration_plans import CalibrateOptions
 from gradtrail.tasks.calibration_queries import QuerySet
-from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel
 from gradtrail.tasks.opened import OpenIndex, method_indexes, open_index
 from gradtrail.tasks.preparing import MethodOptions, method_parameters, prepare_audit, training_segments
@@ -182,12 +182,12 @@ def query_features(
         compute_features(
             pinned.adapter,
             model,
-            queries[start : start + MEASURE_BATCH],
+            queries[start : start + FEW_EXAMPLES],
             opened.plan,
             target=options.target,
             device=options.device,
         )
-        for start in range(0, len(queries), MEASURE_BATCH)
+        for start in range(0, len(queries), FEW_EXAMPLES)
     ]
     return FeatureRows.joined(pieces)
 

@@ -169,13 +169,20 @@ def require_sources(failed: Sequence[tuple[str, str]]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class PendingOutputs:
+    """What waits for an audit, oldest first, as one object: of a list Prefect would keep a note of each element."""
+
+    output_ids: tuple[str, ...]
+
+
 @task(cache_policy=NO_CACHE)
-def pending_output_ids(workspace: Workspace, model_version_id: str, target: Target) -> list[str]:
-    """Outputs of a model version that no audit has covered yet, oldest first; not those that could not be measured."""
+def pending_outputs(workspace: Workspace, model_version_id: str, target: Target) -> PendingOutputs:
+    """Outputs of a model version that no audit has covered yet; not those that could not be measured."""
     with workspace.ledger().read() as connection:
         unmeasurable = {refused.record_id for refused in queries.quarantined(connection, MEASURING)}
         pending = queries.pending_outputs(connection, model_version_id, target=target)
-    return [output.output_id for output in pending if output.output_id not in unmeasurable]
+    return PendingOutputs(tuple(output.output_id for output in pending if output.output_id not in unmeasurable))
 
 
 def _together(collected: list[Collection]) -> Collection:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gradtrail.digests import canonical_json, sha256_bytes, short
 from gradtrail.lineage.audit_history import PastAudit, fidelity_events, past_audits
 from gradtrail.nouns import SEVERITIES, Fidelity
 from gradtrail.reports.index_model import IndexedAudit
-from gradtrail.reports.write import JSON_NAME
+from gradtrail.reports.table import KNOWN_LABELS, WRONG_OUTPUTS
+from gradtrail.reports.write import PARQUET_NAME
 from gradtrail.tasks.measured_fidelity import audited_fidelity
 from gradtrail.tasks.workspace import Workspace
 
@@ -76,13 +77,13 @@ def audit_metrics(audit: IndexedAudit, wrong: int | None, least_share: float = 0
 
 
 def wrong_outputs(workspace: Workspace, audit_id: str) -> int | None:
-    """How many outputs contradict their true label, by the report on disk; None where no label is known."""
-    path: Path = workspace.reports / audit_id / JSON_NAME
-    if not path.is_file():
-        return None
-    sections: list[Mapping[str, Any]] = json.loads(path.read_text("utf-8"))["outputs"]
-    judged = [section["wrong"] for section in sections if section["wrong"] is not None]
-    return sum(judged) if judged else None
+    """How many outputs contradict their true label, by the report on disk; None where it tells of no label."""
+    path: Path = workspace.reports / audit_id / PARQUET_NAME
+    try:
+        said = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None  # gone or damaged: `gradtrail verify` names it, and a trend does without
+    return int(said[WRONG_OUTPUTS]) if int(said.get(KNOWN_LABELS, 0)) else None
 
 
 def _metric_name(value: str) -> str:

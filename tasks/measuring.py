@@ -11,12 +11,12 @@ from prefect.cache_policies import NO_CACHE
 from torch import nn
 
 from gradtrail.attribution.capture import compute_features
+from gradtrail.attribution.memory import FEW_EXAMPLES
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Example
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.output_examples import output_example
@@ -35,6 +35,13 @@ class MeasuredOutput:
     reproduced: bool
 
 
+@dataclass(frozen=True)
+class MeasuredOutputs:
+    """What was measured, as one object: of a list that a task returns, Prefect keeps a note of each element."""
+
+    outputs: tuple[MeasuredOutput, ...]
+
+
 @task(cache_policy=NO_CACHE)
 def measure_outputs(
     workspace: Workspace,
@@ -42,7 +49,7 @@ def measure_outputs(
     index_ids: Sequence[str],
     output_ids: Sequence[str],
     options: AuditOptions,
-) -> list[MeasuredOutput]:
+) -> MeasuredOutputs:
     """Store φ(q) of every output beside each index, the serving checkpoint's last.
 
     An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
@@ -55,8 +62,8 @@ def measure_outputs(
         outputs = queries.outputs(connection, output_ids)
     measured: list[MeasuredOutput] = []
     with progress_bar("measuring outputs", len(outputs)) as bar:
-        for start in range(0, len(outputs), MEASURE_BATCH):
-            chunk = outputs[start : start + MEASURE_BATCH]
+        for start in range(0, len(outputs), FEW_EXAMPLES):
+            chunk = outputs[start : start + FEW_EXAMPLES]
             examples = []
             for output in chunk:
                 try:
@@ -77,7 +84,7 @@ def measure_outputs(
                     else:
                         pieces = [[example] for example in piece] + pieces
             bar.advance(len(chunk))
-    return measured
+    return MeasuredOutputs(tuple(measured))
 
 
 def _measure(

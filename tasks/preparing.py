@@ -18,6 +18,7 @@ from gradtrail.attribution.inverse_products import Solutions, full_curvature, in
 from gradtrail.attribution.joint_scoring import Member, joint_pass
 from gradtrail.attribution.linear_solvers import SolverOptions
 from gradtrail.attribution.margins import require_probabilities
+from gradtrail.attribution.memory import FEW_EXAMPLES
 from gradtrail.attribution.method_registry import find_method
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.scoring import ScoringPass
@@ -26,7 +27,6 @@ from gradtrail.attribution.unrolling import carried_rows
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.checkpoints import write_safetensors
-from gradtrail.tasks.indexing import MEASURE_BATCH
 from gradtrail.tasks.models import PinnedModel
 from gradtrail.tasks.opened import OpenIndex
 from gradtrail.tasks.workspace import Workspace
@@ -177,7 +177,7 @@ def method_needs(
             opened.examples(pinned),
             opened.plan,
             kind=kind,
-            batch_size=MEASURE_BATCH,
+            batch_size=FEW_EXAMPLES,
             device=options.device,
         )
 
@@ -216,7 +216,7 @@ def _solve(
         kind=kind,
         damping=Damping(options.relative_damping, options.absolute_damping),
         target=options.target,
-        batch_size=MEASURE_BATCH,
+        batch_size=FEW_EXAMPLES,
         device=options.device,
     )
 

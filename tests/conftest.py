@@ -110,12 +110,14 @@ class DemoRun:
 
 
 @pytest.fixture(scope="session")
-def demo(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+def demo(prefect_server: None, migrated_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
     """`gradtrail demo` in a folder of its own."""
     from gradtrail.demo.run import run_demo
     from gradtrail.settings import Settings, embedded_tracking_uri
 
     home = tmp_path_factory.mktemp("demo") / "home"
+    home.mkdir()
+    shutil.copy(migrated_mlflow, home / "mlflow.db")
     settings = Settings(
         home=home, mlflow_tracking_uri=embedded_tracking_uri(home), policy=home / "policy.toml", preview="full"
     )

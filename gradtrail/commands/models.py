@@ -105,7 +105,7 @@ def index(
     settings = load_settings(home=home)
     with flow_session(settings.home):
         from gradtrail.flows.index import index as index_flow
-        from gradtrail.tasks.indexing import IndexOptions
+        from gradtrail.tasks.index_options import IndexOptions
 
         options = IndexOptions(
             group_dimension=group_dimension,

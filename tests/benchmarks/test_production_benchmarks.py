@@ -24,7 +24,7 @@ def run(script, *arguments):
 @pytest.fixture
 def page(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    specification = importlib.util.spec_from_file_location("document", BENCHMARKS / "document.py")
+    specification = importlib.util.spec_from_file_location("document_production", BENCHMARKS / "document_production.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -82,9 +82,9 @@ def test_the_page_names_what_was_lost_and_an_empty_run_that_takes_too_long(page)
         "duplicated": 2,
         "problems": 3,
     }
-    assert "| audit | SIGKILL | 20 | 18 | 1 | 2 | 3 |" in page._faults({"environment": described, "rows": [row]})
+    assert "| audit | SIGKILL | 20 | 18 | 1 | 2 | 3 |" in page.faults_section({"environment": described, "rows": [row]})
     costs = {**described, "seconds_of_an_empty_run": {"1000": 2.5}, "wanted_seconds_of_an_empty_run": 2.0}
-    assert "at most 2 s: **missed**" in page._audits({"environment": costs, "rows": []})
+    assert "at most 2 s: **missed**" in page.audits_section({"environment": costs, "rows": []})
     rows = [
         {
             "training_examples": examples,
@@ -104,10 +104,10 @@ def test_the_page_names_what_was_lost_and_an_empty_run_that_takes_too_long(page)
         )
     ]
     said = "With 50 outputs, 10 times as many training examples take 1.25 times as long and 9 MB more."
-    assert said in page._audits({"environment": costs, "rows": rows})
-    page_of_flat = page._audits({"environment": costs, "rows": rows})
+    assert said in page.audits_section({"environment": costs, "rows": rows})
+    page_of_flat = page.audits_section({"environment": costs, "rows": rows})
     assert (
         "in the median of runs, and of each: +14 (+14, +104, -6) MB. Wanted: flat, here within 3%: yes." in page_of_flat
     )
     rows[2]["memory_mb_by_fifth_of_each_run"][0][-1] = 516
-    assert "within 3%: **missed**" in page._audits({"environment": costs, "rows": rows})
+    assert "within 3%: **missed**" in page.audits_section({"environment": costs, "rows": rows})

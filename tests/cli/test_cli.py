@@ -142,13 +142,15 @@ def test_connect_gives_a_read_only_handle_for_notebooks(demo):
         trail.sql("DELETE FROM audit")
 
 
-def test_the_readmes_tour_works_as_written(prefect_server, tmp_path, monkeypatch):
+def test_the_readmes_tour_works_as_written(prefect_server, migrated_mlflow, tmp_path, monkeypatch):
     text = (CHECKOUT / "README.md").read_text()
     block = re.search(r"<!-- tour -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
     commands = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
     assert len(commands) >= 9
     folder = tmp_path / "own_model"
     shutil.copytree(CHECKOUT / "examples" / "own_model", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".gradtrail").mkdir()
+    shutil.copy(migrated_mlflow, folder / ".gradtrail")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -173,7 +175,9 @@ def test_the_readmes_tour_works_as_written(prefect_server, tmp_path, monkeypatch
     assert "Nothing was changed" in said["gradtrail verify"]
 
 
-def test_a_refused_flow_prints_two_lines_and_no_traceback(prefect_server, tmp_path):
+def test_a_refused_flow_prints_two_lines_and_no_traceback(prefect_server, migrated_mlflow, tmp_path):
+    (tmp_path / "home").mkdir()
+    shutil.copy(migrated_mlflow, tmp_path / "home")
     command = [sys.executable, "-m", "gradtrail.cli", "ingest", "nobody@champion", "--home", str(tmp_path / "home")]
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     environment.pop("PREFECT_LOGGING_LEVEL", None)

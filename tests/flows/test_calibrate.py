@@ -17,7 +17,7 @@ from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.calibration_plans import Amounts, CalibrateOptions, fit_to_budget, fitted
 from gradtrail.tasks.calibration_queries import query_roles
-from gradtrail.tasks.indexing import IndexOptions
+from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.report_building import build_report
 from gradtrail.tasks.verifying import verify_workspace
 

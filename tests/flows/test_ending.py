@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+from prefect.settings import PREFECT_API_URL
 
 # Without the handler that `gradtrail.flows` registers, this prints 39 lines.
 SCRIPT = """
@@ -24,6 +27,7 @@ print(run())
 
 
 def test_a_script_that_ran_a_flow_prints_nothing_about_leaks(prefect_server):
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "(42,)"
     assert "leaked" not in done.stderr

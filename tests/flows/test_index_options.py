@@ -16,7 +16,7 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.indexing import IndexOptions
+from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.verifying import verify_workspace
 
 MODEL = "tiny@champion"

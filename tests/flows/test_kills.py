@@ -19,7 +19,7 @@ from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
 from gradtrail.storage.registry import CHECKPOINT_TAG
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
-from gradtrail.tasks.collecting import collect_outputs, pending_output_ids
+from gradtrail.tasks.collecting import collect_outputs, pending_outputs
 from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.reporting import write_audit_report
@@ -28,24 +28,27 @@ from gradtrail.tasks.verifying import verify_workspace
 SLOW_INDEX = """
 import sys, time
 from pathlib import Path
-import gradtrail.tasks.indexing as indexing
+import gradtrail.tasks.index_pass as index_pass
 from gradtrail.settings import Settings
+from gradtrail.storage.appending import Appending
+from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.indexing import build_index, list_checkpoints
 
-indexing.LARGEST_BATCH, indexing.COMMIT_BYTES = 4, 1
+index_pass.LARGEST_BATCH, index_pass.COMMIT_BYTES = 4, 1
 home, folder, reference = sys.argv[1:]
 settings = Settings(home=home, mlflow_tracking_uri=f"sqlite:///{home}/mlflow.db",
                     allowed_adapters=(reference,), adapter_path=folder)
-append = indexing._append
-def slow(*arguments):
-    written = append(*arguments)
+add = Appending.add
+def slow(*arguments, **columns):
+    written = add(*arguments, **columns)
     print("appended", flush=True)
     time.sleep(0.2)
     return written
-indexing._append = slow
+Appending.add = slow
 version = "tiny/1"
 workspace = settings.workspace()
-[checkpoint] = indexing.list_checkpoints.fn(workspace, version, False)
-indexing.build_index.fn(workspace, version, checkpoint, indexing.IndexOptions())
+[checkpoint] = list_checkpoints.fn(workspace, version, False)
+build_index.fn(workspace, version, checkpoint, IndexOptions())
 """
 
 FORKED_AUDITS = """
@@ -109,8 +112,8 @@ def _audit_until(tiny, stop_after):
     collect_outputs.fn(tiny.workspace)
     if stop_after == "collect":
         return
-    pending = pending_output_ids.fn(tiny.workspace, "tiny/1", "emitted")
-    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_ids, pending, options)
+    pending = pending_outputs.fn(tiny.workspace, "tiny/1", "emitted")
+    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_ids, pending.output_ids, options)
     if stop_after == "measure":
         return
     audit_id = score_outputs.fn(tiny.workspace, "tiny/1", index_ids, measured, options)

@@ -24,7 +24,7 @@ from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibration_candidates import Predictor, candidates
 from gradtrail.tasks.calibration_plans import CalibrateOptions
 from gradtrail.tasks.calibration_runs import drawn_queries
-from gradtrail.tasks.indexing import IndexOptions
+from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.models import pinned_model
 from gradtrail.tasks.opened import method_indexes, open_index
 from gradtrail.tasks.registering import TrainedWeights

@@ -3,13 +3,18 @@
 import json
 
 import pytest
+from prefect import flow
+from prefect.context import FlowRunContext
 
 from gradtrail.errors import NotFoundError
+from gradtrail.flows import examining
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
 from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.calibrated import resolve_audit
+from gradtrail.tasks.collecting import collect_outputs, pending_outputs
 
 
 @pytest.fixture
@@ -125,3 +130,26 @@ def test_an_example_with_a_nan_loss_is_quarantined_by_name_and_reported(tiny, pr
     audited = audit(tiny.workspace, "tiny@champion")
     report = json.loads((tiny.workspace.reports / audited.audit_id / "report.json").read_text())
     assert "quarantined" in " ".join(report["trust"]["left_out"])
+
+
+@flow
+def notes_of_a_run(workspace):
+    """How many results of tasks Prefect keeps a note of when everything that waits is audited."""
+    collect_outputs(workspace)
+    pending = pending_outputs(workspace, "tiny/1", "emitted").output_ids
+    examined = examining.examine(workspace, "tiny/1", pending, resolve_audit(workspace, "tiny/1", AuditOptions()))
+    return examined, len(FlowRunContext.get().run_results)
+
+
+def test_outputs_beyond_one_audit_make_several_and_prefect_keeps_no_note_of_each(indexed, monkeypatch):
+    indexed.drop("few.jsonl", indexed.record(0))
+    one, notes_of_one = notes_of_a_run(indexed.workspace)
+    indexed.drop("many.jsonl", *(indexed.record(number) for number in range(1, 31)))
+    thirty, notes_of_thirty = notes_of_a_run(indexed.workspace)
+    assert (one.output_count, thirty.output_count) == (1, 30)
+    assert notes_of_thirty < notes_of_one + 10
+    monkeypatch.setattr(examining, "MOST_OUTPUTS", 2)
+    indexed.drop("more.jsonl", *(indexed.record(number) for number in range(31, 36)))
+    examined, _ = notes_of_a_run(indexed.workspace)
+    assert (examined.output_count, len(examined.earlier)) == (5, 2)
+    assert [len(covered) for covered in _covered(indexed)][-3:] == [2, 2, 1]

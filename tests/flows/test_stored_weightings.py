@@ -10,7 +10,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.nouns import Index, Weighting
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibration_candidates import query_features
-from gradtrail.tasks.indexing import IndexOptions
+from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.models import pinned_model
 from gradtrail.tasks.opened import method_indexes, open_index
 from gradtrail.tasks.preparing import method_parameters, prepare_audit

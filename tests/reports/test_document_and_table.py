@@ -76,8 +76,14 @@ def test_a_damaged_preview_is_refused(sample_report: AuditReport) -> None:
 
 def test_the_table_has_a_row_for_every_output_side_and_rank(sample_report: AuditReport) -> None:
     table = attribution_table(sample_report)
-    assert table.schema.equals(ATTRIBUTION_SCHEMA, check_metadata=True)
     document = report_json(sample_report)
+    judged = [section["wrong"] for section in document["outputs"] if section["wrong"] is not None]
+    assert table.schema.equals(ATTRIBUTION_SCHEMA)
+    assert table.schema.metadata == {
+        b"gradtrail.schema": b"gradtrail.attributions/1",
+        b"gradtrail.known_labels": str(len(judged)).encode(),
+        b"gradtrail.wrong_outputs": str(sum(judged)).encode(),
+    }
     expected = [
         (section["output"]["output_id"], card["example_id"], card["side"], card["rank"], card["score"], card["share"])
         for section in document["outputs"]

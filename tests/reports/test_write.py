@@ -18,6 +18,8 @@ from gradtrail.nouns import Preview
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.render import ATTRIBUTION_SCHEMA, attribution_table, render_html, report_json
 from gradtrail.reports.write import write_report
+from gradtrail.settings import Settings
+from gradtrail.tasks.history import wrong_outputs
 
 NAMES = {"report.html", "report.json", "attributions.parquet"}
 
@@ -30,7 +32,13 @@ def test_the_three_files_hold_what_was_rendered(sample_report: AuditReport, tmp_
     table = pq.read_table(files.parquet)
     assert table.equals(attribution_table(sample_report))
     assert table.schema.equals(ATTRIBUTION_SCHEMA)
-    assert table.schema.metadata == ATTRIBUTION_SCHEMA.metadata
+    assert table.schema.metadata == attribution_table(sample_report).schema.metadata
+
+
+def test_the_document_is_indented_as_pythons_encoder_does(sample_report: AuditReport, tmp_path: Path) -> None:
+    files = write_report(sample_report, tmp_path)
+    expected = json.dumps(report_json(sample_report), ensure_ascii=False, indent=2) + "\n"
+    assert files.json.read_bytes() == expected.encode()
 
 
 def test_the_digests_are_those_of_the_files(sample_report: AuditReport, tmp_path: Path) -> None:
@@ -109,3 +117,17 @@ def test_a_kill_leaves_whole_files_and_the_next_write_completes_them(
     files = write_report(sample_report, reports)
     assert {path.name for path in folder.iterdir()} == NAMES
     assert sha256_file(files.parquet) == files.sha256["attributions.parquet"]
+
+
+def test_how_many_outputs_are_wrong_is_read_from_the_table_and_unknown_where_it_is_damaged(
+    sample_report: AuditReport, tmp_path: Path
+) -> None:
+    workspace, audit_id = Settings(home=tmp_path).workspace(), sample_report.audit.audit_id
+    assert wrong_outputs(workspace, audit_id) is None
+    files = write_report(sample_report, workspace.reports)
+    assert wrong_outputs(workspace, audit_id) == sum(section.wrong for section in sample_report.outputs) > 0
+    files.parquet.write_bytes(files.parquet.read_bytes()[:100])
+    assert wrong_outputs(workspace, audit_id) is None
+    unlabelled = tuple(replace(section, true_label=None) for section in sample_report.outputs)
+    write_report(replace(sample_report, outputs=unlabelled), workspace.reports)
+    assert wrong_outputs(workspace, audit_id) is None

@@ -260,7 +260,7 @@ def test_files_that_hold_no_outputs_are_refused_by_name_and_half_written_ones_ig
     collected = collect(inbox)
     assert len(collected.outputs) == 200
     assert {each.source for each in collected.refused} == {
-        "cut.parquet", "text.parquet", "notes.txt", "utf16.jsonl", "latin.jsonl", "folder",
+        "cut.parquet", "text.parquet", "notes.txt", "utf16.jsonl", "latin.jsonl",
     }  # fmt: skip
     assert all(each.record_id == "" and each.source in each.cause for each in collected.refused)
 

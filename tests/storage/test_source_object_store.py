@@ -38,7 +38,7 @@ class Store(BaseHTTPRequestHandler):
         if self.forbidden:
             return self._answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
         if not key:
-            return self._answer(200, self._listed(query.get("prefix", [""])[0]))
+            return self._answer(200, self._listed(**{name: value[0] for name, value in query.items()}))
         if key not in self.objects:
             return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>" if self.command == "GET" else b"")
         content, asked = self.objects[key], self.headers.get("Range")
@@ -53,12 +53,15 @@ class Store(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.do_GET()
 
-    def _listed(self, prefix):
+    def _listed(self, prefix="", delimiter="", **_others):
+        below = [key for key in sorted(self.objects) if key.startswith(prefix)]
+        if delimiter:
+            below = [key for key in below if delimiter not in key.removeprefix(prefix)]
         found = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-02-01T00:00:00.000Z</LastModified>"
-            f'<ETag>"{md5(content, usedforsecurity=False).hexdigest()}"</ETag><Size>{len(content)}</Size></Contents>'
-            for key, content in sorted(self.objects.items())
-            if key.startswith(prefix)
+            f'<ETag>"{md5(self.objects[key], usedforsecurity=False).hexdigest()}"</ETag>'
+            f"<Size>{len(self.objects[key])}</Size></Contents>"
+            for key in below
         )
         return (
             '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -119,10 +122,12 @@ def test_objects_below_a_prefix_are_read_once_each(store, tmp_path):
         "digits/a.jsonl": lines(1, 2),
         "digits/b.parquet": table.getvalue(),
         "digits/c.jsonl.tmp": lines(9),
+        "digits/date=2026-02-01/part-0.jsonl": lines(5),
+        "digits/_temporary/part-0.jsonl": lines(5),
         "letters/a.jsonl": lines(8),
     }
-    assert read(store, tmp_path) == ["bucket:r1", "bucket:r2", "bucket:r3"]
-    assert set(store.reads) == {"digits/a.jsonl", "digits/b.parquet"}
+    assert read(store, tmp_path) == ["bucket:r1", "bucket:r2", "bucket:r3", "bucket:r5"]
+    assert set(store.reads) == {"digits/a.jsonl", "digits/b.parquet", "digits/date=2026-02-01/part-0.jsonl"}
     store.reads.clear()
     assert read(store, tmp_path) == []
     assert store.reads == []

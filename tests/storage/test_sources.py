@@ -15,7 +15,8 @@ import pytest
 import gradtrail
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.inbox import InboxFile
+from gradtrail.storage.inbox import InboxFile, read_inbox
+from gradtrail.storage.inbox_erasure import remove_records
 from gradtrail.storage.source_config import SourceConfig, SourceConfigError
 from gradtrail.storage.source_files import FileSource
 from gradtrail.storage.source_intake import Intake
@@ -122,6 +123,37 @@ def test_files_behind_a_filesystem_address_are_read_the_same_way(scheme, folder,
         stream.write(lines(record(4)))
     assert read(config) == ["r4"]
     assert len(read.refused) == 1
+
+
+def test_files_in_folders_are_read_by_their_path_and_what_writers_note_is_not(folder, read, tmp_path):
+    linked = tmp_path / "elsewhere"
+    for number, name in enumerate(
+        ["_outputs.jsonl", "a.jsonl", "date=2026-02-01/a.jsonl", "date=2026-02-02/a.jsonl"], start=1
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(lines(record(number)))
+    for number, name in enumerate(["_temporary/a.jsonl", ".hidden/a.jsonl", "_SUCCESS", "deep/a.jsonl.tmp"], start=10):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(lines(record(number)))
+    linked.mkdir()
+    (linked / "a.jsonl").write_text(lines(record(5)))
+    (folder / "link").symlink_to(linked)
+    assert read(inbox(folder)) == ["r1", "r2", "r3", "r4", "r5"]
+    assert read.refused == []
+    assert [file.name for file in read_inbox(folder)] == [
+        "_outputs.jsonl",
+        "a.jsonl",
+        "date=2026-02-01/a.jsonl",
+        "date=2026-02-02/a.jsonl",
+        "link/a.jsonl",
+    ]
+    (folder / "date=2026-02-01" / "a.jsonl").write_text(lines(record(3), record(6)) + "no json\n")
+    assert read(inbox(folder)) == ["r6"]
+    assert "date=2026-02-01/a.jsonl, row 3" in read.refused[0].cause
+    assert remove_records(inbox(folder), {"inbox:r4", "inbox:r5", "inbox:r6"}) == 3
+    assert not list(folder.glob("date=2026-02-02/*"))
+    assert not list(linked.iterdir())
+    assert (folder / "date=2026-02-01" / "a.jsonl").read_text() == lines(record(3)) + "no json\n"
 
 
 def test_an_address_of_no_filesystem_and_a_missing_prefix_are_named(folder, read):

@@ -71,6 +71,7 @@ def test_what_is_new_is_recorded_once_and_the_watermark_moves_only_then(table):
     assert known.sql("SELECT seen, revision FROM source_watermark") == [(11, 2)]
 
 
+# Imports once, and forks for every moment that it is told.
 KILLED = """
 import json, os, sys
 from gradtrail.tasks import collecting
@@ -81,16 +82,21 @@ from gradtrail.storage.source_spool import Spool
 def die(*arguments, **named):
     os._exit(9)
 
-moment, described = sys.argv[1], json.loads(sys.argv[2])
+described = json.loads(sys.argv[1])
 sources = tuple(SourceConfig(**each) for each in described.pop("sources"))
 workspace = Workspace(**described, sources=sources)
-if moment == "before recording":
-    collecting.Recording._record = die
-elif moment == "after recording":
-    Spool.release = die
-else:
-    collecting.record_watermark = die
-collecting.collect_source.fn(workspace, sources[0])
+for moment in sys.stdin:
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    if moment.strip() == "before recording":
+        collecting.Recording._record = die
+    elif moment.strip() == "after recording":
+        Spool.release = die
+    else:
+        collecting.record_watermark = die
+    collecting.collect_source.fn(workspace, sources[0])
+    os._exit(0)
 """
 
 
@@ -98,16 +104,18 @@ def test_a_kill_around_recording_and_advancing_loses_nothing_and_doubles_nothing
     known, add = table
     described = json.dumps(asdict(known.workspace))
     recorded = 0
-    for number, moment in enumerate(("before recording", "after recording", "before advancing"), start=1):
-        add(*((10 * number + each, f"2026-02-{number:02d}T00:00:{each:02d}Z") for each in range(5)))
-        killed = subprocess.run([sys.executable, "-c", KILLED, moment, described], check=False, capture_output=True)
-        assert killed.returncode == 9, killed.stderr
-        collected = collect(known, "made")
-        recorded += 5
-        assert known.sql("SELECT count(*), count(DISTINCT record_id) FROM output") == [(recorded, recorded)]
-        assert collected.waiting == 0
-        assert known.sql("SELECT seen, taken FROM source_watermark") == [(recorded, recorded)]
-        assert collect(known, "made").new_output_ids == ()
+    command = [sys.executable, "-c", KILLED, described]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as collecting:
+        for number, moment in enumerate(("before recording", "after recording", "before advancing"), start=1):
+            add(*((10 * number + each, f"2026-02-{number:02d}T00:00:{each:02d}Z") for each in range(5)))
+            print(moment, file=collecting.stdin, flush=True)
+            assert collecting.stdout.readline().strip() == "9"
+            collected = collect(known, "made")
+            recorded += 5
+            assert known.sql("SELECT count(*), count(DISTINCT record_id) FROM output") == [(recorded, recorded)]
+            assert collected.waiting == 0
+            assert known.sql("SELECT seen, taken FROM source_watermark") == [(recorded, recorded)]
+            assert collect(known, "made").new_output_ids == ()
 
 
 def test_a_full_run_leaves_the_rest_to_the_next(table):

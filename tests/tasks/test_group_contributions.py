@@ -13,7 +13,8 @@ from gradtrail.tasks import ingesting
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs
-from gradtrail.tasks.indexing import IndexOptions, build_index
+from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.indexing import build_index
 from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.registering import TrainedWeights

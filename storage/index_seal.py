@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from gradtrail.errors import StoreError
 from gradtrail.storage.gradient_check import IndexContents, differences
 from gradtrail.storage.index_scan import BATCH_ROWS, IndexScan
 from gradtrail.storage.lance_tables import (
+    compact,
     key_field,
     lance_faults,
     latest_version,
@@ -33,8 +33,6 @@ _SEALS_SCHEMA = pa.schema(
 # Compaction rewrites the whole table; it pays only where many small appends left many small files.
 _MANY_FRAGMENTS = 32
 _SMALL_FRAGMENT_ROWS = 1024
-# Zero would be answered with a warning; nobody reads a version of an index that is not sealed.
-_PRUNE_VERSIONS_OLDER_THAN = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,8 @@ class IndexSeal:
             self._table.checkout_latest()
             fragments = self._table.stats()["fragment_stats"]
             if fragments["num_fragments"] > _MANY_FRAGMENTS and fragments["lengths"]["mean"] < _SMALL_FRAGMENT_ROWS:
-                self._table.optimize(cleanup_older_than=_PRUNE_VERSIONS_OLDER_THAN)
+                # Nobody reads a version of an index that is not sealed; one that stays costs room and nothing else.
+                compact(self._table)
 
     def _put_record(self, contents: IndexContents) -> None:
         record = {"index_id": self._index_id, "rows": len(contents.ids), "rows_sha256": contents.rows_sha256()}

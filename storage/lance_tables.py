@@ -6,11 +6,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from lancedb.expr import Expr
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from gradtrail.errors import StoreError
 
@@ -20,6 +22,10 @@ _PRIMARY_KEY_POSITION = b"lance-schema:unenforced-primary-key:position"
 
 # Lance reads ahead up to 2 GiB of a scan, so that memory would grow with the table until then; 64 MiB read as fast.
 os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(64 << 20))
+
+# Zero would be answered with a warning.
+_OLDER_THAN_NOW = timedelta(milliseconds=1)
+_SECONDS_FOR_A_CLOCK_TO_CATCH_UP = 3.0
 
 _FAULTS = (OSError, RuntimeError, ValueError, pa.ArrowException)
 
@@ -129,6 +135,33 @@ def append_rows(table: Any, rows: pa.Table) -> int:
         # A reader becomes one file; a table would be dealt out over the cores, which costs twice as much.
         reader = pa.RecordBatchReader.from_batches(rows.schema, rows.to_batches())
         return int(table.add(reader).version)
+
+
+def compact(table: Any, *, unfinished: bool = False) -> int:
+    """Gather the rows in few files and remove every earlier version; return how many of those stay.
+
+    Lance removes what is older than now. A version from before the clock was set back is not, and keeps its files: this
+    tries for three seconds, enough for the small steps that a clock is corrected by. `unfinished` removes the files of
+    writes that have not ended, too, wherefore nobody else may be writing.
+
+    Raises:
+        StoreError: the table cannot be written.
+    """
+    attempts = Retrying(
+        retry=retry_if_result(bool),
+        wait=wait_fixed(0.05),
+        stop=stop_after_delay(_SECONDS_FOR_A_CLOCK_TO_CATCH_UP),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else 0,
+    )
+    before = latest_version(table)
+    with lance_faults(f"Compacting the LanceDB table {table.name}", "Run the same command again, in one process only."):
+        return int(attempts(_prune, table, before, unfinished))
+
+
+def _prune(table: Any, before: int, unfinished: bool) -> int:
+    table.optimize(cleanup_older_than=_OLDER_THAN_NOW, delete_unverified=unfinished)
+    versions = [each["version"] for each in table.list_versions()]
+    return sum(version <= before for version in versions if version < max(versions))
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,16 @@ import pyarrow as pa
 from lancedb.expr import Expr, col, lit
 from numpy.typing import NDArray
 
-from gradtrail.storage.lance_tables import insert_missing, key_field, lance_faults, open_existing, open_or_create, scan
+from gradtrail.errors import StoreError
+from gradtrail.storage.lance_tables import (
+    compact,
+    insert_missing,
+    key_field,
+    lance_faults,
+    open_existing,
+    open_or_create,
+    scan,
+)
 from gradtrail.storage.measured import (
     Measured,
     first_few,
@@ -29,8 +37,6 @@ _KEYS = ("output_id", "target")
 _CODE = VectorCode()
 _BATCH_ROWS = 1024
 _IDS_PER_SCAN = 1000
-# Zero would be answered with a warning.
-_NOTHING_OLDER_THAN = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True)
@@ -87,18 +93,26 @@ class QueriesTable:
     def forget(self, output_ids: Sequence[str]) -> int:
         """Remove what was measured of these outputs, bytes and earlier versions too; return how many rows that were.
 
+        The table is written anew without them. A deletion would name them in the table's log, and Lance would leave
+        their bytes where they are as long as few rows of a file are deleted.
+
         Raises:
-            StoreError: the table cannot be written; the next call goes on.
+            StoreError: the table cannot be written, or an earlier version cannot be removed yet; the next call goes on.
         """
         table = open_existing(self._connection, self._name)
         if table is None:
             return 0
         with lance_faults(f"Erasing from the LanceDB table {self._name}", "Run the same command again: it resumes."):
             before = table.count_rows()
-            for matching in _matching(output_ids, None):
-                table.delete(matching)
-            table.optimize(cleanup_older_than=_NOTHING_OLDER_THAN, delete_unverified=True)
-            return int(before - table.count_rows())
+            kept = self._batches_without(table, set(output_ids))
+            table.add(pa.RecordBatchReader.from_batches(self._schema, kept), mode="overwrite")
+        if stay := compact(table, unfinished=True):
+            raise StoreError(
+                f"{stay} earlier versions of the LanceDB table {self._name} still hold what is to be erased: they were "
+                "written when the clock was ahead of what it shows now.",
+                "Run the same command again when the clock has caught up.",
+            )
+        return int(before - table.count_rows())
 
     def problems(self) -> list[str]:
         """What is wrong with the stored outputs; empty when nothing is."""
@@ -110,6 +124,11 @@ class QueriesTable:
             recorded = batch.column("row_sha256").to_pylist()
             damaged += [key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then]
         return [f"Queries changed since they were measured: {first_few(damaged)}."] if damaged else []
+
+    def _batches_without(self, table: Any, output_ids: Set[str]) -> Iterator[pa.RecordBatch]:
+        for batch in scan(table, self._schema.names, batch_size=_BATCH_ROWS):
+            kept = [output_id not in output_ids for output_id in batch.column("output_id").to_pylist()]
+            yield batch.filter(pa.array(kept, type=pa.bool_()))
 
     def _batches(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> Iterator[pa.RecordBatch]:
         table = open_existing(self._connection, self._name)

@@ -4,7 +4,7 @@ import lancedb
 import numpy as np
 import pytest
 
-from gradtrail.errors import DataError
+from gradtrail.errors import DataError, StoreError
 
 INDEX_ID = "1f" * 32
 
@@ -83,3 +83,61 @@ def test_a_changed_query_is_named_by_verify(open_gradients, query_rows, gradient
     raw.update(where="loss >= 0 AND output_id LIKE '%2'", values={"loss": 0.5})
     (problem,) = open_gradients().verify()
     assert "Queries changed since they were measured: kiosk:o'2." in problem
+
+
+def test_what_is_forgotten_of_many_outputs_is_in_no_file(gradient_store, open_gradients, query_rows):
+    table, rows = open_gradients(), query_rows(range(300))
+    table.put_queries(**rows)
+    erased, kept = rows["vectors"][150], rows["vectors"][151]
+    assert (len(files_with(gradient_store, erased.tobytes())), len(files_with(gradient_store, b"kiosk:o'150"))) == (
+        1,
+        1,
+    )
+    assert table.forget_queries(["kiosk:o'150", "kiosk:never"]) == 1
+    assert files_with(gradient_store, erased.tobytes()) == files_with(gradient_store, b"kiosk:o'150") == []
+    assert len(files_with(gradient_store, kept.tobytes())) == 1
+    assert open_gradients().queries().output_ids == sorted(set(rows["output_ids"]) - {"kiosk:o'150"})
+    assert open_gradients().put_queries(**query_rows([149, 150])) == 1
+    assert table.forget_queries(rows["output_ids"]) == 300
+    assert open_gradients().queries().output_ids == []
+
+
+def test_an_earlier_version_of_a_clock_that_was_ahead_is_named_and_then_removed(
+    gradient_store, open_gradients, query_rows
+):
+    table, rows = open_gradients(), query_rows(range(4))
+    table.put_queries(**rows)
+    manifests = list(Path(gradient_store.uri, f"queries_{INDEX_ID}.lance", "_versions").glob("*.manifest"))
+    written = restamped(manifests, seconds=100)
+    with pytest.raises(StoreError, match="clock was ahead") as refused:
+        table.forget_queries(["kiosk:o'2"])
+    assert "when the clock has caught up" in refused.value.remedy
+    assert len(files_with(gradient_store, rows["vectors"][2].tobytes())) == 1
+    for path, content in written.items():
+        path.write_bytes(content)
+    assert table.forget_queries(["kiosk:o'2"]) == 0
+    assert files_with(gradient_store, rows["vectors"][2].tobytes()) == []
+    assert open_gradients().queries().output_ids == ["kiosk:o'0", "kiosk:o'1", "kiosk:o'3"]
+
+
+def files_with(store, wanted):
+    return [path for path in Path(store.uri).rglob("*") if path.is_file() and wanted in path.read_bytes()]
+
+
+def restamped(manifests, seconds):
+    """Write into Lance's manifests that they were made later; returns what they held."""
+    held = {path: path.read_bytes() for path in manifests}
+    for path, content in held.items():
+        made = int(path.stat().st_mtime)
+        changed = [content.replace(varint(at), varint(at + seconds)) for at in (made - 1, made, made + 1)]
+        [content_ahead] = {each for each in changed if each != content}
+        path.write_bytes(content_ahead)
+    return held
+
+
+def varint(number):
+    parts = []
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])

@@ -208,9 +208,17 @@ def events(connection: Connection, limit: int = 100) -> list[Event]:
 def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | None) -> list[Index]:
     query = """
         SELECT checkpoint_id, dataset_version_id, feature_config, covered_parameters, total_parameters, uncovered,
-            indexed_examples, total_examples, quarantined, table_uri, table_version,
-            rows_sha256
+            indexed_examples, total_examples, quarantined, table_uri,
+            coalesce(standing.table_version, gradient_index.table_version),
+            coalesce(standing.rows_sha256, gradient_index.rows_sha256)
         FROM gradient_index
+        LEFT JOIN (
+            SELECT
+                index_id,
+                arg_max(table_version, revision) AS table_version,
+                arg_max(rows_sha256, revision) AS rows_sha256
+            FROM index_revision GROUP BY index_id
+        ) AS standing USING (index_id)
         WHERE index_id = coalesce(?, index_id) AND checkpoint_id = coalesce(?, checkpoint_id)
         ORDER BY event_sequence"""
     return [

@@ -1,4 +1,4 @@
-"""Files that were written again after they were recorded: the digests that hold since, with the reason."""
+"""What was made again after it was recorded, files and indexes: the digests that hold since, with the reason."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Literal
 
 import duckdb
 
+from gradtrail.errors import LedgerError
+from gradtrail.lineage import queries
 from gradtrail.lineage.append import append
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.rows import rows_of
+from gradtrail.nouns import Index
 
 FileKind = Literal["report", "manifest"]
 
@@ -34,3 +37,35 @@ def record_revision(
         record = (kind, subject_id, (row[0] if row else 0) + 1, dict(file_sha256), reason)
         append(connection, "file_revision", subject_id, [rows_of("file_revision", [record])])
         return True
+
+
+def record_index_revision(ledger: Ledger, measured: Index, reason: str) -> bool:
+    """Record that an index was measured again; False where what it holds now is recorded already.
+
+    Raises:
+        LedgerError: it was never recorded, or holds other examples than when it was.
+    """
+    with ledger.transaction() as connection:
+        recorded = queries.index(connection, measured.index_id)
+        if recorded is None or _examples(recorded) != _examples(measured):
+            raise LedgerError(
+                f"Index {measured.index_id} does not hold the examples that the ledger recorded of it.",
+                "Build another one beside it, as with --seed 1, and calibrate on that.",
+            )
+        if (recorded.table_version, recorded.rows_sha256) == (measured.table_version, measured.rows_sha256):
+            return False
+        row = first_row(connection, "SELECT count(*) FROM index_revision WHERE index_id = ?", [measured.index_id])
+        record = (measured.index_id, row[0] + 1 if row else 1, measured.table_version, measured.rows_sha256, reason)
+        append(connection, "index_revision", measured.index_id, [rows_of("index_revision", [record])])
+        return True
+
+
+def index_revisions(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str]]:
+    """Indexes that were measured again, each time with the event that says so and the reason."""
+    query = "SELECT index_id, event_sequence, reason FROM index_revision ORDER BY event_sequence"
+    return connection.execute(query).fetchall()
+
+
+def _examples(index: Index) -> tuple[int, int, set[str]]:
+    coverage = index.coverage
+    return coverage.indexed_examples, coverage.total_examples, set(coverage.quarantined)

@@ -320,6 +320,11 @@ _ALL = (
         {"kind": _TEXT, "subject_id": _TEXT, "revision": _WHOLE, "file_sha256": _TEXT_MAP, "reason": _TEXT},
     ),
     _table(
+        "index_revision",
+        "index_id revision",
+        {"index_id": _TEXT, "revision": _WHOLE, "table_version": _WHOLE, "rows_sha256": _TEXT, "reason": _TEXT},
+    ),
+    _table(
         "watermark",
         "source revision",
         {

@@ -88,7 +88,10 @@ class GradientStore:
 
 
 def _description(table: Any) -> IndexDescription:
-    with lance_faults(f"Reading the schema of {table.name}", "Restore its files from a backup, or index again."):
+    with lance_faults(
+        f"Reading the schema of {table.name}",
+        "Restore its files from a backup; or delete the table, and run gradtrail index again.",
+    ):
         schema = table.schema
     return IndexDescription.of(table.name, schema)
 

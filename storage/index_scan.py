@@ -58,7 +58,8 @@ class IndexScan:
         table = open_existing(self._connection, self._table_name)
         if table is None:
             raise StoreError(
-                f"The table of index {self._index_id} is gone.", "Restore it from a backup, or index again."
+                f"The table of index {self._index_id} is gone.",
+                "Restore it from a backup, or run gradtrail index again.",
             )
         with lance_faults(f"Opening version {version} of index {self._index_id}", "Name a version that exists."):
             table.checkout(version)

@@ -103,7 +103,10 @@ def scan(
     Raises:
         StoreError: a file of the table is missing or damaged.
     """
-    with lance_faults(f"Reading the LanceDB table {table.name}", "Restore its files from a backup, or index again."):
+    with lance_faults(
+        f"Reading the LanceDB table {table.name}",
+        "Restore its files from a backup; or delete the table, and run gradtrail index again.",
+    ):
         query = table.search()
         if matching is not None:
             query = query.where(matching)

@@ -43,8 +43,9 @@ def eigen_plan(
         }
     )
     note = workspace.curvatures / f"basis-of-{recipe}.json"
-    if note.is_file():
-        basis = _read(_path(workspace, json.loads(note.read_bytes())["digest"]), kind)
+    kept = _path(workspace, json.loads(note.read_bytes())["digest"]) if note.is_file() else None
+    if kept is not None and kept.is_file():
+        basis = _read(kept, kind)
     else:
         basis = _fit(pinned, checkpoint, plan, kind, device)
         workspace.curvatures.mkdir(parents=True, exist_ok=True)
@@ -94,6 +95,6 @@ def _read(path: Path, kind: str) -> EigenBasis:
     if not path.is_file():
         raise StoreError(
             f"The eigenbasis {path} of an index is gone, so that outputs cannot be measured as the index was.",
-            "Restore the file from a backup, or index again.",
+            "Restore the file from a backup, or run gradtrail index again with the options of that index.",
         )
     return EigenBasis.from_tensors(load_file(path), kind, path.stem.removeprefix("basis-"))

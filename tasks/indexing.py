@@ -8,7 +8,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.attribution.shards import Shard
+from gradtrail.errors import StoreError
 from gradtrail.lineage import queries
+from gradtrail.lineage.revisions import record_index_revision
+from gradtrail.nouns import Index
 from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.index_pass import IndexPass, plan_index
 from gradtrail.tasks.recorded import recorded_model_version
@@ -19,7 +22,8 @@ from gradtrail.tasks.workspace import Workspace
 class IndexOutcome:
     """What an index pass did; `complete` is False after one shard of several.
 
-    `warnings` say what of the model or the data has no gradient.
+    `remeasured` says that the ledger had it and its gradients were lost; `warnings`, what of the model or the data has
+    no gradient.
     """
 
     index_id: str
@@ -28,6 +32,7 @@ class IndexOutcome:
     rows_resumed: int
     quarantined: int
     complete: bool = True
+    remeasured: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -50,20 +55,40 @@ def build_index(workspace: Workspace, model_version_id: str, checkpoint_id: str,
         DataError: if the training data is not what the dataset version recorded.
         UsageError: if a budget is too small for the model, or the shard does not exist.
         WorkerLostError: if one of several workers was killed.
+        StoreError: if the gradients are there, and are not those that the ledger recorded.
     """
     shard = Shard.of_text(options.shard)
     planned = plan_index(workspace, model_version_id, checkpoint_id, options)
     name = planned.index_id
     with workspace.ledger().read() as connection:
-        if queries.index(connection, name) is not None:
-            return IndexOutcome(name, new=False, rows_written=0, rows_resumed=0, quarantined=0)
+        recorded = queries.index(connection, name)
+    if recorded is not None and _is_there(workspace, recorded):
+        return IndexOutcome(name, new=False, rows_written=0, rows_resumed=0, quarantined=0)
     one_pass = IndexPass(planned)
     measured = one_pass.measure()
     done = IndexOutcome(name, True, measured.written, measured.resumed, len(measured.quarantined), complete=False)
     if shard.count > 1:
         return done
-    workspace.ledger().record_index(one_pass.seal(measured.quarantined))
-    return replace(done, complete=True, warnings=one_pass.warnings())
+    sealed = one_pass.seal(measured.quarantined)
+    if recorded is None:
+        workspace.ledger().record_index(sealed)
+    else:
+        record_index_revision(workspace.ledger(), sealed, "its gradients were lost")
+    return replace(done, complete=True, remeasured=recorded is not None, warnings=one_pass.warnings())
+
+
+def _is_there(workspace: Workspace, recorded: Index) -> bool:
+    """Whether the gradients of a recorded index lie in the store; a table without its seal is still being measured."""
+    table = workspace.gradients().existing(recorded.index_id)
+    seal = None if table is None else table.seal_record()
+    if table is None or seal is None:
+        return False
+    if (seal.version, seal.rows_sha256) != (recorded.table_version, recorded.rows_sha256):
+        raise StoreError(
+            f"The gradients at {table.uri} are not those that the ledger recorded of index {recorded.index_id}.",
+            "Restore them from a backup; or delete them there and run the same command again: it measures them anew.",
+        )
+    return True
 
 
 @task(cache_policy=NO_CACHE)

@@ -140,7 +140,8 @@ def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> Open
     if table is None:
         raise StoreError(
             f"The gradient table of index {index_id} is gone from {workspace.gradients_uri}.",
-            "Restore it from a backup, or point gradients_uri to where it is.",
+            "Restore it from a backup, point gradients_uri to where it is, or measure it again: "
+            f"{_command(pinned, index)}.",
         )
     basis = stored_basis(workspace, index.feature_config)
     plan = plan_from_config(pinned.load(checkpoint), index.feature_config, basis)
@@ -184,6 +185,12 @@ def _features(index: Index) -> Mapping[str, Any]:
     """What must agree between checkpoints: all but the eigenbasis, which each has of its own."""
     projection = {key: value for key, value in index.feature_config["projection"].items() if key != "digest"}
     return {**index.feature_config, "projection": projection}
+
+
+def _command(pinned: PinnedModel, index: Index) -> str:
+    serving = index.checkpoint_id == pinned.checkpoints[-1].checkpoint_id
+    which = "" if serving else " --every-checkpoint"
+    return f"gradtrail index {pinned.model_version.model_version_id}{which}{_options(index)}"
 
 
 def _options(index: Index) -> str:

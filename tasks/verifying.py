@@ -13,6 +13,7 @@ from gradtrail.errors import GradtrailError
 from gradtrail.lineage import listings
 from gradtrail.lineage.erasures import erased_subjects
 from gradtrail.lineage.proofs import audit_evidence
+from gradtrail.lineage.revisions import index_revisions
 from gradtrail.lineage.signatures import read_public_key, signature_of
 from gradtrail.lineage.verify import Problem, verify_ledger
 from gradtrail.reports.write import JSON_NAME
@@ -25,7 +26,7 @@ from gradtrail.tasks.workspace import Workspace
 class Verification:
     """How many things of each kind were checked, and what was wrong, in order of checking.
 
-    `notes` say what is no problem but must be known: what was erased by which event.
+    `notes` say what is no problem but must be known: what was erased, or measured again, by which event.
     """
 
     checked: dict[str, int]
@@ -66,6 +67,8 @@ def verify_workspace(workspace: Workspace, public_key: Path | None = None) -> Ve
             bar.advance(1)
     with workspace.ledger().read() as connection:
         erased = erased_subjects(connection, ["output", "payload"])
+        remeasured = index_revisions(connection)
+    notes += [f"Index {short(each)} was measured again, by event {event}: {why}." for each, event, why in remeasured]
     by_event = Counter(erased.values())
     for event, count in sorted(by_event.items()):
         notes.append(f"{count:,} {'payload' if count == 1 else 'payloads'} erased by event {event}.")

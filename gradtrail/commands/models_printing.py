@@ -55,6 +55,8 @@ def show_index(outcomes: Sequence[IndexOutcome], *, as_json: bool) -> None:
         resumed = f", {outcome.rows_resumed:,} were there from an earlier pass" if outcome.rows_resumed else ""
         refused = f", {outcome.quarantined:,} quarantined" if outcome.quarantined else ""
         printing.say(f"Index {short(outcome.index_id)}: {outcome.rows_written:,} gradients measured{resumed}{refused}.")
+        if outcome.remeasured:
+            printing.say("The ledger had this index and its gradients were gone: they are there again, and it says so.")
         if not outcome.complete:
             printing.say(
                 "This was one shard: run the others, then gradtrail index without --shard, which completes the index."

@@ -2,19 +2,23 @@
 
 import json
 import math
+import shutil
 import statistics
+from dataclasses import replace
 
+import lancedb
 import pytest
 import torch
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.features import FeatureSettings, plan_features
 from gradtrail.attribution.shards import Shard
-from gradtrail.errors import DataError, UsageError
+from gradtrail.errors import DataError, LedgerError, StoreError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
+from gradtrail.lineage.revisions import index_revisions, record_index_revision
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.verifying import verify_workspace
@@ -132,3 +136,72 @@ def test_a_gradient_beyond_half_precision_stops_the_pass_and_names_the_example(w
         index(tiny.workspace, MODEL, IndexOptions(dtype="float16", workers=workers))
     [as_int8] = index(tiny.workspace, MODEL, IndexOptions(dtype="int8", workers=workers))
     assert (as_int8.rows_written, as_int8.quarantined) == (39, 1)
+
+
+def test_lost_gradients_are_measured_again_under_the_same_index(ingested):
+    options = IndexOptions(dtype="float16")
+    [built] = index(ingested.workspace, MODEL, options)
+    before = _scores(ingested, "first")
+    shutil.rmtree(ingested.home / "gradients")
+    with pytest.raises(StoreError, match="is gone") as refused:
+        _scores(ingested, "second")
+    assert (
+        "measure it again: gradtrail index tiny/1 --group-dimension 256 --seed 0 --dtype float16."
+        in refused.value.remedy
+    )
+    [again] = index(ingested.workspace, MODEL, options)
+    assert (again.index_id, again.new, again.remeasured, again.rows_written) == (built.index_id, True, True, 40)
+    ingested.drop("third.jsonl", ingested.record(1, record_id="third"))
+    outcome = audit(ingested.workspace, MODEL, AuditOptions(method="grad_dot", top_k=40))
+    report = json.loads((ingested.workspace.reports / outcome.audit_id / "report.json").read_text())
+    for output in report["outputs"]:
+        after = {each["example_id"]: each["score"] for side in ("proponents", "opponents") for each in output[side]}
+        assert after == pytest.approx(before, rel=1e-5)
+    assert not verify_workspace(ingested.workspace).problems
+    [nothing] = index(ingested.workspace, MODEL, options)
+    assert not nothing.new
+
+
+def test_gradients_that_came_out_differently_are_recorded_as_a_revision(ingested):
+    [built] = index(ingested.workspace, MODEL, IndexOptions())
+    ledger, store = ingested.workspace.ledger(), ingested.workspace.gradients()
+    shutil.rmtree(store.existing(built.index_id).uri)
+    # Two passes, as after a kill, pin another version than one.
+    index(ingested.workspace, MODEL, IndexOptions(shard="1/2"))
+    [again] = index(ingested.workspace, MODEL, IndexOptions())
+    assert (again.remeasured, again.rows_resumed, again.rows_written) == (True, 20, 20)
+    with ledger.read() as connection:
+        recorded = queries.index(connection, built.index_id)
+        [(index_id, event, _)] = index_revisions(connection)
+    seal = store.existing(built.index_id).seal_record()
+    assert index_id == built.index_id
+    assert (seal.version, seal.rows_sha256) == (recorded.table_version, recorded.rows_sha256)
+    verification = verify_workspace(ingested.workspace)
+    assert not verification.problems
+    said = f"Index {built.index_id[:12]} was measured again, by event {event}: its gradients were lost."
+    assert said in verification.notes
+    fewer = replace(recorded, coverage=replace(recorded.coverage, indexed_examples=39))
+    with pytest.raises(LedgerError, match="does not hold the examples") as refused:
+        record_index_revision(ledger, fewer, "lost")
+    assert "--seed 1" in refused.value.remedy
+
+
+def test_gradients_that_somebody_replaced_are_not_taken_for_those_that_were_recorded(ingested):
+    [built] = index(ingested.workspace, MODEL, IndexOptions())
+    table = ingested.workspace.gradients().existing(built.index_id)
+    seals = lancedb.connect(ingested.workspace.gradients_uri).open_table("seals")
+    seals.update(where=f"index_id = '{built.index_id}'", values={"rows_sha256": "0" * 64})
+    with pytest.raises(StoreError, match="are not those that the ledger recorded"):
+        index(ingested.workspace, MODEL, IndexOptions())
+    shutil.rmtree(table.uri)
+    assert index(ingested.workspace, MODEL, IndexOptions())[0].remeasured
+    assert not verify_workspace(ingested.workspace).problems
+
+
+def test_a_lost_eigenbasis_is_fitted_again(ingested):
+    options = IndexOptions(projection="eigen")
+    [built] = index(ingested.workspace, MODEL, options)
+    [basis] = ingested.workspace.curvatures.glob("basis-*.safetensors")
+    basis.unlink()
+    [again] = index(ingested.workspace, MODEL, options)
+    assert basis.is_file() or again.index_id != built.index_id

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradtrail.lineage import listings
 from gradtrail.lineage.alerts import Alert, record_alerts
 from gradtrail.lineage.erasure_plan import ErasureRequest
 from gradtrail.lineage.erasures import erase, finish
 from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.revisions import record_revision
+from gradtrail.lineage.revisions import record_index_revision, record_revision
 from gradtrail.lineage.signatures import new_keys, sign_audit
 from gradtrail.lineage.tables import TABLES
 from gradtrail.lineage.verify import verify_ledger
@@ -32,6 +34,7 @@ LATER = (
     "erased_row",
     "erasure",
     "file_revision",
+    "index_revision",
     "personal_attribute",
     "watermark",
     "withdrawal",
@@ -58,6 +61,10 @@ def full(recorded_story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         finish(ledger, erasure.erasure_id)
     for digest in ("ab", "cd"):
         record_revision(ledger, "report", audit_id, {"report.html": digest}, "erasure")
+    with ledger.read() as connection:
+        [index] = listings.indexes(connection)
+    for version in (8, 9):
+        record_index_revision(ledger, replace(index, table_version=version), "lost")
     for seen in (1, 2):
         record_watermark(ledger, Watermark("inbox", "inbox", datetime(2026, 1, seen, tzinfo=UTC), seen, seen))
     for state in ("due", "delivered"):

@@ -59,6 +59,7 @@ TRIED_IN_TEST_TAMPERING = {
     "erased_row",
     "erasure",
     "file_revision",
+    "index_revision",
     "personal_attribute",
     "watermark",
     "withdrawal",

@@ -209,9 +209,9 @@ class ClassificationAdapter(ModelAdapter):
             return list(self.class_names).index(value)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
-        if number < 0 or number != int(number) or 0 < len(self.class_names) <= number:
+        if number < 0 or not number.is_integer() or 0 < len(self.class_names) <= number:
             raise DataError(
                 f"Output record {record.get('record_id', '(no record_id)')!s} names {value!r}, which is no class.",
                 f"Use {'one of ' + ', '.join(self.class_names) if self.class_names else 'a class number from 0'}.",

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect import flow
 
+from gradtrail.digests import short
 from gradtrail.errors import GradtrailError
-from gradtrail.flows.examining import examine, finish
+from gradtrail.flows.examining import Examined, examine, finish
 from gradtrail.storage.exclusive import holding
+from gradtrail.storage.registry import RegisteredVersion
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collecting import collect_outputs, pending_outputs, require_sources
+from gradtrail.tasks.calibrated import ResolvedAudit, resolve_audit
+from gradtrail.tasks.collecting import (
+    collect_outputs,
+    other_versions_to_audit,
+    pending_outputs,
+    require_finished,
+    require_sources,
+)
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.reporting import unfinished_audit_ids
 from gradtrail.tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class OtherVersion:
+    """Another version of the audited model: the audits it got, or the `refusal`, why its outputs are left."""
+
+    model_version_id: str
+    audit_ids: tuple[str, ...]
+    output_count: int
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,7 @@ class AuditOutcome:
         finished: audits of an earlier, interrupted run whose reports this run completed.
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
         earlier: audits that this run made before `audit_id`, where the outputs were too many for one.
+        others: other versions of the model that had outputs left; not looked for where the version is given by number.
     """
 
     model_version_id: str
@@ -51,6 +70,13 @@ class AuditOutcome:
     finished: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
+    others: tuple[OtherVersion, ...] = ()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Every audit that this run made or completed."""
+        own = filter(None, (*self.earlier, self.audit_id))
+        return (*self.finished, *own, *(audit_id for other in self.others for audit_id in other.audit_ids))
 
 
 @flow(name="gradtrail-audit")
@@ -61,49 +87,93 @@ def audit(
 ) -> AuditOutcome:
     """Collect outputs, audit those that are new, write the report, link it in MLflow. A repeat finds nothing to do.
 
+    Outputs of other versions of the model are audited too, by what was calibrated for them.
+
     Args:
         workspace: where everything lives.
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
         options: method, target and what to keep.
 
     Raises:
-        StoreError: at the end, where a source could not be read or a trace not be answered; the next run does it.
+        StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, or a
+            report not be finished; the next run tries again.
     """
     version = resolve_version(workspace, reference)
-    model_version_id = version.model_version_id
-    resolved = resolve_audit(workspace, model_version_id, options)
-    options = resolved.options
+    resolved = resolve_audit(workspace, version.model_version_id, options)
     collected = collect_outputs(workspace)
-
-    # Two runs at once would both see an output as pending: the second waits, and then finds what the first left.
-    with holding(workspace.audit_lock(model_version_id)):
-        finished = unfinished_audit_ids(workspace, model_version_id)
-        for audit_id in finished:
-            finish(workspace, audit_id)
-
-        pending = pending_outputs(workspace, model_version_id, options.target).output_ids
-        examined = examine(workspace, model_version_id, pending, resolved)
+    drained = _drain(workspace, version.model_version_id, resolved)
+    others = () if reference == version.model_version_id else _drain_others(workspace, version, options)
     delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)
     if workspace.payload_retention_days:
         retain_payloads(workspace, workspace.payload_retention_days)
-    if delivered or finished or pending or collected.new_output_ids or collected.refused or collected.sampled_out:
+    if delivered or collected.anything or any(each.anything for each in (drained, *others)):
         publish_snapshot(workspace)
         announce(workspace)
     require_sources(failed)
+    require_finished(tuple(each for other in (drained, *others) for each in other.failed))
+    examined = drained.examined
     return AuditOutcome(
-        model_version_id,
+        version.model_version_id,
         examined.audit_id,
         examined.report,
         output_count=examined.output_count,
-        left_out=len(pending) - examined.output_count,
+        left_out=drained.pending - examined.output_count,
         refused=collected.refused,
         waiting=collected.waiting,
         sampled_out=collected.sampled_out,
-        finished=tuple(finished),
+        finished=tuple(audit_id for each in (drained, *others) for audit_id in each.finished),
         warnings=examined.warnings,
         earlier=examined.earlier,
+        others=tuple(
+            OtherVersion(each.model_version_id, each.examined.audit_ids, each.examined.output_count, each.refusal)
+            for each in others
+        ),
     )
+
+
+@dataclass(frozen=True)
+class _Drained:
+    """What was done for one model version; `refusal` says why nothing could be, `failed` what was not finished."""
+
+    model_version_id: str
+    examined: Examined = field(default_factory=Examined)
+    pending: int = 0
+    finished: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.pending or self.finished or self.failed)
+
+
+def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit) -> _Drained:
+    """Finish what an earlier run left, then audit every pending output of a model version."""
+    finished, failed = [], []
+    # Two runs at once would both see an output as pending: the second waits, and then finds what the first left.
+    with holding(workspace.audit_lock(model_version_id)):
+        for audit_id in unfinished_audit_ids(workspace, model_version_id):
+            try:
+                finish(workspace, audit_id)
+                finished.append(audit_id)
+            except Exception as fault:
+                failed.append((f"audit {short(audit_id)}", str(fault)))
+        pending = pending_outputs(workspace, model_version_id, resolved.options.target).output_ids
+        examined = examine(workspace, model_version_id, pending, resolved)
+    failed += examined.failed
+    return _Drained(model_version_id, examined, len(pending), tuple(finished), tuple(failed))
+
+
+def _drain_others(workspace: Workspace, version: RegisteredVersion, options: AuditOptions) -> tuple[_Drained, ...]:
+    """The same for other versions of the model: outputs come late, and go on after an alias was moved."""
+    drained = []
+    for model_version_id in other_versions_to_audit(workspace, version, options.target):
+        try:
+            drained.append(_drain(workspace, model_version_id, resolve_audit(workspace, model_version_id, options)))
+        except GradtrailError as fault:
+            drained.append(_Drained(model_version_id, refusal=str(fault)))
+    return tuple(drained)
 
 
 def _unanswered(workspace: Workspace) -> tuple[tuple[str, str], ...]:

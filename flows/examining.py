@@ -25,7 +25,7 @@ class Examined:
     """The audit that was made; all empty when none of the outputs could be measured.
 
     More than `MOST_OUTPUTS` outputs make several audits. `audit_id` and `report` are the last one's, `earlier` are the
-    ids of those before it, and the rest is of all together.
+    ids of those before it, and the rest is of all together. `failed` are outputs that could not be read, and why.
     """
 
     audit_id: str = ""
@@ -33,6 +33,12 @@ class Examined:
     output_count: int = 0
     warnings: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def audit_ids(self) -> tuple[str, ...]:
+        """All audits that were made, in order."""
+        return tuple(filter(None, (*self.earlier, self.audit_id)))
 
 
 def examine(
@@ -42,11 +48,15 @@ def examine(
     examined = Examined()
     for start in range(0, len(output_ids), MOST_OUTPUTS):
         portion = _examine(workspace, model_version_id, output_ids[start : start + MOST_OUTPUTS], resolved)
-        if portion.audit_id:
-            before = (*examined.earlier, examined.audit_id) if examined.audit_id else ()
-            warnings = tuple(dict.fromkeys((*examined.warnings, *portion.warnings)))
-            count = examined.output_count + portion.output_count
-            examined = Examined(portion.audit_id, portion.report, count, warnings, before)
+        latest = portion if portion.audit_id else examined
+        examined = Examined(
+            latest.audit_id,
+            latest.report,
+            examined.output_count + portion.output_count,
+            tuple(dict.fromkeys((*examined.warnings, *portion.warnings))),
+            (*examined.audit_ids, *portion.audit_ids)[:-1],
+            (*examined.failed, *portion.failed),
+        )
     return examined
 
 
@@ -56,10 +66,12 @@ def _examine(
     options, index_ids = resolved.options, resolved.index_ids
     measured = measure_outputs(workspace, model_version_id, index_ids, output_ids, options)
     if not measured.outputs:
-        return Examined()
+        return Examined(failed=measured.unread)
     audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
     report = finish(workspace, audit_id)
-    return Examined(audit_id, report, len(measured.outputs), recorded_warnings(workspace, audit_id))
+    return Examined(
+        audit_id, report, len(measured.outputs), recorded_warnings(workspace, audit_id), failed=measured.unread
+    )
 
 
 def finish(workspace: Workspace, audit_id: str) -> str:

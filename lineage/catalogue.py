@@ -153,6 +153,29 @@ def pending_outputs(connection: Connection, model_version_id: str, *, target: Ta
     return [Output(*row) for row in connection.execute(query, [model_version_id, target]).fetchall()]
 
 
+def versions_to_audit(connection: Connection, name: str, *, target: Target, quarantine: str) -> list[str]:
+    """The versions of a model with work left: outputs to examine for that target, or an audit without its report.
+
+    Outputs that stand in the `quarantine` of that name are not to be examined.
+    """
+    query = """
+        WITH version AS (SELECT model_version_id, version FROM model_version WHERE name = $name)
+        SELECT model_version_id FROM version
+        WHERE model_version_id IN (
+            SELECT model_version_id FROM output
+            WHERE model_version_id IN (SELECT model_version_id FROM version)
+                AND NOT EXISTS (
+                    SELECT 1 FROM audit_output JOIN audit USING (audit_id)
+                    WHERE audit_output.output_id = output.output_id AND audit_output.target = $target
+                        AND audit.model_version_id = output.model_version_id)
+                AND output_id NOT IN (SELECT record_id FROM quarantine WHERE source = $quarantine)
+        ) OR model_version_id IN (
+            SELECT model_version_id FROM audit WHERE audit_id NOT IN (SELECT audit_id FROM report))
+        ORDER BY version"""
+    asked = {"name": name, "target": target, "quarantine": quarantine}
+    return [row[0] for row in connection.execute(query, asked).fetchall()]
+
+
 def quarantined(connection: Connection, source: str | None = None, *, before: int | None = None) -> list[Quarantined]:
     """Records that were refused, of one source or of all, in the order they were; with `before`, up to that event."""
     query = """

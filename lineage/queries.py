@@ -33,6 +33,7 @@ from gradtrail.lineage.catalogue import (
     personal_names,
     quarantined,
     run,
+    versions_to_audit,
     weighting,
 )
 from gradtrail.lineage.closure import (
@@ -88,5 +89,6 @@ __all__ = [
     "run",
     "unreported_audits",
     "upstream",
+    "versions_to_audit",
     "weighting",
 ]

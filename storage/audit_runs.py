@@ -193,16 +193,15 @@ def upload_files(registry: Registry, run_id: str, files: Sequence[Path]) -> None
 
 
 def describe(registry: Registry, version: RegisteredVersion, section: str) -> None:
-    """Put gradtrail's section into the descriptions of a model version and of its training run.
+    """Put gradtrail's section into the descriptions of a model version and of its training run, if that is still there.
 
     What people wrote there stays as it is; an earlier section of gradtrail is replaced.
     """
     client = registry.client
     description = client.get_model_version(version.name, str(version.version)).description or ""
     client.update_model_version(version.name, str(version.version), description=_with_section(description, section))
-    if version.run_id:
-        note = client.get_run(version.run_id).data.tags.get(NOTE_TAG, "")
-        client.set_tag(version.run_id, NOTE_TAG, _with_section(note, section))
+    if run := registry.active_run(version.run_id):
+        client.set_tag(version.run_id, NOTE_TAG, _with_section(run.data.tags.get(NOTE_TAG, ""), section))
 
 
 def describe_model(registry: Registry, name: str, section: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage
+from mlflow.entities import Run as RegisteredRun
 from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import NotFoundError, StoreError, UsageError
@@ -183,11 +184,21 @@ class Registry:
         return _as_version(created)
 
     def tag_version(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
-        """Set tags on the version and on its run."""
+        """Set tags on the version, and on its run unless that was deleted."""
+        run = self.active_run(version.run_id)
         for key, value in tags.items():
             self.client.set_model_version_tag(version.name, str(version.version), key, value)
-            if version.run_id:
+            if run is not None:
                 self.client.set_tag(version.run_id, key, value)
+
+    def active_run(self, run_id: str) -> RegisteredRun | None:
+        """The run with that id; None where there is none, or it was deleted: MLflow lets nobody write to it then."""
+        try:
+            run = self.client.get_run(run_id) if run_id else None
+        except MlflowException as fault:
+            self._require_answer(fault)
+            return None
+        return run if run is not None and run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
     def _require_answer(self, fault: MlflowException) -> None:
         """Tell an MLflow that is away from one that says no."""

@@ -41,7 +41,9 @@ def _answers(workspace: Workspace, source: str, trace_ids: list[str]) -> list[An
     links = workspace.links()
     with workspace.ledger().read() as connection:
         reported = reported_outputs(connection, list(by_output))
-        unmeasured = {each.record_id: each.cause for each in queries.quarantined(connection, MEASURING)}
+        unmeasured = {
+            each.record_id: each.cause for kind in MEASURING.values() for each in queries.quarantined(connection, kind)
+        }
     answers = []
     for output_id, trace_id in by_output.items():
         if output_id in reported:

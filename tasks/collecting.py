@@ -14,6 +14,7 @@ from gradtrail.lineage import queries
 from gradtrail.lineage.deliveries import recorded_payloads
 from gradtrail.lineage.watermarks import newest_watermark, record_watermark
 from gradtrail.nouns import Target, Watermark
+from gradtrail.storage.registry import RegisteredVersion
 from gradtrail.storage.source_config import SourceConfig
 from gradtrail.storage.source_intake import Intake
 from gradtrail.storage.source_spool import Held, Spool, open_spool
@@ -44,6 +45,11 @@ class Collection:
     sampled_out: int = 0
     without_confidence: int = 0
     failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def anything(self) -> bool:
+        """Whether the ledger has something new of it."""
+        return bool(self.new_output_ids or self.refused or self.sampled_out)
 
 
 @task(cache_policy=NO_CACHE)
@@ -169,6 +175,17 @@ def require_sources(failed: Sequence[tuple[str, str]]) -> None:
         )
 
 
+def require_finished(failed: Sequence[tuple[str, str]]) -> None:
+    """Say, at the end of a run, which outputs could not be read and which reports not be finished.
+
+    Raises:
+        StoreError: something failed; the message names each.
+    """
+    if failed:
+        named = " ".join(f"{name}: {cause}" for name, cause in failed)
+        raise StoreError(f"Not done: {named}", "All else is done and kept; the next run tries this again.")
+
+
 @dataclass(frozen=True)
 class PendingOutputs:
     """What waits for an audit, oldest first, as one object: of a list Prefect would keep a note of each element."""
@@ -180,9 +197,17 @@ class PendingOutputs:
 def pending_outputs(workspace: Workspace, model_version_id: str, target: Target) -> PendingOutputs:
     """Outputs of a model version that no audit has covered yet; not those that could not be measured."""
     with workspace.ledger().read() as connection:
-        unmeasurable = {refused.record_id for refused in queries.quarantined(connection, MEASURING)}
+        unmeasurable = {refused.record_id for refused in queries.quarantined(connection, MEASURING[target])}
         pending = queries.pending_outputs(connection, model_version_id, target=target)
     return PendingOutputs(tuple(output.output_id for output in pending if output.output_id not in unmeasurable))
+
+
+@task(cache_policy=NO_CACHE)
+def other_versions_to_audit(workspace: Workspace, version: RegisteredVersion, target: Target) -> list[str]:
+    """Versions of the same model, but this one, that have outputs to examine or an audit to finish; oldest first."""
+    with workspace.ledger().read() as connection:
+        left = queries.versions_to_audit(connection, version.name, target=target, quarantine=MEASURING[target])
+    return [each for each in left if each != version.model_version_id]
 
 
 def _together(collected: list[Collection]) -> Collection:

@@ -89,4 +89,5 @@ def wrong_outputs(workspace: Workspace, audit_id: str) -> int | None:
 def _metric_name(value: str) -> str:
     """A value as MLflow lets a metric be called; one that had to change carries a digest, so that no two are one."""
     kept = "".join(c if c.isalnum() or c in "_-. " else "_" for c in value)[:_LONGEST_VALUE]
-    return kept if kept == value else f"{kept or 'unnamed'} {short(sha256_bytes(value.encode('utf-8')), 6)}"
+    usable = kept == value and kept.strip(". ") != ""
+    return kept if usable else f"{kept or 'unnamed'} {short(sha256_bytes(value.encode('utf-8')), 6)}"

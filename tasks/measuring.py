@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,21 @@ from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.memory import FEW_EXAMPLES
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Example
+from gradtrail.nouns import Example, Target
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.datasets import checked_example
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.opened import OpenIndex, open_index
 from gradtrail.tasks.output_examples import output_example
 from gradtrail.tasks.progress import progress_bar
 from gradtrail.tasks.workspace import Workspace
 
-MEASURING = "measuring"
+MEASURING: Mapping[Target, str] = {"emitted": "measuring", "label": "measuring labels"}
+"""What the ledger calls the quarantine of outputs that cannot be measured under a target."""
+
+# What is no output's fault: measured again by the next run.
+_AWAY = (StoreError, OSError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,13 @@ class MeasuredOutput:
 
 @dataclass(frozen=True)
 class MeasuredOutputs:
-    """What was measured, as one object: of a list that a task returns, Prefect keeps a note of each element."""
+    """What was measured, as one object: of a list that a task returns, Prefect keeps a note of each element.
+
+    `unread` are outputs whose payload the disk did not give, each with the cause; the next run tries them again.
+    """
 
     outputs: tuple[MeasuredOutput, ...]
+    unread: tuple[tuple[str, str], ...] = ()
 
 
 @task(cache_policy=NO_CACHE)
@@ -53,6 +62,9 @@ def measure_outputs(
     """Store φ(q) of every output beside each index, the serving checkpoint's last.
 
     An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
+
+    Raises:
+        Exception: what measuring a training example raises too, so that it is the model or the machine that fails.
     """
     pinned = pinned_model(workspace, model_version_id)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
@@ -61,6 +73,7 @@ def measure_outputs(
     with ledger.read() as connection:
         outputs = queries.outputs(connection, output_ids)
     measured: list[MeasuredOutput] = []
+    unread: list[tuple[str, str]] = []
     with progress_bar("measuring outputs", len(outputs)) as bar:
         for start in range(0, len(outputs), FEW_EXAMPLES):
             chunk = outputs[start : start + FEW_EXAMPLES]
@@ -71,20 +84,37 @@ def measure_outputs(
                     if options.target == "label" and record.get("label") is None:
                         continue
                     examples.append(output_example(pinned, output, record, options.target))
-                except (DataError, NotFoundError, StoreError) as error:
-                    ledger.record_quarantine(MEASURING, output.output_id, str(error))
+                except (DataError, NotFoundError, StoreError) as fault:
+                    if isinstance(fault, StoreError) and isinstance(fault.__cause__, OSError):
+                        unread.append((output.output_id, str(fault)))
+                    else:
+                        ledger.record_quarantine(MEASURING[options.target], output.output_id, str(fault))
             pieces = [examples] if examples else []
             while pieces:
                 piece = pieces.pop(0)
                 try:
                     measured += _measure(pinned, models, opened, piece, options)
-                except DataError as error:
-                    if len(piece) == 1:
-                        ledger.record_quarantine(MEASURING, piece[0].example_id, str(error))
-                    else:
+                except _AWAY:
+                    raise
+                except Exception as fault:
+                    if len(piece) > 1:
                         pieces = [[example] for example in piece] + pieces
+                        continue
+                    if not isinstance(fault, DataError):
+                        _require_sound_model(pinned, models, opened, options)
+                    cause = str(fault) if isinstance(fault, DataError) else f"{type(fault).__name__}: {fault}"
+                    ledger.record_quarantine(MEASURING[options.target], piece[0].example_id, cause)
             bar.advance(len(chunk))
-    return MeasuredOutputs(tuple(measured))
+    return MeasuredOutputs(tuple(measured), tuple(unread))
+
+
+def _require_sound_model(
+    pinned: PinnedModel, models: Sequence[nn.Module], opened: Sequence[OpenIndex], options: AuditOptions
+) -> None:
+    """Measure the first training example: where that fails, too, the output before it is not to blame."""
+    example = checked_example(pinned.adapter.training_data()[0], 0)
+    for model, each in zip(models, opened, strict=True):
+        compute_features(pinned.adapter, model, [example], each.plan, device=options.device)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradtrail.errors import DataError, GradtrailError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Example, Output, Target
 from gradtrail.storage.outputs import payload_record
@@ -16,9 +17,18 @@ def output_example(pinned: PinnedModel, output: Output, record: Mapping[str, Any
     """An observed output as something with a loss, under the output's own id.
 
     Raises:
-        DataError: if the record lacks what the adapter needs.
+        DataError: if the record lacks what the adapter needs, or the adapter fails over it.
     """
-    example = pinned.adapter.output_to_example(record, target)
+    try:
+        example = pinned.adapter.output_to_example(record, target)
+    except (GradtrailError, OSError, MemoryError):
+        raise
+    except Exception as fault:
+        raise DataError(
+            f"The adapter {pinned.model_version.adapter} fails over output {output.output_id}: "
+            f"{type(fault).__name__}: {fault}",
+            "See that the record has what the adapter's output_to_example reads.",
+        ) from fault
     return Example(output.output_id, example.inputs, example.target, example.attributes)
 
 

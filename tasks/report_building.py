@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gradtrail import __version__
+from gradtrail.attribution.adapters import ModelAdapter
 from gradtrail.attribution.methods import find_method
+from gradtrail.errors import DataError
 from gradtrail.lineage.records import AuditDetails, RecordedExample
 from gradtrail.lineage.signatures import AuditSignature
-from gradtrail.nouns import Output, Preview, Side
+from gradtrail.nouns import Example, Output, Preview, Side
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
 from gradtrail.storage.audit_runs import Links
 from gradtrail.storage.outputs import payload_record
@@ -73,7 +76,7 @@ class _Cards:
 
     def card(self, example_id: str, side: Side, rank: int, score: float | None, share: float | None) -> ExampleCard:
         if example_id not in self._previews:
-            self._previews[example_id] = self._adapter.preview(self._find(example_id))
+            self._previews[example_id] = _preview(self._adapter, self._find(example_id))
         recorded = self._examples[example_id]
         return ExampleCard(
             example_id=example_id,
@@ -96,9 +99,8 @@ def _section(
         preview = _tombstone(recorded.erased[output.output_id])
     elif output.payload_sha256 in workspace.payloads():
         record = payload_record(workspace.payloads().get(output.payload_sha256))
-        preview = adapter.preview(output_example(recorded.pinned, output, record, evidence.target))
-        if record.get("label") is not None:
-            label = adapter.target_text(adapter.output_to_example(record, "label").target)
+        preview = _preview(adapter, output_example(recorded.pinned, output, record, evidence.target))
+        label = _label(recorded.pinned, output, record)
     ranked: dict[str, list[ExampleCard]] = {"proponent": [], "opponent": []}
     mass = {"proponent": result.proponent_mass, "opponent": result.opponent_mass}
     for found in evidence.attributions:
@@ -116,6 +118,23 @@ def _section(
         lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
         groups=tuple(evidence.groups),
     )
+
+
+def _preview(adapter: ModelAdapter, example: Example) -> Preview:
+    try:
+        return adapter.preview(example)
+    except Exception as fault:
+        return Preview("text", text=f"no preview: {type(fault).__name__}: {fault}")
+
+
+def _label(pinned: PinnedModel, output: Output, record: Mapping[str, Any]) -> str | None:
+    """The true label in words; None where none is known, or what is given is no label."""
+    if record.get("label") is None:
+        return None
+    try:
+        return pinned.adapter.target_text(output_example(pinned, output, record, "label").target)
+    except DataError:
+        return None
 
 
 def _path(

@@ -87,8 +87,7 @@ def audit(
     if fail_on or junit:
         from gradtrail.tasks.gating import gated_audits, require_gate, write_gate
 
-        made = [*outcome.finished, *filter(None, [outcome.audit_id])]
-        audits = gated_audits(settings.workspace(), outcome.model_version_id, made)
+        audits = gated_audits(settings.workspace(), outcome.model_version_id, outcome.made)
         if junit:
             write_gate(audits, fail_on or "high", junit)
         if fail_on:

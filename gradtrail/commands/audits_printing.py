@@ -11,7 +11,7 @@ from gradtrail import printing
 from gradtrail.digests import short
 
 if TYPE_CHECKING:
-    from gradtrail.flows.audit import AuditOutcome
+    from gradtrail.flows.audit import AuditOutcome, OtherVersion
     from gradtrail.lineage.records import Explanation
     from gradtrail.tasks.reporting import FoundReport
 
@@ -33,6 +33,8 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         printing.say(f"{outcome.waiting:,} outputs wait for a later run: {why}.")
     for audit_id in outcome.earlier:
         printing.say(f"Audit {short(audit_id)} covers an earlier portion of the outputs.")
+    for other in outcome.others:
+        printing.say(_other_version(other))
     if not outcome.audit_id:
         return printing.say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
     return printing.say(
@@ -40,6 +42,13 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         *(f"Note: {warning}" for warning in outcome.warnings),
         f"Report: {outcome.report}",
     )
+
+
+def _other_version(other: OtherVersion) -> str:
+    if other.refusal:
+        return f"Outputs of {other.model_version_id} are left: {other.refusal}"
+    audits = ", ".join(short(audit_id) for audit_id in other.audit_ids) or "none"
+    return f"Audited {other.output_count:,} outputs of {other.model_version_id} too (audits: {audits})."
 
 
 def show_report(found: FoundReport, *, as_json: bool) -> None:

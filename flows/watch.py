@@ -24,6 +24,15 @@ class WatchOutcome:
     failed: tuple[tuple[str, str], ...] = ()
 
 
+class PreparationError(GradtrailError):
+    """Something could not be made ready, so that the run counts as failed; `outcome` has what could."""
+
+    def __init__(self, outcome: WatchOutcome) -> None:
+        causes = " ".join(f"{name}: {cause}" for name, cause in outcome.failed)
+        super().__init__(f"Not ready: {causes}", "All else is ready. The next looks try again, after a growing pause.")
+        self.outcome = outcome
+
+
 @flow(name="gradtrail-watch")
 def watch(workspace: Workspace, models: Sequence[WatchedModel]) -> WatchOutcome:
     """Ask the registry what is new and prepare it; a repeat finds nothing to do.
@@ -33,24 +42,34 @@ def watch(workspace: Workspace, models: Sequence[WatchedModel]) -> WatchOutcome:
     Args:
         workspace: where everything lives.
         models: the models to look after.
+
+    Raises:
+        PreparationError: at the end, where something failed.
     """
     prepared, failed = [], []
     for model in models:
         try:
             lacking = unprepared(workspace, model)
-        except GradtrailError as fault:
-            failed.append((model.reference, str(fault)))
+        except Exception as fault:
+            failed.append((model.reference, _said(fault)))
             continue
         for each in lacking:
             try:
                 _prepare(workspace, model, each)
-            except GradtrailError as fault:
-                note_failure(workspace, each.model_version_id, fault)
-                failed.append((each.model_version_id, str(fault)))
+            except Exception as fault:
+                note_failure(workspace, each.model_version_id, _said(fault))
+                failed.append((each.model_version_id, _said(fault)))
             else:
                 note_success(workspace, each.model_version_id)
                 prepared.append(each.model_version_id)
-    return WatchOutcome(tuple(prepared), tuple(failed))
+    outcome = WatchOutcome(tuple(prepared), tuple(failed))
+    if failed:
+        raise PreparationError(outcome)
+    return outcome
+
+
+def _said(fault: Exception) -> str:
+    return str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
 
 
 def _prepare(workspace: Workspace, model: WatchedModel, lacks: Preparation) -> None:

@@ -11,17 +11,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
+from gradtrail.digests import sha256_json
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.session import quiet_libraries
 from gradtrail.settings import Settings
+from gradtrail.storage.exclusive import holding
 from gradtrail.tasks.watched import WatchedModel
 
 SERVER_START_SECONDS = 120
@@ -45,19 +49,26 @@ def deployments(settings: Settings) -> list[Deployment]:
     """The flows that look after the models of the settings.
 
     Raises:
-        UsageError: the settings name no model.
+        UsageError: the settings name no model, or one of them twice.
     """
     if not settings.models:
         raise UsageError(
             "The settings name no model to look after.",
             'Add to gradtrail.toml: [[models]] and below it reference = "NAME@alias".',
         )
+    named = Counter((model.reference, model.target, model.method) for model in settings.models)
+    if twice := [reference for (reference, _, _), count in named.items() if count > 1]:
+        raise UsageError(
+            f"The settings name {', '.join(twice)} twice with the same target and method.",
+            "Leave one of the [[models]] tables out.",
+        )
     workspace = asdict(settings.workspace())
     models = [asdict(model) for model in settings.models]
     watch = Deployment(
         "watch", WATCH_ENTRYPOINT, {"workspace": workspace, "models": models}, interval_seconds=settings.watch_seconds
     )
-    return [watch, *(_audit(workspace, model) for model in settings.models)]
+    shared = Counter(_slug(model.reference) for model in settings.models)
+    return [watch, *(_audit(workspace, model, shared[_slug(model.reference)] == 1) for model in settings.models)]
 
 
 def prefect_file(settings: Settings, pool: str = POOL) -> str:
@@ -119,14 +130,24 @@ def prefect_server(settings: Settings) -> Iterator[str]:
     """The address of the Prefect API: that of `PREFECT_API_URL`, else of a server started under the home folder.
 
     Raises:
-        GradtrailError: the server did not answer in time; its last words are in the message.
+        GradtrailError: the server did not answer in time, with its last words; or another process has one there.
     """
     quiet_libraries()
     if configured := os.environ.get("PREFECT_API_URL"):
         yield configured
         return
     home = settings.home.resolve() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
+    busy = GradtrailError(
+        f"Another process looks after the models of {settings.home} already.",
+        "Stop it first, or set PREFECT_API_URL to one Prefect server for both.",
+    )
+    with holding(home / "serving.lock", busy=busy), _own_server(home) as address:
+        _release_leftovers(address)
+        yield address
+
+
+@contextmanager
+def _own_server(home: Path) -> Iterator[str]:
     port = _free_port()
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_HOME"], os.environ["PREFECT_API_URL"] = str(home), address
@@ -149,10 +170,37 @@ def prefect_server(settings: Settings) -> Iterator[str]:
             process.wait()
 
 
-def _audit(workspace: dict[str, Any], model: WatchedModel) -> Deployment:
+def _release_leftovers(address: str) -> None:
+    """Give up the runs that ended with the server before: each would hold the one place of its deployment for good."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterDeploymentId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    at_work = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    scheduled = FlowRunFilter(
+        state=FlowRunFilterState(type=at_work), deployment_id=FlowRunFilterDeploymentId(is_null_=False)
+    )
+    with SyncPrefectClient(address) as client:
+        while runs := client.read_flow_runs(flow_run_filter=scheduled):
+            for run in runs:
+                ended = Crashed(message="gradtrail serve ended while this ran; the next run goes on from there.")
+                client.set_flow_run_state(run.id, ended, force=True)
+
+
+def _audit(workspace: dict[str, Any], model: WatchedModel, alone: bool) -> Deployment:
     options = {"method": model.method, "target": model.target}
     parameters = {"workspace": workspace, "reference": model.reference, "options": options}
-    return Deployment(f"audit-{_slug(model.reference)}", AUDIT_ENTRYPOINT, parameters, cron=model.audit)
+    name = f"audit-{_slug(model.reference)}"
+    # Prefect knows a deployment by its name: two models of one name would be one.
+    if not alone or name == "audit-":
+        name += f"-{sha256_json([model.reference, model.target, model.method])[:8]}"
+    return Deployment(name, AUDIT_ENTRYPOINT, parameters, cron=model.audit)
 
 
 def _plain(value: Any) -> Any:

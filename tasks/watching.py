@@ -9,7 +9,6 @@ from typing import Any
 
 from prefect import task
 
-from gradtrail.errors import GradtrailError
 from gradtrail.lineage import queries
 from gradtrail.storage.atomic import write_atomically
 from gradtrail.storage.registry import RegisteredVersion
@@ -60,10 +59,10 @@ def unprepared(workspace: Workspace, model: WatchedModel) -> list[Preparation]:
 
 
 @task(**WITH_RETRIES)
-def note_failure(workspace: Workspace, model_version_id: str, fault: GradtrailError) -> None:
+def note_failure(workspace: Workspace, model_version_id: str, cause: str) -> None:
     """Quarantine a model version that cannot be prepared, with the cause, and let it rest."""
     if workspace.ledger().paths.database.is_file():
-        workspace.ledger().record_quarantine(SOURCE, model_version_id, str(fault))
+        workspace.ledger().record_quarantine(SOURCE, model_version_id, cause)
     attempts = _attempts(workspace)
     failures = int(attempts.get(model_version_id, {}).get("failures", 0)) + 1
     pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 30), LONGEST_PAUSE)
@@ -91,7 +90,10 @@ def _lacks(workspace: Workspace, version: RegisteredVersion, calibrate: bool) ->
         return Preparation(
             version.model_version_id,
             ingest=False,
-            index=not queries.indexes_of(connection, serving),
+            index=not any(
+                each.dataset_version_id == recorded.dataset_version_id
+                for each in queries.indexes_of(connection, serving)
+            ),
             calibrate=calibrate and not queries.fidelities(connection, serving),
         )
 

@@ -58,9 +58,13 @@ def watch(home: Home = None, as_json: AsJson = False) -> None:
             'Add to gradtrail.toml: [[models]] and below it reference = "NAME@alias".',
         )
     with flow_session(settings.home):
+        from gradtrail.flows.watch import PreparationError
         from gradtrail.flows.watch import watch as watch_flow
 
-        outcome = watch_flow(settings.workspace(), settings.models)
+        try:
+            outcome = watch_flow(settings.workspace(), settings.models)
+        except PreparationError as fault:
+            outcome = fault.outcome
     _show_watch(outcome, as_json=as_json)
     if outcome.failed:
         raise typer.Exit(1)

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Pending, Running
 
-from gradtrail.errors import UsageError
+from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.flows.audit import audit
-from gradtrail.flows.watch import watch
+from gradtrail.flows.watch import PreparationError, watch
 from gradtrail.lineage import queries
-from gradtrail.serving import deployments, prefect_file
+from gradtrail.serving import deployments, prefect_file, prefect_server
 from gradtrail.settings import load_settings
 from gradtrail.storage.registry import ADAPTER_TAG
 from gradtrail.tasks.watched import WatchedModel
@@ -50,7 +53,9 @@ def test_a_broken_version_is_said_and_rests_while_others_go_on(tiny, prefect_ser
     registry.client.delete_model_version_tag("tiny", str(broken.version), ADAPTER_TAG)
     tiny.register(aliases=["champion"])
 
-    outcome = watch(tiny.workspace, [WatchedModel("absent@champion"), EVERY])
+    with pytest.raises(PreparationError, match=r"Not ready: .*absent@champion.* tiny/2: .*which adapter") as failed:
+        watch(tiny.workspace, [WatchedModel("absent@champion"), EVERY])
+    outcome = failed.value.outcome
     assert outcome.prepared == ("tiny/1", "tiny/3")
     assert [name for name, _ in outcome.failed] == ["absent@champion", "tiny/2"]
     assert "does not say which adapter" in dict(outcome.failed)["tiny/2"]
@@ -66,6 +71,37 @@ def test_a_broken_version_is_said_and_rests_while_others_go_on(tiny, prefect_ser
     registry.client.set_model_version_tag("tiny", str(broken.version), ADAPTER_TAG, tiny.reference)
     assert watch(tiny.workspace, [EVERY]).prepared == ("tiny/2",)
     assert json.loads(attempts.read_text()) == {}
+
+
+def test_training_data_that_fails_stops_no_other_model_and_a_corrected_manifest_is_indexed(tiny, prefect_server):
+    module = tiny.folder / f"{tiny.module}.py"
+    module.write_text(
+        module.read_text().replace(
+            "        return [", "        if DATA.get('gone'): raise KeyError('rows')\n        return ["
+        )
+    )
+    tiny.register()
+    data = module.with_suffix(".json")
+    kept = data.read_text()
+    data.write_text(json.dumps({**json.loads(kept), "gone": True}))
+    sys.modules.pop(tiny.module, None)
+    with pytest.raises(PreparationError, match="tiny/1: KeyError: 'rows'") as failed:
+        watch(tiny.workspace, [ALIAS, WatchedModel("absent@champion")])
+    assert len(failed.value.outcome.failed) == 2
+    data.write_text(kept)
+    sys.modules.pop(tiny.module, None)
+    (tiny.workspace.root / ATTEMPTS).unlink()
+    assert watch(tiny.workspace, [ALIAS]).prepared == ("tiny/1",)
+    tiny.rows[0]["attributes"]["licence"] = "GPL-3.0"
+    data.write_text(json.dumps({"rows": tiny.rows}))
+    sys.modules.pop(tiny.module, None)
+    tiny.register()
+    assert watch(tiny.workspace, [ALIAS]).prepared == ("tiny/2",)
+    with tiny.workspace.ledger().read() as connection:
+        versions = [queries.model_version(connection, name) for name in ("tiny/1", "tiny/2")]
+        built = queries.indexes_of(connection, versions[0].checkpoint_ids[-1])
+    assert versions[0].checkpoint_ids == versions[1].checkpoint_ids
+    assert [each.dataset_version_id for each in built] == [each.dataset_version_id for each in versions]
 
 
 def configured(tiny, monkeypatch, **model) -> None:
@@ -105,6 +141,41 @@ def test_an_unusable_model_table_is_named(tiny, monkeypatch, model, said):
     configured(tiny, monkeypatch, **model)
     with pytest.raises(UsageError, match=said):
         load_settings()
+
+
+def test_no_two_deployments_have_one_name(tiny):
+    references = ["digits@champion", "digits@champion", "fraud@eu", "fraud-eu", "诈骗", "风险", "alone@champion"]
+    targets = ["emitted", "label", *["emitted"] * 5]
+    models = tuple(WatchedModel(name, target=target) for name, target in zip(references, targets, strict=True))
+    names = [each.name for each in deployments(tiny.settings.model_copy(update={"models": models}))]
+    assert len(set(names)) == 8
+    assert names[-1] == "audit-alone-champion"
+    with pytest.raises(UsageError, match=r"digits@champion twice"):
+        deployments(tiny.settings.model_copy(update={"models": (models[0], models[0])}))
+
+
+@pytest.mark.slow  # two servers have to start
+def test_a_run_that_was_cut_off_with_its_server_does_not_stop_its_schedule(tiny, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "as before, after this test")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+        flow_id = client.create_flow_from_name("cut-off")
+        alone = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+        deployment = client.create_deployment(flow_id, "alone", concurrency_limit=1, concurrency_options=alone)
+        with monkeypatch.context() as another:
+            another.delenv("PREFECT_API_URL")
+            with pytest.raises(GradtrailError, match="Another process looks after"), prefect_server(tiny.settings):
+                pass
+        cut_off = client.create_flow_run_from_deployment(deployment)
+        client.set_flow_run_state(cut_off.id, Pending())
+        client.set_flow_run_state(cut_off.id, Running())
+        late = client.create_flow_run_from_deployment(deployment)
+        assert client.set_flow_run_state(late.id, Pending()).state.is_cancelled()
+    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+        assert client.read_flow_run(cut_off.id).state.is_crashed()
+        free = client.create_flow_run_from_deployment(deployment)
+        client.set_flow_run_state(free.id, Pending())
+        assert client.read_flow_run(free.id).state.is_pending()
 
 
 def test_without_models_there_is_nothing_to_serve(tiny):

@@ -179,7 +179,7 @@ def _release_leftovers(address: str) -> None:
         FlowRunFilterState,
         FlowRunFilterStateType,
     )
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.objects import State, StateType
     from prefect.states import Crashed
 
     at_work = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
@@ -187,10 +187,11 @@ def _release_leftovers(address: str) -> None:
         state=FlowRunFilterState(type=at_work), deployment_id=FlowRunFilterDeploymentId(is_null_=False)
     )
     with SyncPrefectClient(address) as client:
-        while runs := client.read_flow_runs(flow_run_filter=scheduled):
-            for run in runs:
-                ended = Crashed(message="gradtrail serve ended while this ran; the next run goes on from there.")
-                client.set_flow_run_state(run.id, ended, force=True)
+        for run in client.read_flow_runs(flow_run_filter=scheduled):
+            ended: State[Any] = Crashed(
+                message="gradtrail serve ended while this ran; the next run goes on from there."
+            )
+            client.set_flow_run_state(run.id, ended, force=True)
 
 
 def _audit(workspace: dict[str, Any], model: WatchedModel, alone: bool) -> Deployment:

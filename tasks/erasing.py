@@ -5,7 +5,8 @@ What is left to do follows from the tombstones alone, so that the next call fini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from gradtrail.lineage.erasure_plan import ErasureRequest
 from gradtrail.lineage.erasures import Erasure
 from gradtrail.lineage.revisions import record_revision
 from gradtrail.lineage.rewriting import rewrite_database
+from gradtrail.storage.exclusive import holding
 from gradtrail.storage.inbox_erasure import remove_records
 from gradtrail.storage.manifests import rewrite_attributes
 from gradtrail.tasks.report_index import renew_report_pages
@@ -77,13 +79,16 @@ def preview_erasure(workspace: Workspace, request: ErasureRequest) -> ErasurePre
 def erase_data(workspace: Workspace, request: ErasureRequest | None, reason: str | None = None) -> ErasureOutcome:
     """Erase what is asked for, and finish what an earlier call left; without a request only the latter.
 
+    Waits until audits that are being made have ended: they hold what is to be erased, and would record it after that.
+
     Raises:
         NotFoundError: an example or output that was never recorded, or nobody of that name.
         GradtrailError: something could not be erased now; the ledger says so until a later call finishes it.
     """
-    if request is not None:
-        erasures.erase(workspace.ledger(), request, reason)
-    return finish_erasures(workspace)
+    with _no_audit_at_work(workspace):
+        if request is not None:
+            erasures.erase(workspace.ledger(), request, reason)
+        return _finish(workspace)
 
 
 @task(cache_policy=NO_CACHE)
@@ -97,7 +102,17 @@ def retain_payloads(workspace: Workspace, days: int) -> ErasureOutcome:
     return erase_data(workspace, request if old else None, f"{RETENTION}: {days} days")
 
 
-def finish_erasures(workspace: Workspace) -> ErasureOutcome:
+@contextmanager
+def _no_audit_at_work(workspace: Workspace) -> Iterator[None]:
+    with workspace.ledger().read() as connection:
+        versions = sorted(each.model_version_id for each in queries.model_versions(connection))
+    with ExitStack() as held:
+        for model_version_id in versions:
+            held.enter_context(holding(workspace.audit_lock(model_version_id)))
+        yield
+
+
+def _finish(workspace: Workspace) -> ErasureOutcome:
     """Remove every trace of what the ledger says was erased, and record that it is done."""
     ledger = workspace.ledger()
     with ledger.read() as connection:

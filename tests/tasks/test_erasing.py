@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from gradtrail.lineage.proof_check import check_proof, report_evidence
 from gradtrail.lineage.proofs import inclusion_proof
 from gradtrail.lineage.signatures import new_keys
 from gradtrail.lineage.withdrawals import WithdrawalRequest
+from gradtrail.storage.exclusive import holding
 from gradtrail.tasks.erasing import erase_data, preview_erasure, retain_payloads
 from gradtrail.tasks.reporting import ensure_report
 from gradtrail.tasks.verifying import verify_workspace
@@ -159,6 +161,19 @@ def test_an_erased_output_loses_payload_inbox_record_gradients_prediction_and_pr
     assert not verification.problems
     assert f"1 payload erased by event {outcome.events[0]}." in verification.notes
     assert audit(audited.workspace, "tiny@champion").audit_id == ""
+
+
+def test_an_erasure_waits_for_the_audit_that_is_being_made(audited):
+    request = ErasureRequest(output_ids=("inbox:out-1",))
+    with holding(audited.workspace.audit_lock("tiny/1")):
+        erasing = threading.Thread(target=erase_data, args=(audited.workspace, request))
+        erasing.start()
+        erasing.join(1)
+        assert erasing.is_alive()
+        assert _files_with(audited.home, "secret note 1") != []
+    erasing.join(60)
+    assert _files_with(audited.home, "secret note 1") == []
+    assert not verify_workspace(audited.workspace).problems
 
 
 def test_an_erased_example_loses_its_previews_in_reports(audited):

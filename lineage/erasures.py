@@ -127,14 +127,23 @@ def _described(
 
 
 def _places(connection: duckdb.DuckDBPyConnection, deletions: Sequence[Deletion]) -> list[tuple[int, str, int]]:
-    """Where the rows stand in row_commitment: event, table, position."""
+    """Where the rows stand in row_commitment: event, table, position.
+
+    A row that an earlier erasure recorded anew has two places under its key; the one that is erased already stays out.
+    """
     query = """
-        SELECT event_sequence, table_name, position FROM row_commitment
-        WHERE table_name = $1 AND event_sequence IN (SELECT unnest($2)) AND row_key IN (SELECT unnest($3))"""
+        SELECT event_sequence, table_name, position
+        FROM row_commitment JOIN (SELECT unnest($2) AS event_sequence, unnest($3) AS row_key) AS gone
+        USING (event_sequence, row_key)
+        WHERE table_name = $1 AND NOT EXISTS (
+            SELECT 1 FROM erased_row
+            WHERE erased_row.erased_event = row_commitment.event_sequence
+                AND erased_row.table_name = row_commitment.table_name
+                AND erased_row.position = row_commitment.position)"""
     places = []
     for each in deletions:
         keys = [key_text(key) for key in each.row_keys()]
-        places += connection.execute(query, [each.rows.table.name, sorted(set(each.sequences)), keys]).fetchall()
+        places += connection.execute(query, [each.rows.table.name, list(each.sequences), keys]).fetchall()
     return sorted(places)
 
 

@@ -179,6 +179,32 @@ def test_a_person_goes_out_of_shares_findings_and_withdrawals_too(story, empty_l
         erase(empty_ledger, request)
 
 
+def test_two_people_of_one_row_are_erased_one_after_the_other(story, empty_ledger: Ledger) -> None:
+    people = {0: ("Jane", "X"), 1: ("Jane", "Bob"), 2: ("Y", "Bob")}
+    manifest = tuple(
+        replace(row, attributes={**row.attributes, "author": author, "photographer": photographer})
+        for place, row in enumerate(story.manifest)
+        for author, photographer in [people.get(place, ("Z", "Z"))]
+    )
+    evidence = {
+        **story.evidence,
+        "findings": [
+            Finding("drift", "low", "Data of “Jane” and of “Bob” moved.", None, {"values": ["Jane", "Bob"]}),
+            Finding("share", "low", "Data of “Bob” carry 40%.", None, {"value": "Bob"}),
+        ],
+    }
+    replace(story, manifest=manifest, evidence=evidence).record(empty_ledger)
+    names = frozenset({"author", "photographer"})
+    for person in ("Jane", "Bob"):
+        erasure = erase(empty_ledger, ErasureRequest(person=person, personal_names=names))
+        assert erasure is not None
+        assert dict(erasure.rows) == {"example": 2, "finding": 1 if person == "Jane" else 2}
+    _finish(empty_ledger)
+    assert verify_ledger(empty_ledger).ok
+    assert not _holds(empty_ledger, "Jane")
+    assert not _holds(empty_ledger, "Bob")
+
+
 def test_strangers_cannot_be_erased_and_nothing_changes(personal: Ledger, all_rows) -> None:
     before = all_rows(personal)
     for request in (

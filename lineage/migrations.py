@@ -100,7 +100,26 @@ def _definitions(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str],
     query = """
         SELECT 'table', table_name, sql FROM duckdb_tables() WHERE NOT internal
         UNION ALL SELECT 'view', view_name, sql FROM duckdb_views() WHERE NOT internal
-        UNION ALL SELECT 'trigger', trigger_name, sql FROM duckdb_triggers()
-        UNION ALL SELECT 'macro', function_name, macro_definition FROM duckdb_functions()
-            WHERE NOT internal AND macro_definition IS NOT NULL"""
-    return {(kind, name): text for kind, name, text in connection.execute(query).fetchall()}
+        UNION ALL SELECT 'trigger', trigger_name, sql FROM duckdb_triggers()"""
+    found = {(kind, name): text for kind, name, text in connection.execute(query).fetchall()}
+    return found | _macros(connection)
+
+
+def _macros(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], str]:
+    """Parameters with their defaults and body of every macro."""
+    query = """
+        SELECT function_name, any_value(function_type), max(len(parameters)),
+            list(macro_definition ORDER BY macro_definition)
+        FROM duckdb_functions() WHERE NOT internal AND macro_definition IS NOT NULL GROUP BY function_name"""
+    found = {}
+    for name, kind, parameters, bodies in connection.execute(query).fetchall():
+        quoted = name.replace('"', '""')
+        arguments = ", ".join(["NULL"] * (parameters + 1))
+        # No table holds the defaults. DuckDB names them when a macro gets more arguments than any form of it takes.
+        try:
+            connection.execute(f'{"FROM" if kind == "table_macro" else "SELECT"} "{quoted}"({arguments})')
+            takes = ""
+        except duckdb.Error as refusal:
+            takes = str(refusal)
+        found["macro", name] = "\n".join([takes, *bodies])
+    return found

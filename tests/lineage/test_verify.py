@@ -263,12 +263,22 @@ def test_a_history_rewritten_in_full_shows_by_the_seal(story, story_ledger: Ledg
         ("CREATE OR REPLACE VIEW source_share AS SELECT 1 AS share", "source_share"),
         ("CREATE TABLE notes (text VARCHAR)", "notes"),
         ("DROP VIEW edge", "edge"),
+        ("CREATE OR REPLACE MACRO last_event(as_of) AS 1", "last_event"),
     ],
 )
 def test_a_changed_schema_is_named(statement: str, name: str, story_ledger: Ledger) -> None:
     with duckdb.connect(str(story_ledger.paths.database)) as connection:
         connection.execute(statement)
     assert _told(verify_ledger(story_ledger), "schema_changed") == [name]
+
+
+def test_a_changed_default_of_a_macro_is_named(story_ledger: Ledger) -> None:
+    with duckdb.connect(str(story_ledger.paths.database)) as connection:
+        query = "SELECT macro_definition FROM duckdb_functions() WHERE function_name = 'downstream'"
+        [(body,)] = connection.execute(query).fetchall()
+        takes = "start_id, start_kind := NULL, max_depth := 0, as_of := NULL"
+        connection.execute(f"CREATE OR REPLACE MACRO downstream({takes}) AS TABLE {body}")
+    assert _told(verify_ledger(story_ledger), "schema_changed") == ["downstream"]
 
 
 @pytest.mark.parametrize("which", ["database", "snapshot"])

@@ -83,9 +83,12 @@ def shared_file(path: Path, *, patience_seconds: float) -> Iterator[BinaryIO]:
 
     Enter the exclusive gate first: closing the file drops every lock this process has on it.
     """
-    with path.open("rb") as stream:
-        _retrying(patience_seconds, OSError)(fcntl.lockf, stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield stream
+    while True:
+        with path.open("rb") as stream:
+            _retrying(patience_seconds, OSError)(fcntl.lockf, stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_ino == _inode(path):  # else it was replaced while this waited
+                yield stream
+                return
 
 
 def first_row(

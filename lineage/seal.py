@@ -5,7 +5,8 @@ the digests of both files: while nothing is written after it, one changed byte i
 removal of events up to that point shows still.
 
 One process publishes at a time. It writes three files in this order: the next seal, the snapshot, the seal. Killed
-between any two, the snapshot agrees with one of the two seals, and `read_seal` takes that one.
+between any two, the snapshot agrees with one of the two seals, and `read_seal` takes that one; the next publication
+first makes it the seal. So whenever there is a snapshot, there is a seal of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +59,7 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
     following = _next_seal_path(snapshot)
     with _alone(snapshot), shared_file(database, patience_seconds=patience_seconds) as source:
         try:
+            _finish_interrupted(snapshot)
             digest = _copy(source, part)
             with closing(open_snapshot(part)) as connection:
                 sequence, event_digest = head(connection)
@@ -78,24 +80,52 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
 
 
 def read_seal(snapshot: Path) -> Seal | None:
-    """The seal of the published snapshot; None when nothing was published yet.
+    """The seal of the published snapshot; None when nothing was published yet, or the seal was removed.
 
     Raises:
         LedgerError: the seal is not as it was written.
     """
-    following = _next_seal_path(snapshot)
-    if following.is_file() and snapshot.is_file():
-        interrupted = _parse(following)
-        if interrupted.snapshot_sha256 == sha256_file(snapshot):
-            return interrupted
+    interrupted = _interrupted(snapshot)
+    if interrupted is not None:
+        return interrupted
     path = seal_path(snapshot)
     return _parse(path) if path.is_file() else None
 
 
 @contextmanager
+def publications_held(snapshot: Path) -> Iterator[None]:
+    """Wait until no other process publishes, and keep it from publishing. Creates no file."""
+    try:
+        lock = _lock_path(snapshot).open("rb")
+    except FileNotFoundError:
+        yield  # nothing was published yet
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _interrupted(snapshot: Path) -> Seal | None:
+    """The next seal, where a publication was killed after the snapshot that it speaks of was in place."""
+    following = _next_seal_path(snapshot)
+    if following.is_file() and snapshot.is_file():
+        seal = _parse(following)
+        if seal.snapshot_sha256 == sha256_file(snapshot):
+            return seal
+    return None
+
+
+def _finish_interrupted(snapshot: Path) -> None:
+    # Else the next seal would be overwritten, and a second kill would leave the snapshot without any seal.
+    with suppress(LedgerError):
+        if _interrupted(snapshot) is not None:
+            _next_seal_path(snapshot).replace(seal_path(snapshot))
+
+
+@contextmanager
 def _alone(snapshot: Path) -> Iterator[None]:
     """Wait until no other process publishes: the lock on the ledger is shared with those that only copy it."""
-    with snapshot.with_name(snapshot.name + ".lock").open("ab") as lock:
+    with _lock_path(snapshot).open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -118,6 +148,10 @@ def _parse(path: Path) -> Seal:
 def _content(seal: Seal) -> bytes:
     fields = asdict(seal)
     return canonical_json({**fields, "seal_sha256": sha256_json(fields)}) + b"\n"
+
+
+def _lock_path(snapshot: Path) -> Path:
+    return snapshot.with_name(snapshot.name + ".lock")
 
 
 def _next_seal_path(snapshot: Path) -> Path:

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -189,6 +190,75 @@ def test_a_publication_killed_half_way_is_sound_and_heals(moment: str, story_led
     story_ledger.publish_snapshot()
     assert verify_ledger(story_ledger).bytes_sealed
     assert not following.exists()
+
+
+# A process that publishes and dies before the last rename, or before the one of the snapshot.
+PUBLISH_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from gradtrail.lineage.ledger import Ledger
+folder, suffix = Path(sys.argv[1]), sys.argv[2]
+replace = Path.replace
+def replace_or_die(path, target):
+    if str(target).endswith(suffix):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+Path.replace = replace_or_die
+Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb").publish_snapshot()
+"""
+
+
+def test_publications_killed_one_after_the_other_leave_a_seal(story, empty_ledger: Ledger) -> None:
+    story.record(empty_ledger)
+    snapshot = empty_ledger.paths.snapshot
+    for suffix, published in ((".duckdb", False), (".seal.json", True), ("snapshot.duckdb", True)):
+        with _start(PUBLISH_AND_DIE, str(snapshot.parent), suffix) as publisher:
+            publisher.communicate(timeout=60)
+        assert publisher.returncode == -signal.SIGKILL
+        assert snapshot.is_file() == published == (read_seal(snapshot) is not None)
+        assert verify_ledger(empty_ledger).problems == ()
+        empty_ledger.record_quarantine("inbox", f"after {suffix}", "no label")
+    empty_ledger.publish_snapshot()
+    assert verify_ledger(empty_ledger).bytes_sealed
+
+
+def test_a_copy_is_of_the_file_that_took_the_place_of_the_one_waited_for(tmp_path: Path) -> None:
+    holder = """
+import fcntl, os, sys
+with open(sys.argv[1], "r+b") as old:
+    fcntl.lockf(old, fcntl.LOCK_EX)
+    print("holding", flush=True)
+    sys.stdin.readline()
+    os.replace(sys.argv[1] + ".fresh", sys.argv[1])
+"""
+    opened = threading.Event()
+
+    class Noticed(type(tmp_path)):  # type: ignore[misc]
+        def open(self, *arguments: Any, **options: Any) -> Any:
+            stream = super().open(*arguments, **options)
+            opened.set()
+            return stream
+
+    database = Noticed(tmp_path / "ledger.duckdb")
+    database.write_bytes(b"old")
+    database.with_name("ledger.duckdb.fresh").write_bytes(b"fresh")
+    opened.clear()
+    seen: list[bytes] = []
+
+    def copy() -> None:
+        with shared_file(database, patience_seconds=30) as source:
+            seen.append(source.read())
+
+    command = [sys.executable, "-c", holder, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        copying = threading.Thread(target=copy)
+        copying.start()
+        assert opened.wait(timeout=30)
+        process.communicate("replace\n", timeout=30)
+        copying.join()
+    assert seen == [b"fresh"]
 
 
 def test_a_snapshot_that_is_no_database_is_named(story_ledger: Ledger) -> None:

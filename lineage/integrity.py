@@ -4,7 +4,8 @@
 ``name ":" tag ":" length ":" bytes`` with the length in decimal; a NULL column is left out, so that a column added
 later leaves older digests as they are. The bytes by tag: ``s`` UTF-8 text, ``i`` 64-bit signed integer, ``r`` IEEE 754
 double, ``t`` microseconds since 1970 UTC as ``i``, ``b`` one byte 0 or 1, ``l`` each item as ``length ":" bytes``,
-``m`` each key and value alike, sorted by key. Numbers are big-endian. Nothing depends on how DuckDB prints a value.
+``m`` each key and value alike, sorted by key. A NULL inside ``l`` or ``m``, which is never recorded, is ``n``, so that
+it shows as a change. Numbers are big-endian. Nothing depends on how DuckDB prints a value.
 
 **Rows of one event and table.** The Merkle tree of RFC 6962, section 2.1, over the row digests in key order: a leaf is
 ``sha256(0x00 ‖ digest)``, a node ``sha256(0x01 ‖ left ‖ right)``.
@@ -168,12 +169,16 @@ def _encoding(kind: pa.DataType) -> tuple[str, Callable[[Any], bytes]]:
     if pa.types.is_map(kind):
         encode_item = _SCALARS[kind.item_type][1]
         return "m", lambda pairs: b"".join(
-            _framed(key.encode()) + _framed(encode_item(value)) for key, value in sorted(pairs)
+            _framed(key.encode()) + _item(encode_item, value) for key, value in sorted(pairs)
         )
     if pa.types.is_list(kind):
         encode_value = _SCALARS[kind.value_type][1]
-        return "l", lambda values: b"".join(_framed(encode_value(value)) for value in values)
+        return "l", lambda values: b"".join(_item(encode_value, value) for value in values)
     return _SCALARS[kind]
+
+
+def _item(encode: Callable[[Any], bytes], value: Any) -> bytes:
+    return b"n" if value is None else _framed(encode(value))
 
 
 def _framed(content: bytes) -> bytes:

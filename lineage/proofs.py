@@ -20,7 +20,7 @@ from gradtrail.errors import NotFoundError, VerificationError
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.integrity import key_text, row_digests, row_keys
 from gradtrail.lineage.proof_check import ROW_LEAF, ROW_NODE, SCHEMA, TABLE_NODE, table_leaf
-from gradtrail.lineage.row_check import erased_positions
+from gradtrail.lineage.row_check import UNREADABLE, erased_positions
 from gradtrail.lineage.statements import statement
 from gradtrail.lineage.tables import TABLES
 
@@ -45,14 +45,19 @@ def audit_evidence(connection: duckdb.DuckDBPyConnection, audit_id: str) -> Audi
 
     Raises:
         NotFoundError: no such audit.
+        VerificationError: its event is gone, or does not say what was recorded.
     """
     event = _event(connection, audit_id)
     return AuditEvidence(audit_id, audit_root(event["payload"]), event["sequence"], event["event_hash"])
 
 
 def audit_root(payload: str) -> str:
-    """The Merkle root over all rows of an audit, from the payload of its event; hexadecimal."""
-    return _levels(_table_leaves(json.loads(payload)["rows"]), TABLE_NODE)[-1][0].hex()
+    """The Merkle root over all rows of an audit, from the payload of its event; hexadecimal.
+
+    Raises:
+        VerificationError: the payload does not say what was recorded.
+    """
+    return _tables_tree(_promises(payload))[-1][0].hex()
 
 
 def inclusion_proof(connection: duckdb.DuckDBPyConnection, output_id: str, audit_id: str = "") -> dict[str, Any]:
@@ -60,7 +65,7 @@ def inclusion_proof(connection: duckdb.DuckDBPyConnection, output_id: str, audit
 
     Raises:
         NotFoundError: the output is in no such audit.
-        VerificationError: a row is gone or is not what was recorded.
+        VerificationError: a row or the event of the audit is gone or is not what was recorded.
     """
     query = """
         SELECT audit_id FROM audit_output JOIN audit USING (audit_id) WHERE output_id = ? AND (? = '' OR audit_id = ?)
@@ -72,9 +77,9 @@ def inclusion_proof(connection: duckdb.DuckDBPyConnection, output_id: str, audit
             "Audit it first: gradtrail audit NAME@alias.",
         )
     event = _event(connection, audited[0])
-    promises = json.loads(event["payload"])["rows"]
+    promises = _promises(event["payload"])
     names = sorted(promises)
-    above = _levels(_table_leaves(promises), TABLE_NODE)
+    above = _tables_tree(promises)
     rows, tables = [], {}
     for name in PROVEN_TABLES:
         found = _rows(connection, name, event, output_id)
@@ -102,10 +107,12 @@ def inclusion_proof(connection: duckdb.DuckDBPyConnection, output_id: str, audit
 def _event(connection: duckdb.DuckDBPyConnection, audit_id: str) -> dict[str, Any]:
     query = """
         SELECT sequence, recorded_at, event.kind, event.subject, payload, previous_hash, event_hash
-        FROM audit JOIN event ON event.sequence = audit.event_sequence WHERE audit_id = ?"""
+        FROM audit LEFT JOIN event ON event.sequence = audit.event_sequence WHERE audit_id = ?"""
     row = first_row(connection, query, [audit_id])
     if row is None:
         raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "`gradtrail report` lists the audits.")
+    if row[0] is None:
+        raise VerificationError(f"The event that recorded audit {audit_id} is gone.", "Run `gradtrail verify`.")
     names = ("sequence", "recorded_at", "kind", "subject", "payload", "previous_hash", "event_hash")
     event = dict(zip(names, row, strict=True))
     event["recorded_at"] = event["recorded_at"].astimezone(UTC).isoformat(timespec="microseconds")
@@ -156,8 +163,22 @@ def _rows(
     return rows
 
 
-def _table_leaves(promises: Mapping[str, Mapping[str, Any]]) -> list[bytes]:
-    return [table_leaf(name, promises[name]["count"], promises[name]["root"]) for name in sorted(promises)]
+def _promises(payload: str) -> dict[str, dict[str, Any]]:
+    try:
+        promises = {
+            name: {"count": int(each["count"]), "root": str(each["root"])}
+            for name, each in json.loads(payload)["rows"].items()
+        }
+    except UNREADABLE:
+        promises = {}
+    if not promises:
+        raise VerificationError("The event of an audit does not say what it recorded.", "Run `gradtrail verify`.")
+    return promises
+
+
+def _tables_tree(promises: Mapping[str, Mapping[str, Any]]) -> Levels:
+    leaves = [table_leaf(name, promises[name]["count"], promises[name]["root"]) for name in sorted(promises)]
+    return _levels(leaves, TABLE_NODE)
 
 
 def _levels(leaves: Sequence[bytes], node_prefix: bytes) -> Levels:

@@ -17,6 +17,8 @@ from gradtrail.lineage.statements import statement
 from gradtrail.lineage.tables import Table
 
 _BATCH_ROWS = 10_000
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON raises that somebody else wrote."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ def _batches(
 def _parsed(key: str) -> tuple[Any, ...]:
     try:
         parsed = json.loads(key)
-    except ValueError:
+    except UNREADABLE:
         return (key,)
     return tuple(parsed) if isinstance(parsed, list) else (key,)
 

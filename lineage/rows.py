@@ -67,11 +67,17 @@ def _column(table: Table, field: pa.Field, values: Sequence[Any]) -> pa.Array:
             f"A value of {table.name}.{field.name} does not fit its type {field.type}: {error}.",
             "Check what the adapter or the source delivers for it.",
         ) from error
-    if not field.nullable and column.null_count:
+    if (not field.nullable and column.null_count) or _has_empty_items(column):
         raise DataError(
             f"A value of {table.name}.{field.name} is missing.", "Every field but the optional ones needs a value."
         )
     return column
+
+
+def _has_empty_items(column: pa.Array) -> bool:
+    if pa.types.is_map(column.type):
+        return bool(column.items.null_count)
+    return bool(pa.types.is_list(column.type) and column.values.null_count)
 
 
 def _refuse_duplicates(table: Table, data: pa.Table) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from gradtrail.digests import canonical_json, sha256_bytes, short
-from gradtrail.errors import NotFoundError, UsageError
+from gradtrail.errors import NotFoundError, UsageError, VerificationError
 from gradtrail.lineage.append import append
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger import Ledger
@@ -96,6 +96,7 @@ def sign_audit(ledger: Ledger, audit_id: str, key: Path) -> AuditSignature:
     Raises:
         NotFoundError: no such audit or key file.
         UsageError: no Ed25519 private key in PEM form.
+        VerificationError: the event of the audit is gone, or does not say what was recorded.
     """
     private = _private_key(key)
     with ledger.transaction() as connection:
@@ -155,7 +156,7 @@ def check_signatures(connection: duckdb.DuckDBPyConnection, public_key: str = ""
         if signature is None:
             if public_key:
                 yield Problem("signature_missing", f"audit {audit_id}", "it is not signed, though a key is demanded")
-        elif not is_valid(signature) or signature.statement != signed_statement(audit_evidence(connection, audit_id)):
+        elif not is_valid(signature) or signature.statement != _statement_now(connection, audit_id):
             yield Problem("signature_bad", f"audit {audit_id}", "its signature is not one of its root and event")
         elif public_key and signature.public_key != public_key:
             demanded = sha256_bytes(bytes.fromhex(public_key))
@@ -164,6 +165,14 @@ def check_signatures(connection: duckdb.DuckDBPyConnection, public_key: str = ""
                 f"audit {audit_id}",
                 f"it was signed by key {short(signature.public_key_sha256)}, not by {short(demanded)}",
             )
+
+
+def _statement_now(connection: duckdb.DuckDBPyConnection, audit_id: str) -> str | None:
+    """What a signature would state today; None where the event of the audit is gone or cannot be read."""
+    try:
+        return signed_statement(audit_evidence(connection, audit_id))
+    except VerificationError:
+        return None
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:

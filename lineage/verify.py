@@ -3,7 +3,7 @@
 What is found, by kind of problem:
 
 - ``file_damaged``: the ledger or snapshot cannot be read, is gone, or has other bytes than its seal says;
-- ``seal_changed``: the seal itself is not as it was written;
+- ``seal_changed``, ``seal_missing``: the seal itself is not as it was written, or is not there beside the snapshot;
 - ``schema_changed``: a table, view, trigger or macro differs from the schema files of gradtrail;
 - ``event_changed``, ``event_missing``: an event does not hash to what it says, does not continue the one before, or is
   gone. The last events can vanish without a trace in the chain; the seal shows that up to the event it holds;
@@ -15,7 +15,8 @@ What is found, by kind of problem:
 A row that an event says was erased is no problem but a note. So is a writer that was killed half-way: it leaves a mark
 beside the ledger, and until the next publication the bytes of the file cannot be held against the seal.
 
-Someone who rewrites rows, commitments, all later events and the seal is not found: keep copies of the seal elsewhere.
+Someone who rewrites rows, commitments, all later events and the seal is not found, nor is someone who removes the last
+events together with snapshot and seal: keep copies of the seal elsewhere.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from gradtrail.lineage.erasures import unfinished_erasures
 from gradtrail.lineage.integrity import FIRST_PREVIOUS_HASH, event_hash
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import schema_differences, version_of
-from gradtrail.lineage.row_check import Erased, Problem, Promise, check_rows, erased_positions
-from gradtrail.lineage.seal import Seal, read_seal, seal_path
+from gradtrail.lineage.row_check import UNREADABLE, Erased, Problem, Promise, check_rows, erased_positions
+from gradtrail.lineage.seal import Seal, publications_held, read_seal, seal_path
 from gradtrail.lineage.signatures import check_signatures
 from gradtrail.lineage.tables import TABLES
 
@@ -96,14 +97,14 @@ def verify_ledger(ledger: Ledger, public_key: str = "") -> VerificationReport:
         public_key: 64 hexadecimal digits; every audit must be signed by this key then.
 
     Raises:
-        NotFoundError: there is neither a ledger nor a seal.
+        NotFoundError: there is neither a ledger nor anything that was published of it.
         LedgerError: another process holds the ledger, or a newer gradtrail wrote it.
     """
     found = _Findings()
     database = ledger.paths.database
     seal, digest = _check_files(ledger, found)
     bytes_sealed = seal is not None and digest == seal.ledger_sha256
-    if digest is not None or seal is None:
+    if digest is not None or not found.problems:
         try:
             with ledger.read_unmigrated() as connection:
                 _check_content(connection, found, public_key)
@@ -134,20 +135,27 @@ def _check_files(ledger: Ledger, found: _Findings) -> tuple[Seal | None, str | N
     database, snapshot = ledger.paths.database, ledger.paths.snapshot
     seal = None
     digest = None
-    with ledger.exclusive():
+    with ledger.exclusive(), publications_held(snapshot):
+        was_published = snapshot.is_file()  # asked first: somebody may be publishing for the first time
         try:
             seal = read_seal(snapshot)
+            if seal is None and was_published:
+                found.add(
+                    "seal_missing",
+                    seal_path(snapshot),
+                    "the snapshot is there, but its seal is gone: whether events or bytes were removed cannot be told",
+                )
         except LedgerError as error:
             found.add("seal_changed", seal_path(snapshot), error.what)
         if database.is_file():
             with shared_file(database, patience_seconds=ledger.patience_seconds):
                 digest = sha256_file(database)
-    if seal is None:
-        return None, digest
-    found.checked["sealed files"] = 2
-    if digest is None:
-        found.add("file_damaged", database, "the ledger file is gone, but its seal is there")
-    _check_snapshot(snapshot, seal, found)
+        if digest is None and (seal is not None or found.problems):
+            beside = "snapshot" if was_published else "seal"
+            found.add("file_damaged", database, f"the ledger file is gone, but its {beside} is there")
+        if seal is not None:
+            found.checked["sealed files"] = 2
+            _check_snapshot(snapshot, seal, found)
     return seal, digest
 
 
@@ -221,7 +229,7 @@ def _promises(payload: str) -> Iterator[tuple[str, Promise]]:
     try:
         promised = json.loads(payload)["rows"]
         parsed = [(name, Promise(int(each["count"]), str(each["root"]))) for name, each in promised.items()]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except UNREADABLE:
         return
     yield from parsed
 

@@ -220,6 +220,13 @@ BAD_DATA = {
         ),
         r"example.attributes does not fit",
     ),
+    "an attribute without a value": (
+        lambda story, ledger: ledger.record_dataset_version(
+            replace(story.dataset, dataset_version_id="e1" * 32, example_count=1),
+            [ManifestRow("one", "00" * 32, {"label": None})],  # type: ignore[dict-item] # what a careless source gives
+        ),
+        r"example.attributes is missing",
+    ),
     "text that is not Unicode": (
         lambda _, ledger: ledger.record_quarantine("inbox", "\ud800", "broken"),
         r"quarantine cannot be written as JSON",

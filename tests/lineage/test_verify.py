@@ -15,6 +15,7 @@ from gradtrail.lineage.integrity import event_hash
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import schema_files
 from gradtrail.lineage.seal import read_seal, seal_path
+from gradtrail.lineage.signatures import new_keys, sign_audit
 from gradtrail.lineage.tables import TABLES
 from gradtrail.lineage.verify import Problem, VerificationReport, verify_ledger
 
@@ -217,6 +218,47 @@ def test_a_changed_event_is_named(change: str, story_ledger: Ledger, tamper: Tam
     assert _told(verify_ledger(story_ledger), "event_changed")[0] == "event 7"
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("UPDATE example SET attributes = MAP {'source': NULL} WHERE example_id = 'train-05'", "example"),
+        ("UPDATE gradient_index SET uncovered = [NULL]", "gradient_index"),
+        ("UPDATE weighting SET group_weights = MAP {'conv': NULL::DOUBLE}", "weighting"),
+    ],
+)
+def test_an_emptied_value_inside_a_list_or_map_is_a_changed_row(
+    change: str, name: str, story_ledger: Ledger, tamper: Tamper
+) -> None:
+    tamper(story_ledger, change)
+    [subject] = _told(verify_ledger(story_ledger), "row_changed")
+    assert subject.startswith(f"{name} [")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ("DELETE FROM event WHERE sequence = 9", "event_missing"),
+        ("UPDATE event SET payload = 'not JSON' WHERE sequence = 9", "event_changed"),
+        ("UPDATE event SET payload = '{\"rows\":{}}' WHERE sequence = 9", "event_changed"),
+        (
+            'UPDATE event SET payload = \'{"rows":{"audit":{"count":1e999,"root":1}}}\' WHERE sequence = 9',
+            "event_changed",
+        ),
+        ("UPDATE event SET payload = repeat('[', 100000) WHERE sequence = 9", "event_changed"),
+    ],
+)
+def test_the_event_of_a_signed_audit_is_named_and_so_is_its_signature(
+    change: str, kind: str, story, story_ledger: Ledger, tamper: Tamper, tmp_path: Path
+) -> None:
+    private, _ = new_keys(tmp_path / "key.pem")
+    sign_audit(story_ledger, story.audit.audit_id, private)
+    tamper(story_ledger, change)
+    report = verify_ledger(story_ledger)
+    assert report.problems[0].kind == kind
+    assert "9" in report.problems[0].subject
+    assert _told(report, "signature_bad") == [f"audit {story.audit.audit_id}"]
+
+
 def test_an_event_that_is_forged_with_its_hash_breaks_the_chain_after_it(story_ledger: Ledger, tamper: Tamper) -> None:
     with story_ledger.read() as connection:
         query = "SELECT sequence, recorded_at, kind, subject, payload, previous_hash FROM event WHERE sequence = 5"
@@ -244,6 +286,23 @@ def test_the_removal_of_the_last_events_shows_by_the_seal(story_ledger: Ledger, 
     )
     report = verify_ledger(story_ledger)
     assert [(problem.kind, problem.subject) for problem in report.problems] == [("event_missing", "events 9 to 10")]
+
+
+def test_a_seal_that_was_taken_away_is_missed(story_ledger: Ledger, tamper: Tamper) -> None:
+    evidence = ["audit", "audit_output", "audit_index", "attribution", "share", "example_influence", "finding"]
+    evidence.append("group_contribution")
+    tamper(
+        story_ledger,
+        "DELETE FROM event WHERE sequence > 8",
+        *(f"DELETE FROM {name} WHERE event_sequence > 8" for name in ("row_commitment", "report", *evidence)),
+    )
+    path = seal_path(story_ledger.paths.snapshot)
+    path.unlink()
+    report = verify_ledger(story_ledger)
+    assert [(problem.kind, problem.subject) for problem in report.problems] == [("seal_missing", str(path))]
+    assert "its seal is gone" in report.problems[0].message
+    story_ledger.paths.database.unlink()
+    assert [each.kind for each in verify_ledger(story_ledger).problems] == ["seal_missing", "file_damaged"]
 
 
 def test_a_history_rewritten_in_full_shows_by_the_seal(story, story_ledger: Ledger, tmp_path: Path) -> None:

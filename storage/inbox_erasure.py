@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import fcntl
+import os
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +21,14 @@ from gradtrail.storage.source_config import SourceConfig
 from gradtrail.storage.source_files import renamed
 
 _PARQUET_MAGIC = b"PAR1"
+_PRIVATE = 0o600
 
 
 def remove_records(source: SourceConfig, output_ids: Collection[str]) -> int:
     """Write every file of an inbox that holds one of these outputs again without it; return how many records went.
 
     A file that is left without records is deleted. Rows that are no outputs stay; so does a file that cannot be read.
+    What others append meanwhile stays too; a program other than gradtrail that keeps a file open must open it again.
 
     Args:
         source: an inbox in a local folder.
@@ -29,9 +36,13 @@ def remove_records(source: SourceConfig, output_ids: Collection[str]) -> int:
     """
     removed, inbox = 0, Path(source.location)
     for file in read_inbox(inbox) if inbox.is_dir() else ():
-        numbers = _numbers(source, file, output_ids)
-        if numbers:
-            _write_without(file.path, numbers)
+        if not _numbers(source, file, output_ids):
+            continue
+        with suppress(FileNotFoundError), _held(file.path) as stream:
+            # Once more: until it was held, others could write to it.
+            numbers = _numbers(source, file, output_ids)
+            if numbers:
+                _write_without(file.path, stream, numbers)
             removed += len(numbers)
     return removed
 
@@ -52,21 +63,64 @@ def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str])
     return numbers
 
 
-def _write_without(path: Path, numbers: set[int]) -> None:
-    with path.open("rb") as stream:
-        is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
-    if is_parquet:
-        table = pq.read_table(path)
-        left = table.filter(pa.array([place not in numbers for place in range(1, table.num_rows + 1)]))
-        kept = left.num_rows
-        with replacing(path) as temporary:
+@contextmanager
+def _held(path: Path) -> Iterator[BinaryIO]:
+    """The file at the path, locked against the processes that record calls, and against another erasure."""
+    while True:
+        with _opened(path) as stream:
+            with suppress(OSError):  # a disk without file locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                yield stream
+                return
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("r+b")  # network disks lock only what is open for writing
+    except PermissionError:
+        return path.open("rb")
+
+
+def _write_without(path: Path, stream: BinaryIO, numbers: set[int]) -> None:
+    """Replace the file, which `stream` has open, by one of the same mode and owner without these rows."""
+    is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+    with replacing(path) as temporary:
+        temporary.touch(_PRIVATE)
+        if is_parquet:
+            table = pq.read_table(path)
+            left = table.filter(pa.array([place not in numbers for place in range(1, table.num_rows + 1)]))
+            kept = left.num_rows
             pq.write_table(left, temporary, write_page_checksum=True)
-    else:
-        kept = 0
-        with replacing(path) as temporary, path.open("rb") as stream, temporary.open("wb") as target:
-            for number, line in enumerate(stream, start=1):
-                if number not in numbers:
-                    kept += bool(line.strip())
-                    target.write(line)
-    if not kept:
+        else:
+            stream.seek(0)
+            with temporary.open("wb") as target:
+                kept = _copy_lines(stream, target, numbers)
+                target.flush()
+                os.fsync(target.fileno())
+                # Whoever appends without a lock may have done so while that took its time.
+                kept += _copy_lines(stream, target)
+        _give_to_owner_of(stream, temporary)
+    rest = b"" if is_parquet else stream.read()
+    if rest:
+        with path.open("ab") as target:
+            target.write(rest)
+    elif not kept:
         path.unlink()
+
+
+def _copy_lines(stream: BinaryIO, target: BinaryIO, without: Collection[int] = ()) -> int:
+    kept = 0
+    for number, line in enumerate(stream, start=1):
+        if number not in without:
+            kept += bool(line.strip())
+            target.write(line)
+    return kept
+
+
+def _give_to_owner_of(stream: BinaryIO, path: Path) -> None:
+    state = os.fstat(stream.fileno())
+    for owner, group in ((-1, state.st_gid), (state.st_uid, -1)):
+        with suppress(PermissionError):
+            os.chown(path, owner, group)
+    path.chmod(stat.S_IMODE(state.st_mode))

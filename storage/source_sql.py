@@ -11,7 +11,14 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, NoSuchTableError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    InterfaceError,
+    NoSuchModuleError,
+    NoSuchTableError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from gradtrail.digests import sha256_bytes, short
 from gradtrail.errors import DataError, StoreError, UsageError
@@ -48,7 +55,7 @@ class SqlSource:
 
         Raises:
             UsageError: there is no such table or column, or the query cannot be run.
-            StoreError: the database cannot be reached.
+            StoreError: the database cannot be reached, or refuses.
         """
         try:
             with closing(self._engine.connect()) as connection:
@@ -61,6 +68,11 @@ class SqlSource:
             raise StoreError(
                 f"The source {self.config.name} at {self.address} cannot be read: {_first_line(fault)}.",
                 "Check that the database runs and lets this user in; the next run tries again.",
+            ) from fault
+        except SQLAlchemyError as fault:
+            raise StoreError(
+                f"The source {self.config.name} at {self.address} refuses to be read: {_first_line(fault)}.",
+                "Give this user the right to read it, or correct the settings; the next run tries again.",
             ) from fault
         finally:
             self._engine.dispose()

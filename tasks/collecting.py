@@ -59,8 +59,10 @@ def collect_outputs(workspace: Workspace) -> Collection:
     for source in workspace.output_sources:
         try:
             collected.append(collect_source(workspace, source))
-        except GradtrailError as fault:
-            collected.append(Collection(failed=((source.name, str(fault)),)))
+        except Exception as fault:
+            # Whatever it is: the outputs of the other models do not wait for it. Prefect logs where it was raised.
+            cause = str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
+            collected.append(Collection(failed=((source.name, cause),)))
     return _together(collected)
 
 

@@ -11,11 +11,11 @@ import pytest
 from mlflow import MlflowClient
 from prefect.states import Failed
 
-from gradtrail.errors import NotFoundError, StoreError
+from gradtrail.errors import GradtrailError, NotFoundError, StoreError
 from gradtrail.storage.source_config import SourceConfig
 from gradtrail.storage.source_traces import TraceSource
 from gradtrail.tasks.answering import answer_traces
-from gradtrail.tasks.collecting import collect_source, require_sources
+from gradtrail.tasks.collecting import collect_outputs, collect_source, require_sources
 from gradtrail.tasks.retrying import is_transient
 from gradtrail.tasks.source_states import list_sources
 
@@ -169,19 +169,39 @@ def test_without_the_spool_sources_are_read_again_from_their_watermarks(table):
     assert known.sql("SELECT seen, taken FROM source_watermark") == [(2, 2)]
 
 
-def test_a_database_that_is_away_is_worth_another_try_and_a_wrong_table_is_not(table):
+def test_a_database_that_is_away_is_worth_another_try_and_one_that_refuses_is_not(table, tmp_path):
     known, _ = table
     [source] = known.workspace.sources
+    no_database = tmp_path / "made.txt"
+    no_database.write_text("This is no database. " * 100)
     for changed, transient in (
         (replace(source, location="postgresql+psycopg://nobody@127.0.0.1:1/none"), True),
         (replace(source, table="absent"), False),
+        (replace(source, location=f"sqlite:///{no_database}"), False),
     ):
-        with pytest.raises(Exception, match=r"made|absent") as caught:
+        with pytest.raises(GradtrailError, match=r"made|absent") as caught:
             collect_source.fn(known.workspace, changed)
         state = Failed(data=caught.value)
         assert is_transient(collect_source, None, state) is transient
     with pytest.raises(StoreError, match=r"1 of the sources .* made: away"):
         require_sources([("made", "away")])
+
+
+@pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs'")
+def test_a_source_that_fails_in_an_unforeseen_way_stops_no_other(table, prefect_server):
+    known, add = table
+    [source] = known.workspace.sources
+    odd = replace(source, name="odd", overlap_hours=1e300)
+    known = known.with_sources(odd, source)
+    drop(known.workspace, "a.jsonl", record(1, record_id="\ud800"), record(2))
+    add((1, "2026-02-01T00:00:00Z"))
+    collected = collect_outputs.fn(known.workspace)
+    assert set(collected.new_output_ids) == {"made:1", "inbox:r2"}
+    assert [name for name, _ in collected.refused] == ["row 1"]
+    assert [name for name, _ in collected.failed] == ["odd"]
+    assert collected.failed[0][1].startswith("OverflowError: ")
+    with pytest.raises(StoreError, match=r"1 of the sources could not be .* odd: OverflowError: "):
+        require_sources(collected.failed)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from gradtrail.storage.atomic import TEMPORARY_SUFFIX
 from gradtrail.storage.records import RECORD_BYTES_LIMIT
 
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+READABLE_REMEDY = "Run audits as the user that records outputs, or let the serving code write to a source of its own."
 _PARQUET_MAGIC = b"PAR1"
 _ROWS_AT_ONCE = 64
 _CHUNK_BYTES = 1 << 20
@@ -71,7 +72,7 @@ class InboxFile:
             if is_parquet:
                 yield from self._parquet_rows()
             elif self.is_json_lines():
-                self._require_utf8(start)
+                self._require_utf8(start, end)
                 yield from self._json_rows(start, first_number, end)
             else:
                 raise DataError(
@@ -79,7 +80,8 @@ class InboxFile:
                     f"Write outputs as Parquet, or one JSON object a line in a file named *{JSON_LINES_SUFFIXES[0]}.",
                 )
         except OSError as fault:
-            raise DataError(f"{self.name} cannot be read: {fault}.", "Check the file and its permissions.") from fault
+            remedy = READABLE_REMEDY if isinstance(fault, PermissionError) else "Check the file and the disk."
+            raise DataError(f"{self.name} cannot be read: {fault}.", remedy) from fault
 
     def _parquet_rows(self) -> Iterator[Row]:
         number = 0
@@ -110,17 +112,20 @@ class InboxFile:
             else:
                 yield Row(number, row.to_pylist()[0])
 
-    def _require_utf8(self, start: int) -> None:
+    def _require_utf8(self, start: int, end: int | None) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")()
         with self.open() as stream:
             head = stream.read(len(codecs.BOM_UTF16_LE))
             if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise DataError(f"{self.name} is not UTF-8: it begins as UTF-16 does.", "Save it as UTF-8.")
             stream.seek(start)
+            left = sys.maxsize if end is None else end - start
             try:
-                while chunk := stream.read(_CHUNK_BYTES):
+                while left > 0 and (chunk := stream.read(min(_CHUNK_BYTES, left))):
+                    left -= len(chunk)
                     decoder.decode(chunk)
-                decoder.decode(b"", final=True)
+                # A writer may be in the middle of a character at `end`; that line is judged by itself.
+                decoder.decode(b"", final=end is None)
             except UnicodeDecodeError as fault:
                 raise DataError(f"{self.name} is not UTF-8: {fault}.", "Save it as UTF-8.") from fault
 

@@ -14,7 +14,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
-from gradtrail.storage.inbox import InboxFile, Row, is_complete
+from gradtrail.storage.inbox import READABLE_REMEDY, InboxFile, Row, is_complete
 from gradtrail.storage.source_rows import Arrival, FileMark, Settled
 
 _CHUNK_BYTES = 1 << 20
@@ -59,18 +59,26 @@ class FileSource:
                 f"There is no inbox at {self.location}.", "Create the folder, or name another one in the settings."
             ) from fault
         except (OSError, ArrowException) as fault:
-            raise StoreError(f"{self.location} cannot be listed: {fault}.", "Check address and credentials.") from fault
+            remedy = READABLE_REMEDY if isinstance(fault, PermissionError) else "Check address and credentials."
+            raise StoreError(f"{self.location} cannot be listed: {fault}.", remedy) from fault
         named = [(self._name(info), info) for info in found if info.type != FileType.Directory]
         return sorted(((name, info) for name, info in named if is_complete(name)), key=itemgetter(0))
 
     def _name(self, info: FileInfo) -> str:
-        path: str = info.path
+        try:
+            path: str = info.path
+        except UnicodeDecodeError as fault:
+            path = fault.object.decode(errors="backslashreplace")
         return path.strip("/").removeprefix(self._prefix.strip("/")).lstrip("/")
 
     def _file_arrivals(self, name: str, info: FileInfo, before: FileMark | None) -> Iterator[Arrival | FileMark]:
         is_file = info.type == FileType.File
         is_local = isinstance(self._filesystem, LocalFileSystem)
-        file = InboxFile(Path(info.path), name, None if is_local else self._filesystem)
+        try:
+            file = InboxFile(Path(info.path), name, None if is_local else self._filesystem)
+        except UnicodeDecodeError:
+            yield Arrival(name, name, "", None, DataError(f"The name of {name} is not UTF-8.", "Rename it."))
+            return
         mark = FileMark(name, info.size or 0, _modified(info), "", 0)
         if is_file:
             # What is appended from now on is for the next look.
@@ -92,6 +100,8 @@ class FileSource:
             yield Arrival(name, name, "", None, fault)
             if isinstance(fault.__cause__, OSError):
                 return
+            # It stays closed until it changes, and is then read from its beginning.
+            mark, rows = replace(mark, sha256=""), 0
         if is_file:
             yield replace(mark, rows=rows)
 
@@ -103,9 +113,12 @@ class FileSource:
     def _only_grew(self, file: InboxFile, before: FileMark, size: int) -> bool:
         if not file.is_json_lines() or not 0 < before.size < size:
             return False
-        with file.open() as stream:
-            stream.seek(before.size - 1)
-            ended = stream.read(1) == b"\n"
+        try:
+            with file.open() as stream:
+                stream.seek(before.size - 1)
+                ended = stream.read(1) == b"\n"
+        except OSError:
+            return False  # reading its rows says why
         return ended and self._digest(file, before.size) == before.sha256
 
     def _digest(self, file: InboxFile, size: int) -> str:
@@ -145,7 +158,8 @@ def renamed(record: Mapping[str, Any], fields: Mapping[str, str], constants: Map
 def row_name(record: Mapping[str, Any] | None, number: int) -> str:
     """The record's own id where it can be one, else its row."""
     given = (record or {}).get("record_id")
-    return given if isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME else f"row {number}"
+    is_name = isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME and given.isprintable()
+    return str(given) if is_name else f"row {number}"
 
 
 def _fsspec_filesystem(location: str) -> tuple[FileSystem, str]:

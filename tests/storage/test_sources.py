@@ -197,6 +197,68 @@ def test_other_encodings_are_refused_by_file(folder, read):
     ]
 
 
+def test_a_writer_in_the_middle_of_a_character_hides_no_line_before_it(folder, read):
+    path = folder / "a.jsonl"
+    whole = [json.dumps(record(number, label="\u00e9"), ensure_ascii=False).encode() + b"\n" for number in range(6)]
+    (second, end_of_second), (fourth, end_of_fourth) = (
+        (line[: line.index(b"\xa9")], line[line.index(b"\xa9") :]) for line in (whole[2], whole[4])
+    )
+    path.write_bytes(whole[1])
+
+    class Growing(FileSource):
+        """A writer adds to the file after the folder is listed, as may happen at any time."""
+
+        def _listed(self):
+            found = super()._listed()
+            with path.open("ab") as stream:
+                stream.write(second)
+            return found
+
+    assert read(inbox(folder), Growing(str(folder), {}, {})) == ["r1"]
+    assert read.refused == []
+    # Found in the middle of a character: the lines before it are taken, and the rest once it is written.
+    with path.open("ab") as stream:
+        stream.write(end_of_second + whole[3] + fourth)
+    assert read(inbox(folder)) == ["r2", "r3"]
+    assert [each.record_id for each in read.refused] == ["row 4"]
+    with path.open("ab") as stream:
+        stream.write(end_of_fourth + whole[5])
+    assert read(inbox(folder)) == ["r4", "r5"]
+
+
+def test_a_file_that_is_not_utf8_is_refused_once_and_read_from_its_beginning_when_it_is(folder, read):
+    path = folder / "a.jsonl"
+    path.write_bytes(lines(record(1)).encode() + b"\xff\n")
+    for _ in range(2):
+        assert read(inbox(folder)) == []
+        assert [(each.source, "is not UTF-8" in each.cause) for each in read.refused] == [("a.jsonl", True)]
+    with path.open("ab") as stream:
+        stream.write(lines(record(2)).encode())
+    assert read(inbox(folder)) == []
+    assert len(read.refused) == 1
+    path.write_text(lines(record(1), record(2)))
+    assert read(inbox(folder)) == ["r1", "r2"]
+    assert (read.watermark.seen, read.watermark.taken, read.watermark.refused) == (3, 2, 1)
+
+
+def test_a_name_that_cannot_be_written_down_is_refused_with_its_record_or_file_alone(folder, read):
+    (folder / "a.jsonl").write_text(lines(record(1, record_id="\ud800"), record(2)))
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jsonl"))
+    odd.write_text(lines(record(3)))
+    (folder / "z.jsonl").write_text(lines(record(4)))
+    for _ in range(2):
+        assert read(inbox(folder)) in (["r2", "r4"], [])
+        assert [(each.source, each.record_id) for each in read.refused] == [
+            ("a.jsonl", "row 1"),
+            ("caf\\xe9.jsonl", ""),
+        ]
+    assert "Make it text of 1 to 512 printable characters" in read.refused[0].cause
+    assert read.refused[1].cause == "The name of caf\\xe9.jsonl is not UTF-8. Rename it."
+    odd.rename(folder / "caf\u00e9.jsonl")
+    assert read(inbox(folder)) == ["r3"]
+    assert (read.watermark.taken, read.watermark.refused) == (3, 2)
+
+
 def test_missing_fields_are_refused_and_extra_ones_kept(folder, read):
     (folder / "a.jsonl").write_text(lines(record(1, model=None), record(2, extra={"a": [1]}), record(3, time="soon")))
     assert read(inbox(folder)) == ["r2"]

@@ -11,7 +11,7 @@ from gradtrail.digests import sha256_bytes
 from gradtrail.nouns import Finding, GroupContribution, Preview, PreviewMode, Share
 from gradtrail.reports.model import AuditReport, ExampleCard, OutputSection, Trust
 from gradtrail.reports.policies_sql import evidence_sql
-from gradtrail.reports.previews import apply_mode, shown_prediction
+from gradtrail.reports.previews import apply_mode, shown_answer, shown_reason
 
 SCHEMA = "gradtrail.report/1"
 
@@ -43,7 +43,7 @@ def report_json(report: AuditReport) -> dict[str, Any]:
             **_plain(report.dataset),
             "attribute_counts": {name: dict(counts) for name, counts in report.attribute_counts.items()},
         },
-        "trust": _trust(report.trust),
+        "trust": _trust(report.trust, mode),
         "findings": [_finding(finding, report.audit.audit_id) for finding in report.findings],
         "overall": {
             "shares": [_share(share) for share in report.overall.shares],
@@ -62,16 +62,22 @@ def report_json(report: AuditReport) -> dict[str, Any]:
     }
 
 
-def _trust(trust: Trust) -> dict[str, Any]:
+def _trust(trust: Trust, mode: PreviewMode) -> dict[str, Any]:
     return {
         **_plain(trust),
+        "quarantined_outputs": _reasons(trust.quarantined_outputs, mode),
         "weighting": {"weighting_id": trust.weighting.weighting_id, **_plain(trust.weighting)},
         "coverage": {
             **_plain(trust.coverage),
+            "quarantined": _reasons(trust.coverage.quarantined, mode),
             "parameter_share": trust.coverage.parameter_share,
             "example_share": trust.coverage.example_share,
         },
     }
+
+
+def _reasons(reasons: Mapping[str, str], mode: PreviewMode) -> dict[str, str]:
+    return {name: shown_reason(reason, mode) for name, reason in reasons.items()}
 
 
 def _finding(finding: Finding, audit_id: str) -> dict[str, Any]:
@@ -83,9 +89,9 @@ def _section(section: OutputSection, mode: PreviewMode, audit_id: str) -> dict[s
         "output": _plain(section.output),
         "result": {
             **_plain(section.result),
-            "prediction": shown_prediction(section.result.prediction, mode),
+            "prediction": shown_answer(section.result.prediction, mode),
         },
-        "true_label": section.true_label,
+        "true_label": None if section.true_label is None else shown_answer(section.true_label, mode),
         "wrong": section.wrong if section.true_label is not None else None,
         "preview": _preview(section.preview, mode),
         "proponents": [_card(card, mode) for card in section.proponents],

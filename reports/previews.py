@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -19,7 +20,9 @@ _REDACTED_BLOCKS = 4
 _REDACTED_BLOCK_PIXELS = 16
 _REDACTED_BITS = 0xE0
 _PIXELATED_UP_TO = 96
-_LONGEST_PLAIN_PREDICTION = 40
+_LONGEST_PLAIN_ANSWER = 40
+_QUOTED = re.compile(rf"""(?<!\w)(?P<mark>['"])(?P<text>.{{{_LONGEST_PLAIN_ANSWER},}})(?P=mark)""", re.DOTALL)
+"""From the first quotation mark of a kind to the last, so that those within what is quoted do not end it."""
 # An example often appears under many outputs; its picture is decoded once.
 _REMEMBERED = 512
 
@@ -62,11 +65,18 @@ def redact_text(text: str) -> str:
     return text[: min(_KEPT_CHARACTERS, len(text) // 4)] + MASK
 
 
-def shown_prediction(prediction: str, mode: PreviewMode) -> str:
-    """A prediction as the report may print it: outside `full`, a generated text is masked and a class name is not."""
-    if mode == "full" or len(prediction) <= _LONGEST_PLAIN_PREDICTION:
-        return prediction
-    return redact_text(prediction)
+def shown_answer(answer: str, mode: PreviewMode) -> str:
+    """A prediction or true label as the report may print it: outside `full`, a text is masked, a class name is not."""
+    if mode == "full" or len(answer) <= _LONGEST_PLAIN_ANSWER:
+        return answer
+    return redact_text(answer)
+
+
+def shown_reason(reason: str, mode: PreviewMode) -> str:
+    """Why a record was refused, as the report may print it: outside `full`, what it quotes of the record is masked."""
+    if mode == "full":
+        return reason
+    return _QUOTED.sub(lambda quoted: f"{quoted['mark']}{redact_text(quoted['text'])}{quoted['mark']}", reason)
 
 
 @lru_cache(maxsize=_REMEMBERED)

@@ -13,7 +13,7 @@ from gradtrail.reports.charts import ShareFigure, reading_order, share_figures
 from gradtrail.reports.group_charts import GroupChart, GroupFigure, group_figure, weight_chart
 from gradtrail.reports.lineage_graph import Drawing, drawing_of_output
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
-from gradtrail.reports.previews import Picture, apply_mode, picture, shown_prediction
+from gradtrail.reports.previews import Picture, apply_mode, picture, shown_answer, shown_reason
 
 _OPEN_OUTPUTS = 3
 _WHOLE_OUTPUTS = 100
@@ -80,6 +80,7 @@ class ShownOutput:
     number: int
     section: OutputSection
     prediction: str
+    true_label: str | None
     preview: ShownPreview | None
     proponents: tuple[ShownCard, ...]
     opponents: tuple[ShownCard, ...]
@@ -98,6 +99,7 @@ class BriefOutput:
     number: int
     section: OutputSection
     prediction: str
+    true_label: str | None
     worst: Severity | None
 
 
@@ -117,6 +119,8 @@ class ReportView:
     outputs: tuple[ShownOutput, ...]
     brief: tuple[BriefOutput, ...]
     named_examples: tuple[ExampleCard, ...]
+    quarantined_examples: tuple[tuple[str, str], ...]
+    quarantined_outputs: tuple[tuple[str, str], ...]
     explain_command: str
     prove_command: str
     wrong: int
@@ -133,9 +137,7 @@ def view_of(report: AuditReport) -> ReportView:
     ordered = list(enumerate(_in_reading_order(report.outputs), 1))
     outputs = tuple(_shown_output(report, number, section) for number, section in ordered[:_WHOLE_OUTPUTS])
     brief = tuple(
-        BriefOutput(
-            number, section, shown_prediction(section.result.prediction, report.preview_mode), _worst(section.findings)
-        )
+        BriefOutput(number, section, *_shown_answers(report, section), _worst(section.findings))
         for number, section in ordered[_WHOLE_OUTPUTS:]
     )
     numbers = {section.output.output_id: number for number, section in ordered}
@@ -155,6 +157,8 @@ def view_of(report: AuditReport) -> ReportView:
         outputs=outputs,
         brief=brief,
         named_examples=tuple(named[example_id] for example_id in sorted(named)),
+        quarantined_examples=_shown_reasons(report, report.trust.coverage.quarantined),
+        quarantined_outputs=_shown_reasons(report, report.trust.quarantined_outputs),
         explain_command=f"gradtrail explain {shlex.quote(first.output_id)}" if first else "gradtrail explain OUTPUT",
         prove_command=f"gradtrail verify --output {shlex.quote(first.output_id) if first else 'OUTPUT'} --json",
         wrong=sum(section.wrong for section in report.outputs),
@@ -186,10 +190,12 @@ def _groups(findings: Sequence[Finding], output_numbers: Mapping[str, int]) -> t
 
 def _shown_output(report: AuditReport, number: int, section: OutputSection) -> ShownOutput:
     stations = groupby(section.lineage, key=lambda step: step.kind)
+    prediction, true_label = _shown_answers(report, section)
     return ShownOutput(
         number=number,
         section=section,
-        prediction=shown_prediction(section.result.prediction, report.preview_mode),
+        prediction=prediction,
+        true_label=true_label,
         preview=_shown_preview(report, section.preview),
         proponents=_shown_cards(report, section.proponents),
         opponents=_shown_cards(report, section.opponents),
@@ -200,6 +206,16 @@ def _shown_output(report: AuditReport, number: int, section: OutputSection) -> S
         worst=_worst(section.findings),
         is_open=number <= _OPEN_OUTPUTS,
     )
+
+
+def _shown_answers(report: AuditReport, section: OutputSection) -> tuple[str, str | None]:
+    """What the model said and what is true, as far as either may be shown."""
+    mode, label = report.preview_mode, section.true_label
+    return shown_answer(section.result.prediction, mode), None if label is None else shown_answer(label, mode)
+
+
+def _shown_reasons(report: AuditReport, reasons: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, shown_reason(reasons[name], report.preview_mode)) for name in sorted(reasons))
 
 
 def _worst(findings: Sequence[Finding]) -> Severity | None:

@@ -11,7 +11,7 @@ from gradtrail.errors import DataError
 from gradtrail.nouns import Preview
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.previews import MASK
-from gradtrail.reports.render import ATTRIBUTION_SCHEMA, SCHEMA, attribution_table, report_json
+from gradtrail.reports.render import ATTRIBUTION_SCHEMA, SCHEMA, attribution_table, render_html, report_json
 
 
 def test_the_document_survives_json_unchanged(sample_report: AuditReport) -> None:
@@ -61,6 +61,24 @@ def test_the_document_obeys_the_preview_mode(sample_report: AuditReport) -> None
     original = sample_report.outputs[1].proponents[0].preview
     assert original is not None
     assert sha256_bytes(original.png) not in json.dumps(report_json(replace(sample_report, preview_mode="redacted")))
+
+
+def test_a_long_true_label_and_what_a_refusal_quotes_are_masked_like_a_prediction(sample_report: AuditReport) -> None:
+    said, truly = "The patient stays in hospital until further notice.", "The patient went home on the third of May."
+    first = replace(sample_report.outputs[0].result, prediction=said)
+    section = replace(sample_report.outputs[0], result=first, true_label=truly)
+    coverage = replace(sample_report.trust.coverage, quarantined={"digits-0431": f"names {said!r}, which is no class"})
+    trust = replace(sample_report.trust, coverage=coverage, quarantined_outputs={"inbox:9": f"names {truly!r}"})
+    report = replace(sample_report, outputs=(section,), trust=trust)
+    assert json.dumps(report_json(report)).count(truly) == 2
+    for mode in ("redacted", "none"):
+        shown = replace(report, preview_mode=mode)
+        document = report_json(shown)
+        assert document["outputs"][0]["true_label"] == f"The{MASK}"
+        assert document["outputs"][0]["wrong"] is True
+        for whole in (json.dumps(document), render_html(shown)):
+            assert truly not in whole
+            assert said not in whole
 
 
 def test_a_wrong_prediction_is_marked_and_an_unknown_one_is_left_open(sample_report: AuditReport) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gradtrail.errors import DataError
 from gradtrail.nouns import Preview
-from gradtrail.reports.previews import MASK, apply_mode, picture, redact_text, shown_prediction
+from gradtrail.reports.previews import MASK, apply_mode, picture, redact_text, shown_answer, shown_reason
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -126,6 +126,15 @@ def test_small_pictures_are_shown_with_crisp_pixels_and_large_ones_smoothly() ->
 
 def test_a_class_name_stays_readable_and_a_generated_text_does_not() -> None:
     story = "Once upon a time there was a person with a name and an address."
-    assert shown_prediction("7", "redacted") == "7"
-    assert shown_prediction(story, "full") == story
-    assert shown_prediction(story, "none") == shown_prediction(story, "redacted") == f"Onc{MASK}"
+    assert shown_answer("7", "redacted") == "7"
+    assert shown_answer(story, "full") == story
+    assert shown_answer(story, "none") == shown_answer(story, "redacted") == f"Onc{MASK}"
+
+
+def test_a_reason_keeps_its_words_and_loses_what_it_quotes_at_length() -> None:
+    told = "She said: “It's Jane Doe's”, and 'no more', of the archive in Lund."
+    reason = f"Output record scan-7 names {told!r}, which is no class."
+    assert shown_reason(reason, "full") == reason
+    assert shown_reason(reason, "none") == f'Output record scan-7 names "She{MASK}", which is no class.'
+    plain = "The model's output is not finite for the record's 64 pixels; it isn't the 'inputs' field's fault."
+    assert shown_reason(plain, "redacted") == plain

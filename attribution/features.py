@@ -101,13 +101,17 @@ class Group:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """Every group in the order of its columns, and the parameters no group covers."""
+    """Every group in the order of its columns, and the parameters no group covers.
+
+    Parameters are counted over those that training moves; `uncovered` and `frozen` name the others of either kind.
+    """
 
     groups: tuple[Group, ...]
     settings: FeatureSettings
     covered_parameters: int
     total_parameters: int
     uncovered: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
     measurement: str = "loss"
     basis: EigenBasis | None = None
 
@@ -179,7 +183,7 @@ class FeaturePlan:
 
 
 def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> FeaturePlan:
-    """Choose the groups of `model`, in the order of its modules.
+    """Choose the groups of `model`, in the order of its modules; parameters with `requires_grad` False have none.
 
     Raises:
         ModelError: when no parameter is covered, or when layers share some of their parameters and no fallback may
@@ -201,7 +205,13 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         dimensions = allocate([part.shape.size for part in parts], settings.total_dimension)
     groups = tuple(_group(*pair) for pair in zip(parts, dimensions, strict=True))
     covered = {name for group in groups for name in group.parameters}
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    if frozen and not sizes:
+        raise ModelError(
+            f"Every parameter of {type(model).__name__} is frozen, for example {frozen[0]}: no training moves it.",
+            "Let build_model set requires_grad where the model learns.",
+        )
     if not groups:
         raise ModelError(
             f"No parameter of {type(model).__name__} is covered; its parameters are "
@@ -214,6 +224,7 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         covered_parameters=sum(sizes[name] for name in covered),
         total_parameters=sum(sizes.values()),
         uncovered=tuple(name for name in sizes if name not in covered),
+        frozen=frozen,
     )
 
 
@@ -228,7 +239,7 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBa
         changed = sorted(key for key, value in plan.config().items() if config.get(key) != value)
         raise StoreError(
             f"The index was measured with other {', '.join(changed)} than {type(model).__name__} gives now.",
-            "Use the model version the index was made for, or index again.",
+            "Use the model version the index was made for, or index again, and calibrate again.",
         )
     return plan
 

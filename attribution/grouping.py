@@ -39,8 +39,10 @@ def measured_parts(
 ) -> list[MeasuredPart]:
     """Layers with a rule in the order of the modules, then parameters without one in their own order.
 
-    A layer in `fallback_for`, or one that shares some of its parameters with a layer it cannot be joined with, counts
-    as one without a rule. Without `fallback` only the layers that `fallback_for` names are measured so.
+    A layer in `fallback_for`, one that shares some of its parameters with a layer it cannot be joined with, and one of
+    which only some parameters are frozen, count as layers without a rule. Without `fallback` only the layers that
+    `fallback_for` names are measured so. Frozen parameters (`requires_grad` False), which training does not move, are
+    left out.
 
     Raises:
         ModelError: when layers share some of their parameters and `fallback` is off.
@@ -49,8 +51,11 @@ def measured_parts(
     owners = _owners(model)
     excluded = {name for name, _ in model.named_modules() if _matches(name, exclude)}
     forced = {name for name, _ in model.named_modules() if _matches(name, fallback_for)}
+    frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     parts, covered = [], set()
     for layers in _layers(model, excluded | forced):
+        if not frozen.isdisjoint(layers.identities):
+            continue
         shared = [i for i in layers.identities if set(owners[i]) != set(layers.modules)]
         if not shared and layers.arranged_alike:
             covered |= set(layers.identities)
@@ -63,7 +68,7 @@ def measured_parts(
         owned_by = owners[id(parameter)]
         wanted = fallback or not forced.isdisjoint(owned_by)
         left_out = _matches(name, exclude) or not excluded.isdisjoint(owned_by)
-        measurable = parameter.is_floating_point() and parameter.numel() > 0
+        measurable = parameter.requires_grad and parameter.is_floating_point() and parameter.numel() > 0
         if wanted and measurable and not left_out and id(parameter) not in covered:
             rows = len(parameter) if parameter.ndim else 1
             shape = GradientShape(1, rows, parameter.numel() // rows)

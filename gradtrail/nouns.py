@@ -19,6 +19,8 @@ Severity = Literal["high", "medium", "low", "info"]
 PreviewMode = Literal["full", "redacted", "none"]
 
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "info")
+FROZEN = " (frozen)"
+"""Ends the name of a parameter that training does not move, in `Coverage.uncovered`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What share of the model and of the data an index speaks for, and what it leaves out."""
+    """What share of the model and of the data an index speaks for, and what it leaves out.
+
+    Parameters are those that training moves. `uncovered` names the ones left out, and the frozen ones, marked as such.
+    """
 
     covered_parameters: int
     total_parameters: int
@@ -121,8 +126,18 @@ class Coverage:
     quarantined: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Parameters that training moves and the scores do not speak for."""
+        return tuple(name for name in self.uncovered if not name.endswith(FROZEN))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Parameters that training does not move."""
+        return tuple(name.removesuffix(FROZEN) for name in self.uncovered if name.endswith(FROZEN))
+
+    @property
     def parameter_share(self) -> float:
-        """Covered parameters over all parameters, 0 to 1."""
+        """Covered parameters over all that training moves, 0 to 1."""
         return self.covered_parameters / self.total_parameters if self.total_parameters else 0.0
 
     @property

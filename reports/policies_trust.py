@@ -28,8 +28,8 @@ def coverage_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     coverage, limit = facts.coverage, rule.options["limit"]
     if rule.options["of"] == "parameters":
         share, covered, total = coverage.parameter_share, coverage.covered_parameters, coverage.total_parameters
-        message = "the model’s parameters"
-        missing = f" Not covered: {listed(coverage.uncovered)}." if coverage.uncovered else ""
+        message = "the model’s trainable parameters" if coverage.frozen else "the model’s parameters"
+        missing = f" Not covered: {listed(coverage.left_out)}." if coverage.left_out else ""
     else:
         share, covered, total = coverage.example_share, coverage.indexed_examples, coverage.total_examples
         message, missing = "the training examples", f" {count(total - covered)} have no scores."

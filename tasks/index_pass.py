@@ -20,7 +20,7 @@ from gradtrail.attribution.shards import Shard
 from gradtrail.attribution.weights import stored_vectors
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage import queries
-from gradtrail.nouns import Checkpoint, Coverage, Example, Index, ManifestRow, index_id
+from gradtrail.nouns import FROZEN, Checkpoint, Coverage, Example, Index, ManifestRow, index_id
 from gradtrail.storage.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients import IndexTable
 from gradtrail.storage.manifests import read_manifest
@@ -150,7 +150,7 @@ class IndexPass:
         coverage = Coverage(
             covered_parameters=planned.plan.covered_parameters,
             total_parameters=planned.plan.total_parameters,
-            uncovered=planned.plan.uncovered,
+            uncovered=(*planned.plan.uncovered, *(name + FROZEN for name in planned.plan.frozen)),
             indexed_examples=len(expected),
             total_examples=len(self._manifest),
             quarantined=quarantined,

@@ -13,6 +13,7 @@ from gradtrail.lineage.records import AuditDetails, RecordedExample
 from gradtrail.lineage.signatures import AuditSignature
 from gradtrail.nouns import Example, Output, Preview, Side
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
+from gradtrail.reports.policy_file import listed
 from gradtrail.storage.audit_runs import Links
 from gradtrail.storage.outputs import payload_record
 from gradtrail.tasks.datasets import ExampleFinder
@@ -190,8 +191,13 @@ def _trust(recorded: RecordedAudit) -> Trust:
     left_out = list(details.method_notes.get("warnings", ()))
     if coverage.quarantined:
         left_out.append(f"{len(coverage.quarantined)} training examples were quarantined and have no score.")
-    if coverage.uncovered:
-        left_out.append(f"Parameters without a rule are not measured: {', '.join(coverage.uncovered)}.")
+    if coverage.left_out:
+        left_out.append(f"Parameters without a rule are not measured: {', '.join(coverage.left_out)}.")
+    if coverage.frozen:
+        left_out.append(
+            "Frozen parameters, which training does not move, have no part in the scores: "
+            f"{listed(coverage.frozen)}. Coverage is counted over the others."
+        )
     left_out += [
         f"{source.taken:,} of {source.seen:,} outputs that the source {source.source} has brought so far were taken to "
         f"be examined; sampling left out {source.sampled_out:,}."

@@ -57,6 +57,38 @@ def test_an_audit_of_an_int8_index_agrees_with_one_of_float32(ingested, capsys):
     assert list(verify_workspace(ingested.workspace).problems) == []
 
 
+_FROZEN_BODY = """
+
+class Adapter(Adapter):
+    def build_model(self):
+        model = super().build_model()
+        model[0].requires_grad_(False)
+        return model
+"""
+
+
+def test_frozen_layers_are_not_measured_and_the_report_names_them(tiny, prefect_server):
+    module = tiny.folder / f"{tiny.module}.py"
+    module.write_text(module.read_text() + _FROZEN_BODY)
+    tiny.register()
+    ingest(tiny.workspace, MODEL)
+    [built] = index(tiny.workspace, MODEL)
+    with tiny.workspace.ledger().read() as connection:
+        recorded = queries.index(connection, built.index_id)
+    assert [group["name"] for group in recorded.feature_config["groups"]] == ["2"]
+    coverage = recorded.coverage
+    assert (coverage.frozen, coverage.left_out, coverage.parameter_share) == (("0.weight", "0.bias"), (), 1.0)
+    tiny.drop("a.jsonl", tiny.record(1))
+    outcome = audit(tiny.workspace, MODEL)
+    folder = tiny.workspace.reports / outcome.audit_id
+    [said] = json.loads((folder / "report.json").read_text())["trust"]["left_out"]
+    assert "Frozen parameters" in said
+    assert "0.weight, 0.bias" in said
+    page = (folder / "report.html").read_text()
+    assert "21 of 21 that training moves" in page
+    assert "not covered:" not in page
+
+
 def test_shards_fill_an_index_that_a_last_run_completes(ingested):
     [whole] = index(ingested.workspace, MODEL, IndexOptions())
     options = [IndexOptions(seed=1, shard=f"{number}/3") for number in (3, 1, 2)]

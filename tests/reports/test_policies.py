@@ -144,6 +144,13 @@ def test_an_output_that_is_not_reproduced_is_named(fired: Fired) -> None:
     assert fired("kind = 'not_reproduced'", replace(FACTS, results=FACTS.results[:1])) == []
 
 
+def test_frozen_parameters_are_not_called_uncovered(fired: Fired) -> None:
+    frozen = replace(FACTS, coverage=replace(COVERAGE, uncovered=("norm.weight", "body.weight (frozen)")))
+    (finding,) = fired("kind = 'coverage_below'\nof = 'parameters'\nlimit = 0.95", frozen)
+    assert "90.0% of the model’s trainable parameters (90 of 100)" in finding.message
+    assert finding.message.endswith("Not covered: norm.weight.")
+
+
 def test_coverage_of_parameters_and_examples_are_two_rules(fired: Fired) -> None:
     (parameters,) = fired("kind = 'coverage_below'\nof = 'parameters'\nlimit = 0.95")
     assert "90.0% of the model’s parameters (90 of 100)" in parameters.message

@@ -16,16 +16,16 @@ def split_half_ceilings(by_seed: NDArray[np.float64]) -> tuple[float, float]:
     """Ceilings of Spearman and of cosine for the mean of `by_seed` (seeds, sets, queries) over at least two seeds.
 
     The agreement r between the means of two halves of the seeds (averaged over queries and over ways to halve)
-    gives the reliability of the mean over all seeds, 2r / (1 + r) (Spearman–Brown); the correlation of noiseless
-    values with that mean is its square root.
+    gives the reliability of the mean over all seeds, k·r / (1 + (k − 1)·r) (Spearman–Brown), where all seeds are k
+    times as many as a half: 2 for an even number of seeds, more for an odd one, which leaves one seed out of both
+    halves. The correlation of noiseless values with that mean is its square root.
     """
+    count = len(by_seed)
     agreed = np.array(
-        [
-            (spearmans(first, second).mean(), cosines(first, second).mean())
-            for first, second in _halves(by_seed, len(by_seed))
-        ]
+        [(spearmans(first, second).mean(), cosines(first, second).mean()) for first, second in _halves(by_seed, count)]
     ).mean(0)
-    return _ceiling(float(agreed[0])), _ceiling(float(agreed[1]))
+    longer = count / (count // 2)
+    return _ceiling(float(agreed[0]), longer), _ceiling(float(agreed[1]), longer)
 
 
 def _halves(by_seed: NDArray[np.float64], count: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -41,5 +41,5 @@ def _halves(by_seed: NDArray[np.float64], count: int) -> list[tuple[NDArray[np.f
     return pairs
 
 
-def _ceiling(agreement: float) -> float:
-    return float(np.sqrt(2 * agreement / (1 + agreement))) if agreement > 0 else 0.0
+def _ceiling(agreement: float, longer: float) -> float:
+    return float(np.sqrt(longer * agreement / (1 + (longer - 1) * agreement))) if agreement > 0 else 0.0

@@ -213,10 +213,12 @@ def test_halves_are_halves_and_the_same_however_many_are_asked_for():
     assert len(set(single_examples(ids, 4))) == 4
 
 
-@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
-def test_the_ceiling_is_the_correlation_of_noiseless_effects_with_the_measured_mean(noise):
+@pytest.mark.parametrize(
+    ("seeds", "noise"), [(6, 0.3), (6, 1.0), (6, 3.0), (2, 1.0), (3, 0.3), (3, 1.0), (3, 2.0), (5, 2.0), (7, 2.0)]
+)
+def test_the_ceiling_is_the_correlation_of_noiseless_effects_with_the_measured_mean(seeds, noise):
     generator = np.random.default_rng(0)
-    seeds, sets, queries = 6, 200, 40
+    sets, queries = 200, 40
     signal = generator.standard_normal((sets, queries))
     by_seed = signal + noise * generator.standard_normal((seeds, 1, sets, queries))
     effects = Effects("subset", (frozenset("a"),) * sets, tuple(map(str, range(queries))), (1,), by_seed)
@@ -226,6 +228,13 @@ def test_the_ceiling_is_the_correlation_of_noiseless_effects_with_the_measured_m
     assert ranked == pytest.approx(reached, abs=0.03)
     noiseless = Effects("subset", effects.left_out, effects.query_ids, (1,), by_seed - signal)
     assert max(noiseless.ceilings(1)) < 0.2
+
+
+def test_the_reliability_of_two_halves_of_an_even_number_of_seeds_is_doubled():
+    by_seed = np.random.default_rng(1).standard_normal((2, 1, 9, 4)) + np.arange(9)[:, None]
+    effects = Effects("subset", (frozenset("a"),) * 9, tuple("wxyz"), (1,), by_seed)
+    agreed = np.mean([np.corrcoef(by_seed[0, 0, :, q], by_seed[1, 0, :, q])[0, 1] for q in range(4)])
+    assert effects.ceilings(1)[1] == pytest.approx(np.sqrt(2 * agreed / (1 + agreed)), rel=1e-12)
 
 
 def test_the_cost_of_a_run_is_timed_and_grows_with_its_steps():

@@ -24,6 +24,7 @@ from gradtrail.nouns import Example, Weighting
 
 CurvatureKind = Literal["empirical", "fisher", "ggn"]
 CURVATURE_KINDS: tuple[CurvatureKind, ...] = get_args(CurvatureKind)
+_NEEDED_METHODS: dict[CurvatureKind, str] = {"fisher": "sample_targets", "ggn": "curvature_factors"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,40 @@ def curvature_kind(name: str) -> CurvatureKind:
 
 
 def default_curvature_kind(adapter: ModelAdapter) -> Literal["fisher", "empirical"]:
-    """`fisher` where the adapter can sample targets, else `empirical`."""
-    return "empirical" if type(adapter).sample_targets is ModelAdapter.sample_targets else "fisher"
+    """`fisher` where the adapter can sample targets of its own losses, else `empirical`."""
+    return "fisher" if _written_for_its_losses(adapter, "sample_targets") else "empirical"
+
+
+def require_curvature(adapter: ModelAdapter, kind: CurvatureKind) -> None:
+    """Refuse a kind for which the adapter lacks what the kind needs, or has it for other losses than its own.
+
+    Raises:
+        ModelError: naming the method of the adapter.
+    """
+    method = _NEEDED_METHODS.get(kind)
+    if method is None or _written_for_its_losses(adapter, method):
+        return
+    name, owner = type(adapter).__name__, _definer(adapter, method)
+    if owner is ModelAdapter:
+        lacks = "sample targets" if method == "sample_targets" else "have curvature_factors"
+        raise ModelError(
+            f"{name} does not {lacks}, which curvature `{kind}` needs.",
+            f"Write {method} in the adapter, or choose curvature `empirical`.",
+        )
+    raise ModelError(
+        f"{name} has losses of its own, but curvature `{kind}` would use the {method} of {owner.__name__}.",
+        f"Write {method} for these losses in the adapter, or choose curvature `empirical`.",
+    )
+
+
+def _written_for_its_losses(adapter: ModelAdapter, method: str) -> bool:
+    """Whether the class that defines `method` is the one that defines the losses, or a subclass of it."""
+    classes = type(adapter).__mro__
+    return classes.index(_definer(adapter, method)) <= classes.index(_definer(adapter, "losses"))
+
+
+def _definer(adapter: ModelAdapter, method: str) -> type:
+    return next(each for each in type(adapter).__mro__ if method in vars(each))
 
 
 def observed_vectors(
@@ -70,13 +103,14 @@ def model_vectors(
 
     Raises:
         UsageError: for another kind, at once.
-        ModelError: on the way, when the adapter does not support the kind.
+        ModelError: when the adapter does not support the kind.
         DataError: on the way, when a gradient is not finite, naming the example.
     """
     if kind not in {"fisher", "ggn"}:
         raise UsageError(
             f"Curvature {kind!r} cannot be computed from the model.", "Choose fisher or ggn, or empirical_curvature."
         )
+    require_curvature(adapter, curvature_kind(kind))
     instrument = build_instrument(adapter, model, plan, device)
     pieces = _model_pieces(instrument, iterate_examples(examples), kind, seed, batch_size)
     return CurvaturePieces(curvature_kind(kind), plan, pieces)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters import Batch, ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.attention import InProjection, taken_apart
-from gradtrail.attribution.curvature_vectors import curvature_kind, output_factors, refuse_non_finite
+from gradtrail.attribution.curvature_vectors import curvature_kind, output_factors, refuse_non_finite, require_curvature
 from gradtrail.attribution.eigen_basis import EigenBasis, leading_basis, side_key, whole_basis
 from gradtrail.attribution.features import FeaturePlan, Group
 from gradtrail.attribution.layer_rules import OuterProductRule, Projections, factored_rule
@@ -57,6 +57,7 @@ def fit_eigen_basis(
         DataError: without examples, or when a value is not finite, naming the examples.
     """
     chosen = curvature_kind(kind)
+    require_curvature(adapter, chosen)
     factors = {
         group.name: _Factors(group, rule)
         for group in plan.groups

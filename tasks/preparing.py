@@ -11,7 +11,13 @@ from safetensors.torch import load_file
 
 from gradtrail.attribution.conditioning import conditioning, conditioning_warnings
 from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature, default_curvature_kind
-from gradtrail.attribution.curvature_vectors import CurvaturePieces, curvature_kind, model_vectors, observed_vectors
+from gradtrail.attribution.curvature_vectors import (
+    CurvaturePieces,
+    curvature_kind,
+    model_vectors,
+    observed_vectors,
+    require_curvature,
+)
 from gradtrail.attribution.damping import Damping
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.inverse_products import Solutions, full_curvature, inverse_curvature_products
@@ -78,6 +84,7 @@ def method_parameters(pinned: PinnedModel, options: MethodOptions, checkpoints: 
     elif needs & _MODEL_KIND_NEEDS:
         kind = options.curvature or default_curvature_kind(pinned.adapter)
         parameters["curvature"] = curvature_kind(kind)
+        require_curvature(pinned.adapter, parameters["curvature"])
     elif needs & _OBSERVED_ONLY_NEEDS:
         if options.curvature not in {"", "empirical"}:
             raise UsageError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.adapters import ClassificationAdapter, ModelAdapter
 from gradtrail.attribution.capture import compute_features, iterate_features
 from gradtrail.attribution.curvature import (
     BlockCurvature,
@@ -15,6 +15,7 @@ from gradtrail.attribution.curvature import (
     model_curvature,
 )
 from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.kronecker import fit_eigen_basis
 from gradtrail.attribution.methods import prepare_queries
 from gradtrail.attribution.scoring import score
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
@@ -192,6 +193,47 @@ def test_kinds_the_adapter_does_not_support_are_refused_with_the_remedy(make_exa
     with pytest.raises(ModelError, match=f"which curvature `{kind}` needs") as caught:
         model_curvature(adapter, model, make_examples(3, 6), plan_features(model), kind=kind)
     assert "empirical" in caught.value.remedy
+
+
+class Fivefold(ClassificationAdapter):
+    """Losses of its own, and what its parent says about others."""
+
+    build_model, training_data = Silent.build_model, Silent.training_data
+
+    def losses(self, outputs, batch):
+        return 5 * super().losses(outputs, batch)
+
+
+class FivefoldInFull(Fivefold):
+    def sample_targets(self, outputs, batch, generator):
+        return super().sample_targets(outputs / 5, batch, generator)
+
+    def curvature_factors(self, outputs, batch):
+        return super().curvature_factors(outputs, batch) * 5**0.5
+
+
+def test_curvature_of_a_parents_losses_is_not_taken_for_that_of_other_losses(make_examples):
+    adapter, examples = Fivefold(), make_examples(9, 6)
+    model = adapter.build_model()
+    plan = plan_features(model, EXACT)
+    assert default_curvature_kind(adapter) == "empirical"
+    for kind, method in (("fisher", "sample_targets"), ("ggn", "curvature_factors")):
+        with pytest.raises(ModelError, match=f"Fivefold has losses of its own, but curvature `{kind}`") as caught:
+            model_curvature(adapter, model, examples, plan, kind=kind)
+        assert method in caught.value.remedy
+        with pytest.raises(ModelError, match="losses of its own"):
+            fit_eigen_basis(adapter, model, examples, plan, kind=kind)
+
+
+def test_a_class_below_may_say_what_belongs_to_the_losses(make_classifier, make_examples):
+    examples = make_examples(9, 6)
+    adapter = FivefoldInFull()
+    model = adapter.build_model()
+    plan = plan_features(model, EXACT)
+    assert default_curvature_kind(adapter) == "fisher"
+    fivefold = model_curvature(adapter, model, examples, plan, kind="ggn")
+    plain = model_curvature(make_classifier(adapter.build_model, examples), model, examples, plan, kind="ggn")
+    assert relative(fivefold.blocks[0], 5 * plain.blocks[0]) < 1e-5
 
 
 def test_unknown_kinds_empty_data_and_bad_examples_are_refused(perceptron):

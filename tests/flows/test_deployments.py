@@ -57,6 +57,20 @@ def test_the_compose_file_names_only_what_there_is():
     assert all((ROOT / name).is_file() for name in copied)
 
 
+def test_what_users_put_beside_the_compose_file_is_in_no_commit_and_no_image():
+    worker = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]["worker"]
+    [secrets] = worker["env_file"]
+    assert secrets["required"] is False
+    theirs = [".env", secrets["path"], "adapters/my_adapter.py"]
+    assert "./adapters:/srv/adapters:ro" in worker["volumes"]
+    command = ["git", "check-ignore", "--no-index", *(f"deploy/{name}" for name in [*theirs, ".env.example"])]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert ignored == [f"deploy/{name}" for name in theirs]
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"deploy/.env", f"deploy/{secrets['path']}", "deploy/adapters"} <= set(left_out)
+    assert not any(line.startswith("!") or "example" in line for line in left_out)
+
+
 def test_flows_run_from_plain_json_parameters(tiny, prefect_server):
     tiny.register()
     plain = json.loads(json.dumps(dataclasses.asdict(tiny.workspace)))

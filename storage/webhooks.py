@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,9 +22,15 @@ TIMESTAMP_HEADER = "Gradtrail-Timestamp"
 SIGNATURE_HEADER = "Gradtrail-Signature"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 ATTEMPTS = 4
+_FROM_ENVIRONMENT = "env:"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIMEOUT_SECONDS = 10.0
 _FIRST_SERVER_FAULT = 500
 _AWAY_FOR_NOW = frozenset({408, 425, 429})
+
+
+class WebhookConfigError(UsageError, ValueError):
+    """A webhook that cannot be meant; a ValueError too, so that settings name the table it stands in."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,13 @@ class Webhook:
     """Whom to tell about findings, as `[[webhooks]]` of the settings describes it.
 
     Attributes:
-        url: where the JSON is posted.
+        url: where the JSON is posted. `env:NAME` reads it from a variable of the environment when something is sent, so
+            that no token in it is kept with the settings or among the parameters of a flow.
         secret_env: name of the environment variable with the secret that signs it.
         least_severity: an audit without a finding of this severity or a higher one is not told.
 
     Raises:
-        UsageError: an address that is not http or https, an unknown severity, or no name of a variable.
+        WebhookConfigError: an address that is no http or https, an unknown severity, or no secret_env.
     """
 
     # pydantic reads this where settings or flow parameters are checked: an unknown key is an error and not ignored.
@@ -47,26 +55,60 @@ class Webhook:
     least_severity: Severity = "high"
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(
-                f"The webhook {parts.hostname or self.url!r} has no http or https address.", 'Write url = "https://…".'
+        if self._variable is None:
+            place = urlsplit(self.url).hostname or repr(self.url)
+            usable = _is_address(self.url)
+        else:
+            place = self.url
+            usable = bool(_VARIABLE.fullmatch(self._variable))
+        if not usable:
+            raise WebhookConfigError(
+                f"The webhook {place} has no http or https address.",
+                'Write url = "https://…", or url = "env:NAME" for the variable that holds the address.',
             )
         if not self.secret_env:
-            raise UsageError(
-                f"The webhook at {parts.hostname} names no secret_env.",
+            raise WebhookConfigError(
+                f"The webhook at {place} names no secret_env.",
                 "Name the environment variable that holds its secret.",
             )
         if self.least_severity not in SEVERITIES:
-            raise UsageError(
-                f"The webhook at {parts.hostname} has an unknown least_severity {self.least_severity!r}.",
+            raise WebhookConfigError(
+                f"The webhook at {place} has an unknown least_severity {self.least_severity!r}.",
                 f"It may be: {', '.join(SEVERITIES)}.",
             )
 
     @property
     def outlet(self) -> str:
-        """A name that can be shown: the host and a digest, for the address itself may hold a token."""
-        return f"webhook:{urlsplit(self.url).hostname}:{sha256_bytes(self.url.encode())[:16]}"
+        """A name that can be shown, for the address may hold a token: the host and a digest, or the variable."""
+        return _outlet_of(self.url) if self._variable is None else f"webhook:{self.url}"
+
+    @property
+    def outlets(self) -> tuple[str, ...]:
+        """Every name under which alerts may be due to it: those from before its address went into a variable too."""
+        address = self._address()
+        return (self.outlet, *([_outlet_of(address)] if self._variable is not None and _is_address(address) else []))
+
+    def resolved_url(self) -> str:
+        """The address, read from the environment where `url` says so.
+
+        Raises:
+            RefusedError: the variable is not set, or holds no http or https address; its value is not shown.
+        """
+        address = self._address()
+        if not _is_address(address):
+            found = "holds no http or https address" if address else "is not set"
+            raise RefusedError(
+                f"The environment variable {self._variable}, the address of {self.outlet}, {found}.",
+                "Set it where the audits run; the next run sends what is due.",
+            )
+        return address
+
+    @property
+    def _variable(self) -> str | None:
+        return self.url.removeprefix(_FROM_ENVIRONMENT) if self.url.startswith(_FROM_ENVIRONMENT) else None
+
+    def _address(self) -> str:
+        return self.url if self._variable is None else os.environ.get(self._variable, "")
 
 
 class AwayError(StoreError):
@@ -75,6 +117,18 @@ class AwayError(StoreError):
 
 class RefusedError(StoreError):
     """A webhook that was reached and does not want what it got: the same again will be refused again."""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parsed = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
+
+
+def _outlet_of(address: str) -> str:
+    return f"webhook:{urlsplit(address).hostname}:{sha256_bytes(address.encode())[:16]}"
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
@@ -93,8 +147,9 @@ def post(
     """Post signed JSON; where the webhook is away, again after 1, 2 and 4 seconds. Redirects are not followed.
 
     Raises:
-        AwayError: it stayed away. RefusedError: it said no, or its secret is not set.
+        AwayError: it stayed away. RefusedError: it said no, or its address or secret is not set.
     """
+    address = webhook.resolved_url()
     secret = os.environ.get(webhook.secret_env, "")
     if not secret:
         raise RefusedError(
@@ -107,10 +162,12 @@ def post(
         wait=wait_exponential(multiplier=first_pause_seconds) + wait_random(0, first_pause_seconds / 2),
         reraise=True,
     )
-    patience(_post_once, webhook, secret, body, idempotency_key, timeout_seconds)
+    patience(_post_once, webhook.outlet, address, secret, body, idempotency_key, timeout_seconds)
 
 
-def _post_once(webhook: Webhook, secret: str, body: bytes, idempotency_key: str, timeout_seconds: float) -> None:
+def _post_once(
+    outlet: str, address: str, secret: str, body: bytes, idempotency_key: str, timeout_seconds: float
+) -> None:
     timestamp = str(int(time.time()))
     headers = {
         "Content-Type": "application/json",
@@ -120,16 +177,14 @@ def _post_once(webhook: Webhook, secret: str, body: bytes, idempotency_key: str,
         IDEMPOTENCY_HEADER: idempotency_key,
     }
     try:
-        answer = httpx.post(webhook.url, content=body, headers=headers, timeout=timeout_seconds)
+        answer = httpx.post(address, content=body, headers=headers, timeout=timeout_seconds)
     except httpx.HTTPError as fault:
         # Not the message: it may quote the address with its token.
-        raise AwayError(
-            f"{webhook.outlet} cannot be reached ({type(fault).__name__}).", "The next run tries again."
-        ) from fault
+        raise AwayError(f"{outlet} cannot be reached ({type(fault).__name__}).", "The next run tries again.") from fault
     status = answer.status_code
     if status >= _FIRST_SERVER_FAULT or status in _AWAY_FOR_NOW:
-        raise AwayError(f"{webhook.outlet} answered {status}.", "The next run tries again.")
+        raise AwayError(f"{outlet} answered {status}.", "The next run tries again.")
     if not answer.is_success:
         raise RefusedError(
-            f"{webhook.outlet} refused the alert with {status}.", "Check address and secret; the next run tries again."
+            f"{outlet} refused the alert with {status}.", "Check address and secret; the next run tries again."
         )

@@ -51,7 +51,8 @@ def deliver_alerts(workspace: Workspace) -> int:
     that the settings name no longer keeps what was due until they name it again.
     """
     ledger = workspace.ledger()
-    webhooks = {each.outlet: each for each in workspace.webhooks}
+    webhooks = {name: each for each in workspace.webhooks for name in each.outlets}
+    webhooks.update({each.outlet: each for each in workspace.webhooks})
     with ledger.read() as connection:
         due = undelivered_alerts(connection)
     away: set[str] = set()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -130,11 +130,37 @@ def test_without_its_secret_nothing_is_posted(receiver: Receiver) -> None:
     assert receiver.received == []
 
 
+def test_an_address_in_a_variable_is_read_when_something_is_sent_and_shown_nowhere(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhook = Webhook("env:HOOK_URL", "HOOK_SECRET")
+    assert webhook.outlet == "webhook:env:HOOK_URL"
+    for value, said in (
+        ("", "HOOK_URL.* is not set"),
+        ("hooks/token", "HOOK_URL.* no http"),
+        ("https://a\n", "no http"),
+    ):
+        monkeypatch.setenv("HOOK_URL", value)
+        with pytest.raises(RefusedError, match=said) as caught:
+            post(webhook, b"{}", "key")
+        assert not value or value.strip() not in str(caught.value)
+    monkeypatch.setenv("HOOK_URL", receiver.url)
+    post(webhook, b'{"a": 1}', "the key")
+    assert [body for _, body in receiver.received] == [b'{"a": 1}']
+    receiver.answers = [403]
+    with pytest.raises(RefusedError, match="webhook:env:HOOK_URL refused") as refused:
+        post(webhook, b"{}", "key")
+    assert receiver.url not in str(refused.value)
+    assert receiver.url not in repr(webhook)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"url": "ftp://example.org"}, "no http or https"),
         ({"url": "nothing"}, "no http or https"),
+        ({"url": "env:"}, "no http or https"),
+        ({"url": "env:https://example.org"}, "no http or https"),
         ({"secret_env": ""}, "secret_env"),
         ({"least_severity": "severe"}, "least_severity 'severe'"),
     ],
@@ -202,6 +228,26 @@ def test_a_webhook_that_the_settings_no_longer_name_is_left_alone(
     without = Workspace(**{**{name: getattr(workspace, name) for name in asdict(workspace)}, "webhooks": ()})
     assert delivered(without) == 0
     assert delivered(workspace) == 1
+
+
+def test_what_is_due_to_an_address_still_is_once_the_address_is_in_a_variable(
+    due: tuple[Workspace, Alert], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, alert = due
+    moved = replace(workspace, webhooks=(Webhook("env:HOOK_URL", "HOOK_SECRET", "low"),))
+    assert delivered(moved) == 0, "the variable is not set: the alert stays due and nothing fails"
+    monkeypatch.setenv("HOOK_URL", receiver.url)
+    assert delivered(moved) == 1
+    assert [headers["Idempotency-Key"] for headers, _ in receiver.received] == [alert.idempotency_key]
+    assert states(workspace) == [DELIVERED, DUE]
+
+    noted = Alert(alert.audit_id, moved.webhooks[0].outlet)
+    record_alerts(workspace.ledger(), [noted], DUE)
+    monkeypatch.delenv("HOOK_URL")
+    assert delivered(moved) == 0
+    monkeypatch.setenv("HOOK_URL", receiver.url + "/another-token")
+    assert delivered(moved) == 1
+    assert len(receiver.received) == 2
 
 
 def test_a_kill_between_posting_and_remembering_repeats_with_the_same_key(

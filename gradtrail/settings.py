@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
-from gradtrail.errors import UsageError
+from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.nouns import PreviewMode
 from gradtrail.storage.source_config import SourceConfig
 from gradtrail.storage.webhooks import Webhook
@@ -21,12 +26,26 @@ from gradtrail.tasks.watched import WatchedModel
 from gradtrail.tasks.workspace import Workspace
 
 SETTINGS_FILE = "gradtrail.toml"
+PREFIX = "GRADTRAIL_"
+_KEY_FAULTS = {
+    "extra_forbidden": "there is no such key",
+    "unexpected_keyword_argument": "there is no such key",
+    "missing": "it is missing",
+}
+_JSON = f"""Lists and tables in variables are JSON, for example {PREFIX}ALLOWED_ADAPTERS='["my_adapter:MyAdapter"]'."""
+
+
+class SigningKeyError(UsageError, ValueError):
+    """A key in the place of its path; a ValueError too, so that pydantic names the setting."""
 
 
 class Settings(BaseSettings):
     """What may be configured. Environment variables win over the file; defaults keep all under one folder."""
 
-    model_config = SettingsConfigDict(env_prefix="GRADTRAIL_", toml_file=SETTINGS_FILE, extra="forbid")
+    # Without inputs: a value that cannot be used may be a secret in the wrong place.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, toml_file=SETTINGS_FILE, extra="forbid", hide_input_in_errors=True
+    )
 
     home: Path = Field(Path(".gradtrail"), description="Folder of everything embedded.")
     mlflow_tracking_uri: str = Field("", description="MLflow server or database; default: sqlite in the home folder.")
@@ -45,6 +64,16 @@ class Settings(BaseSettings):
     webhooks: tuple[Webhook, ...] = Field((), description="Whom to tell about findings, as [[webhooks]] tables.")
     watch_seconds: int = Field(60, ge=5, description="How often `gradtrail serve` asks the registry what is new.")
     openlineage: str = Field("", description="OpenLineage consumer (http…) or file that every flow reports to.")
+
+    @field_validator("signing_key", mode="before")
+    @classmethod
+    def _is_no_key_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and ("-----BEGIN" in value or "\n" in value):
+            raise SigningKeyError(
+                "it holds the text of a key, where the path of its PEM file belongs",
+                "Keep the key in a file that only its owner can read, and give that file's path.",
+            )
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -92,13 +121,61 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings; overrides that are None count as not given.
 
     Raises:
-        UsageError: for unknown keys and unusable values, naming each.
+        UsageError: for a file that cannot be read, unknown keys and unusable values, naming file or variable.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic checks them
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"The settings in {SETTINGS_FILE} or GRADTRAIL_* cannot be used: {problems}.",
-            f"Known keys: {', '.join(Settings.model_fields)}.",
+            f"The settings in {SETTINGS_FILE} are no TOML: {error}.", f"Correct {Path(SETTINGS_FILE).resolve()}."
         ) from error
+    except OSError as error:
+        raise UsageError(
+            f"The settings in {SETTINGS_FILE} cannot be read: {error.strerror}.",
+            f"Look at the rights of {Path(SETTINGS_FILE).resolve()}.",
+        ) from error
+    except SettingsError as error:
+        unread = [name for name in Settings.model_fields if f'"{name}"' in str(error)]
+        variable = PREFIX + unread[0].upper() if unread else f"A variable {PREFIX}…"
+        raise UsageError(f"{variable} cannot be read: it is no JSON.", _JSON) from error
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        problems = "; ".join(f"{_place(each['loc'], given)}: {_cause(each)}" for each in found)
+        remedies = dict.fromkeys(_remedy(each) for each in found)
+        raise UsageError(f"The settings cannot be used. {problems}.", " ".join(remedies)) from error
+
+
+def _place(location: tuple[int | str, ...], given: Mapping[str, object]) -> str:
+    """Where a value comes from, and which it is: `gradtrail.toml: models.0.audit`."""
+    path = ".".join(map(str, location))
+    key = str(location[0])
+    if key in given:
+        return f"as given: {path}"
+    return f"{_variable(key)}{path[len(key) :]}" if _variable(key) else f"{SETTINGS_FILE}: {path}"
+
+
+def _variable(key: str) -> str:
+    """The variable of the environment that sets a key, as it is written there; empty where none does."""
+    return next((name for name in os.environ if name.upper() == PREFIX + key.upper()), "")
+
+
+def _cause(problem: Mapping[str, Any]) -> str:
+    fault = problem.get("ctx", {}).get("error")
+    said = fault.what if isinstance(fault, GradtrailError) else _KEY_FAULTS.get(problem["type"], problem["msg"])
+    return str(said).rstrip(".")
+
+
+def _remedy(problem: Mapping[str, Any]) -> str:
+    fault, location = problem.get("ctx", {}).get("error"), problem["loc"]
+    if isinstance(fault, GradtrailError):
+        return fault.remedy
+    if problem["type"] in _KEY_FAULTS and len(location) == 1:
+        return f"Known keys: {', '.join(Settings.model_fields)}."
+    if problem["type"] in _KEY_FAULTS:
+        table = next(each for each in get_args(Settings.model_fields[location[0]].annotation) if is_dataclass(each))
+        return f"Known keys of [[{location[0]}]]: {', '.join(each.name for each in fields(table))}."
+    if problem["type"] == "tuple_type" and not _variable(location[0]):
+        return 'Write lists as ["…"], and tables with two brackets, such as [[models]].'
+    remedy = "Correct the value; docs/running.md says what each setting means."
+    return f"{remedy} {_JSON}" if _variable(location[0]) else remedy

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradtrail.errors import UsageError
 from gradtrail.nouns import Target
+
+_CRON_NAMES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
+_WEEKDAYS = "sun mon tue wed thu fri sat"
+# Bounds and names of minute, hour, day of month, month, day of week.
+_CRON_FIELDS = ((0, 59, ""), (0, 23, ""), (1, 31, "l"), (1, 12, _MONTHS), (0, 7, _WEEKDAYS))
+_CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/[1-9]\d*)?(?:#[1-5])?")
+
+
+class ScheduleError(UsageError, ValueError):
+    """A schedule that cannot be meant; a ValueError too, so that settings name the table it stands in."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,9 @@ class WatchedModel:
         audit: cron of the audits.
         target: what audits explain.
         method: attribution method; `auto` is what the calibration chose.
+
+    Raises:
+        ScheduleError: `audit` is no cron.
     """
 
     # pydantic reads this where settings or flow parameters are checked: an unknown key is an error and not ignored.
@@ -30,3 +46,28 @@ class WatchedModel:
     audit: str = "*/15 * * * *"
     target: Target = "emitted"
     method: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not is_cron(self.audit):
+            raise ScheduleError(
+                f"The schedule {self.audit!r} of {self.reference} is no cron.",
+                'Give minute, hour, day, month and day of week, such as audit = "*/15 * * * *", or a name: '
+                f"{', '.join(_CRON_NAMES)}.",
+            )
+
+
+def is_cron(text: str) -> bool:
+    """Whether a text is a cron of five fields, or a name for one; written here, for Prefect's check loads Prefect."""
+    if text.strip().lower() in _CRON_NAMES:
+        return True
+    given = text.lower().split()
+    return len(given) == len(_CRON_FIELDS) and all(
+        _is_cron_field(each, least, most, names.split())
+        for each, (least, most, names) in zip(given, _CRON_FIELDS, strict=True)
+    )
+
+
+def _is_cron_field(text: str, least: int, most: int, names: list[str]) -> bool:
+    parts = [_CRON_PART.fullmatch(part) for part in text.split(",")]
+    ends = [end for part in parts if part for end in part.groups() if end]
+    return all(parts) and all(end in names or (end.isdecimal() and least <= int(end) <= most) for end in ends)

@@ -10,7 +10,10 @@ import typer
 from gradtrail.errors import UsageError
 
 Reference = Annotated[str, typer.Argument(help="Model version: NAME@alias, NAME/3, or NAME for the newest.")]
-Home = Annotated[Path | None, typer.Option("--home", help="Home folder; default: ./.gradtrail.", show_default=False)]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; default: `home` of the settings, else ./.gradtrail.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -7,17 +7,23 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL
 from typer.testing import CliRunner
 
 import gradtrail
 from gradtrail.cli import app, main
+from gradtrail.errors import UsageError
+from gradtrail.settings import load_settings
+from gradtrail.tasks.watched import is_cron
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+KEY_TEXT = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI\n-----END PRIVATE KEY-----\n"
 runner = CliRunner()
 
 
@@ -112,14 +118,71 @@ def test_weights_on_disk_are_registered_from_the_command_line(tiny, monkeypatch)
     assert tiny.workspace.registry().resolve("tiny@champion").tags["gradtrail.adapter"] == tiny.reference
 
 
-def test_unknown_settings_are_named(tmp_path, monkeypatch, capsys):
-    (tmp_path / "gradtrail.toml").write_text('hom = "x"\n')
+@pytest.mark.parametrize(
+    ("file", "variables", "said"),
+    [
+        ('hom = "x"', {}, ["gradtrail.toml: hom: there is no such key", "Known keys: home, mlflow_tracking_uri"]),
+        ("watch_seconds =", {}, ["gradtrail.toml are no TOML", "line 1", "Correct /"]),
+        ("", {"GRADTRAIL_ALLOWED_ADAPTERS": "a:B"}, ["GRADTRAIL_ALLOWED_ADAPTERS cannot be read", '["my_adapter:MyA']),
+        ("watch_seconds = 60", {"GRADTRAIL_WATCH_SECONDS": "1"}, ["GRADTRAIL_WATCH_SECONDS: Input should be greater"]),
+        (
+            '[[models]]\nrefrence = "a"',
+            {},
+            ["models.0.reference: it is missing; ", "models.0.refrence: there is no", "[[models]]: reference, adapter"],
+        ),
+        ("", {"GRADTRAIL_MODELS": '[{"refrence": "a"}]'}, ["GRADTRAIL_MODELS.0.refrence: there is no such key"]),
+        ('[models]\nreference = "a"', {}, ["gradtrail.toml: models: Input should be", "[[models]]"]),
+        (
+            '[[models]]\nreference = "a"\naudit = "every day"',
+            {},
+            ["gradtrail.toml: models.0: The schedule 'every day' of a is no cron.", '"*/15 * * * *"'],
+        ),
+        ('[[sources]]\nname = "A b"\nkind = "inbox"', {}, ["sources.0: The source 'A b'", "Use small letters"]),
+        ('[[webhooks]]\nurl = "x"\nsecret_env = "Y"', {}, ["gradtrail.toml: webhooks.0: The webhook 'x'", "env:NAME"]),
+        ("", {"GRADTRAIL_SIGNING_KEY": KEY_TEXT}, ["GRADTRAIL_SIGNING_KEY: it holds the text of a key", "path"]),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named_with_place_cause_and_remedy(
+    file, variables, said, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "gradtrail.toml").write_text(file + "\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gradtrail", "verify"])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["gradtrail", "sql", "SELECT 1"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert "hom" in capsys.readouterr().err
+    error, remedy = capsys.readouterr().err.splitlines()
+    assert error.startswith("Error: ")
+    assert remedy.startswith("Remedy: ")
+    assert [part for part in said if part not in error and part not in remedy] == []
+
+
+def test_no_trace_of_an_error_shows_a_key_in_the_place_of_its_path(monkeypatch):
+    monkeypatch.setenv("GRADTRAIL_SIGNING_KEY", KEY_TEXT)
+    with pytest.raises(UsageError) as caught:
+        load_settings()
+    assert "MC4CAQAw" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_schedule_is_a_cron_where_prefect_says_so():
+    tried = (
+        "*/15 * * * *", "@daily", "0 0 * * mon-fri", "0 0 l * *", "0 0 * * 5#2", "0 22-2 * * *", "5/15 * * * *",
+        "0 0 1 JAN *", "0 0 * * 7", "1-5/2,7 * * * *", "0 0 ? * *", "  0 3 * * * ", "*/61 * * * *",
+        "every day", "60 * * * *", "* * * *", "*/0 * * * *", "0 0 * * 8", "0 0 0 * *", "@every day", "H * * * *",
+        "1,,2 * * * *", "", "0 0 * * sunday", "@reboot", "0 0 15W * *", "* * * 13 *", "0 24 * * *",
+    )  # fmt: skip
+    found = {text: is_cron(text) for text in tried}
+    assert found == {text: _prefect_takes(text) for text in tried}
+    assert list(found.values()).count(True) == 13
+
+
+def _prefect_takes(text):
+    try:
+        return bool(CronSchedule(cron=text))
+    except ValueError:
+        return False
 
 
 def test_asking_before_anything_was_recorded_says_what_to_do(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from gradtrail.digests import short
 from gradtrail.errors import FindingsError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Severity
+from gradtrail.reports.formats import plural
 from gradtrail.reports.gates import GatedAudit, gate_document, junit_xml, stops
 from gradtrail.reports.policies import load_policy
 from gradtrail.storage.atomic import write_atomically
@@ -55,8 +56,9 @@ def require_gate(audits: Sequence[GatedAudit], fail_on: Severity) -> None:
     found = [(audit, finding) for audit in audits for finding in audit.findings if stops(finding, fail_on)]
     if found:
         audit, worst = found[0]
+        number = plural(len(found), "finding")
         raise FindingsError(
-            f"Audit {short(audit.audit_id)} of {audit.model_version_id} has {len(found):,} findings of severity "
+            f"Audit {short(audit.audit_id)} of {audit.model_version_id} has {number} of severity "
             f"{fail_on} or higher, for example {worst.rule} ({worst.severity}): {worst.message}",
             f"Read its report: gradtrail report {short(audit.audit_id)}.",
         )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gradtrail import printing
 from gradtrail.digests import short
+from gradtrail.reports.formats import plural
 
 if TYPE_CHECKING:
     from gradtrail.flows.audit import AuditOutcome, OtherVersion
@@ -25,20 +26,23 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     for audit_id in outcome.finished:
         printing.say(f"Completed the report of the interrupted audit {short(audit_id)}.")
     if outcome.left_out:
-        printing.say(f"{outcome.left_out:,} pending outputs were left out: refused when measured, or without a label.")
+        number = plural(outcome.left_out, "pending output was", "pending outputs were")
+        printing.say(f"{number} left out: refused when measured, or without a label.")
     if outcome.sampled_out:
-        printing.say(f"{outcome.sampled_out:,} new outputs were left out by the sampling of their source.")
+        number = plural(outcome.sampled_out, "new output was", "new outputs were")
+        printing.say(f"{number} left out by the sampling of their source.")
     if outcome.waiting:
-        why = "their model version is not ingested, or this run was full"
-        printing.say(f"{outcome.waiting:,} outputs wait for a later run: {why}.")
+        number = plural(outcome.waiting, "output waits", "outputs wait")
+        printing.say(f"{number} for a later run: the model version is not ingested, or this run was full.")
     for audit_id in outcome.earlier:
         printing.say(f"Audit {short(audit_id)} covers an earlier portion of the outputs.")
     for other in outcome.others:
         printing.say(_other_version(other))
     if not outcome.audit_id:
         return printing.say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
+    number = plural(outcome.output_count, "output")
     return printing.say(
-        f"Audited {outcome.output_count:,} outputs of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
+        f"Audited {number} of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
         *(f"Note: {warning}" for warning in outcome.warnings),
         f"Report: {outcome.report}",
     )

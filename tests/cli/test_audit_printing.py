@@ -1,7 +1,16 @@
 """What `gradtrail audit` says of outputs that it did not audit, and of more audits than one."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
 from gradtrail.commands.audits_printing import show_audit
+from gradtrail.errors import FindingsError
 from gradtrail.flows.audit import AuditOutcome
+from gradtrail.nouns import Finding
+from gradtrail.reports.gates import GatedAudit
+from gradtrail.tasks.gating import require_gate
 
 
 def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(capsys):
@@ -11,9 +20,24 @@ def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(cap
     show_audit(outcome, as_json=False)
     said = capsys.readouterr().out
     assert "3,000 new outputs were left out by the sampling of their source." in said
-    assert "20 outputs wait for a later run: their model version is not ingested, or this run was full." in said
+    assert "20 outputs wait for a later run: the model version is not ingested, or this run was full." in said
     assert "Audit bbbbbbbbbbbb covers an earlier portion of the outputs." in said
     assert "Audited 1,500 outputs of digits/3 (audit aaaaaaaaaaaa)." in said
+
+
+def test_one_is_not_many(capsys):
+    show_audit(AuditOutcome("a/1", "a" * 64, "r", 1, waiting=1, sampled_out=1, left_out=1), as_json=False)
+    said = capsys.readouterr().out
+    assert "1 pending output was left out: " in said
+    assert "1 new output was left out by" in said
+    assert "1 output waits for a later run: " in said
+    assert "Audited 1 output of a/1" in said
+    finding = Finding("rule", "high", "why.")
+    audit = GatedAudit("b" * 64, "a/1", datetime(2026, 1, 1, tzinfo=UTC), ("rule",), (finding,))
+    with pytest.raises(FindingsError, match="has 1 finding of severity high or higher"):
+        require_gate([audit], "high")
+    with pytest.raises(FindingsError, match="has 2 findings of severity high or higher"):
+        require_gate([replace(audit, findings=(finding, finding))], "high")
 
 
 def test_a_run_that_audited_all_there_was_says_nothing_of_what_waits(capsys):

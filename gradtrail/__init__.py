@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradtrail.recording import record_output as record_output
     from gradtrail.recording import record_outputs as record_outputs
     from gradtrail.registration import register as register
+    from gradtrail.tasks.registering import TrainedWeights as TrainedWeights
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "flows" / "__init__.py").is_file():
@@ -35,6 +36,7 @@ _EXPORTS = {
     "ModelAdapter": "gradtrail.attribution.adapters",
     "Preview": "gradtrail.nouns",
     "RegressionAdapter": "gradtrail.attribution.adapters",
+    "TrainedWeights": "gradtrail.tasks.registering",
     "connect": "gradtrail.api",
     "record_output": "gradtrail.recording",
     "record_outputs": "gradtrail.recording",
@@ -49,6 +51,7 @@ __all__ = [
     "ModelAdapter",
     "Preview",
     "RegressionAdapter",
+    "TrainedWeights",
     "__version__",
     "connect",
     "record_output",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,33 @@ Home = Annotated[
     typer.Option("--home", help="Home folder; default: `home` of the settings, else ./.gradtrail.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+# How an audit scores.
+Method = Annotated[str, typer.Option(help="See `gradtrail methods`; auto: what calibrate found best, else influence.")]
+AuditTarget = Annotated[Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")]
+TopK = Annotated[int, typer.Option(help="Proponents and opponents kept per output.", min=1)]
+Curvature = Annotated[str, typer.Option(help="empirical, fisher or ggn; ggn or hessian for cg and lissa.")]
+RelativeDamping = Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)]
+AbsoluteDamping = Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)]
+Horizon = Annotated[
+    str,
+    typer.Option(
+        help="now (how sensitive is the model?) or training (what shaped it?) as calibrated; or a number, learning "
+        "rate × steps, for methods horizon and unrolled.",
+        show_default=False,
+    ),
+]
+AuditWeighting = Annotated[
+    str, typer.Option(help="auto, uniform, aspect:ATTRIBUTE, or the beginning of a weighting's id.")
+]
+AuditIndex = Annotated[
+    str, typer.Option(help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False)
+]
+EveryCheckpoint = Annotated[
+    bool,
+    typer.Option("--every-checkpoint", help="Score with all checkpoints together (trak, methods with curvature)."),
+]
+PolicyFile = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
 
 
 def write_file(path: Path, content: bytes) -> None:

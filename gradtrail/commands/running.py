@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradtrail import printing
-from gradtrail.commands import audits_printing
+from gradtrail.commands import audits_printing, options
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
@@ -73,15 +72,27 @@ def watch(home: Home = None, as_json: AsJson = False) -> None:
 @app.command()
 def reaudit(
     reference: Reference,
-    audit: Annotated[str, typer.Option(help="Only the outputs of this audit, by id or its beginning.")] = "",
-    method: Annotated[str, typer.Option(help="As for `gradtrail audit`.")] = "auto",
-    target: Annotated[Literal["emitted", "label"], typer.Option(help="As for `gradtrail audit`.")] = "emitted",
-    weighting: Annotated[str, typer.Option(help="As for `gradtrail audit`.")] = "auto",
-    policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
+    audit: Annotated[
+        str, typer.Option(help="Only the outputs of this audit, by id or its beginning.", show_default=False)
+    ] = "",
+    method: options.Method = "auto",
+    target: options.AuditTarget = "emitted",
+    top_k: options.TopK = 10,
+    curvature: options.Curvature = "",
+    relative_damping: options.RelativeDamping = 1.0,
+    absolute_damping: options.AbsoluteDamping = 0.0,
+    horizon: options.Horizon = "",
+    weighting: options.AuditWeighting = "auto",
+    index: options.AuditIndex = "",
+    every_checkpoint: options.EveryCheckpoint = False,
+    policy: options.PolicyFile = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Audit again what was audited before: after a withdrawal, by another method or under another policy."""
+    from gradtrail.amounts import horizon_of
+
+    tau, named_horizon = horizon_of(horizon)
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.api import connect
@@ -89,8 +100,20 @@ def reaudit(
         from gradtrail.tasks.audit_options import AuditOptions
 
         audit_id = connect(settings.home).resolve(audit, "audit") if audit else ""
-        options = AuditOptions(method, target, weighting=weighting)
-        outcome = reaudit_flow(settings.workspace(), reference, options, audit_id)
+        asked = AuditOptions(
+            method,
+            target,
+            top_k,
+            curvature,
+            relative_damping,
+            absolute_damping,
+            horizon=tau,
+            every_checkpoint=every_checkpoint,
+            named_horizon=named_horizon,
+            weighting=weighting,
+            index=index,
+        )
+        outcome = reaudit_flow(settings.workspace(), reference, asked, audit_id)
     audits_printing.show_audit(outcome, as_json=as_json)
 
 

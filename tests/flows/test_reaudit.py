@@ -1,11 +1,15 @@
 """Auditing again: the same question has one answer, a withdrawal or another method makes it another question."""
 
+import json
 import re
 
 import pytest
+import typer
+from prefect.settings import PREFECT_API_URL
 from typer.testing import CliRunner
 
 from gradtrail.cli import app
+from gradtrail.errors import GradtrailError, NotFoundError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -13,6 +17,7 @@ from gradtrail.flows.reaudit import reaudit
 from gradtrail.lineage import queries
 from gradtrail.lineage.withdrawals import WithdrawalRequest
 from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.index_options import IndexOptions
 from gradtrail.tasks.withdrawing import withdraw_data
 
 DOT = AuditOptions("grad_dot")
@@ -63,3 +68,47 @@ def test_a_repeat_is_the_same_audit_and_a_withdrawal_another(audited):
     tiny.workspace.payloads().delete(output.payload_sha256)
     partial = reaudit(tiny.workspace, "tiny@champion", AuditOptions("influence"))
     assert (partial.output_count, partial.left_out) == (1, 1)
+
+
+def test_reaudit_takes_every_option_that_says_how_an_audit_scores():
+    options = {
+        name: {option.name: (option.opts, option.default, option.help) for option in command.params}
+        for name, command in typer.main.get_command(app).commands.items()
+        if name in ("audit", "reaudit")
+    }
+    for only_of_audit in ("fail_on", "junit"):
+        options["audit"].pop(only_of_audit)
+    options["reaudit"].pop("audit")
+    assert options["reaudit"] == options["audit"]
+
+
+def test_the_options_of_the_command_reach_the_audit(audited, monkeypatch):
+    tiny, first = audited
+    [other] = index(tiny.workspace, "tiny@champion", IndexOptions(seed=1))
+    monkeypatch.setenv("GRADTRAIL_ALLOWED_ADAPTERS", json.dumps([tiny.reference]))
+    monkeypatch.setenv("GRADTRAIL_ADAPTER_PATH", str(tiny.folder))
+    monkeypatch.setenv("GRADTRAIL_MLFLOW_TRACKING_URI", tiny.workspace.tracking_uri)
+    command = ["reaudit", "tiny@champion", "--home", str(tiny.home)]
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    asked = [
+        "--method", "influence", "--index", other.index_id[:12], "--curvature", "empirical", "--relative-damping", "2",
+        "--absolute-damping", "0.25", "--top-k", "3", "--audit", first.audit_id[:12],
+    ]  # fmt: skip
+    made = reaudited(tiny, [*command, *asked])
+    assert (made.method, made.index_ids, len(made.outputs)) == ("influence", (other.index_id,), 2)
+    said = {name: made.parameters[name] for name in ("curvature", "relative_damping", "absolute_damping", "top_k")}
+    assert said == {"curvature": "empirical", "relative_damping": 2.0, "absolute_damping": 0.25, "top_k": 3}
+    made = reaudited(tiny, [*command, "--horizon", "0.5"])
+    assert (made.method, made.parameters["horizon"]) == ("horizon", 0.5)
+    never = CliRunner().invoke(app, [*command, "--horizon", "now"])
+    assert isinstance(never.exception, NotFoundError)
+    assert "The horizon now of tiny/1 was never calibrated" in str(never.exception)
+    one = CliRunner().invoke(app, [*command, "--method", "grad_dot", "--every-checkpoint"])
+    assert isinstance(one.exception, GradtrailError)
+
+
+def reaudited(tiny, command):
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    with tiny.workspace.ledger().read() as connection:
+        return queries.audit_details(connection, json.loads(result.stdout)["audit_id"]).audit

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import typer
@@ -18,6 +20,7 @@ from gradtrail.lineage import queries
 from gradtrail.lineage.withdrawals import WithdrawalRequest
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.verifying import verify_workspace
 from gradtrail.tasks.withdrawing import withdraw_data
 
 DOT = AuditOptions("grad_dot")
@@ -112,3 +115,20 @@ def reaudited(tiny, command):
     assert result.exit_code == 0, f"{result.output}{result.exception}"
     with tiny.workspace.ledger().read() as connection:
         return queries.audit_details(connection, json.loads(result.stdout)["audit_id"]).audit
+
+
+def test_what_the_guide_lets_a_backup_leave_out_is_not_needed_or_measured_again(audited):
+    tiny, first = audited
+    guide = (Path(__file__).resolve().parents[2] / "deploy" / "README.md").read_text()
+    listed = re.search(r"<!-- may be left out -->\n(.*?)\n\n", guide, re.DOTALL)[1]
+    named = [name for line in listed.splitlines() for name in re.findall(r"`(\w+)/`", line.partition(":")[0])]
+    assert named == ["gradients", "calibrations", "prefect", "scratch", "locks"]
+    assert {"gradients", "locks"} <= {path.name for path in tiny.home.iterdir()}
+    for name in named:
+        shutil.rmtree(tiny.home / name, ignore_errors=True)
+    assert {problem.kind for problem in verify_workspace(tiny.workspace).problems} == {"index"}
+    [again] = index(tiny.workspace, "tiny@champion")
+    assert again.remeasured
+    assert reaudit(tiny.workspace, "tiny@champion", AuditOptions("grad_cos")).output_count == 2
+    assert audits(tiny)[0] == first.audit_id
+    assert not verify_workspace(tiny.workspace).problems

@@ -250,6 +250,14 @@ def test_what_is_due_to_an_address_still_is_once_the_address_is_in_a_variable(
     assert len(receiver.received) == 2
 
 
+def test_the_page_s_question_names_model_versions_that_could_not_be_prepared(story_ledger: Ledger) -> None:
+    question = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)[1]
+    story_ledger.record_quarantine("registry", "digits/9", "its weights are damaged")
+    story_ledger.publish_snapshot()
+    expected = [{"model_version_id": "digits/9", "cause": "its weights are damaged"}]
+    assert run_sql(story_ledger.paths.snapshot, question).to_pylist() == expected
+
+
 def test_a_kill_between_posting_and_remembering_repeats_with_the_same_key(
     due: tuple[Workspace, Alert], receiver: Receiver, tmp_path: Path
 ) -> None:

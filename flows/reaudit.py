@@ -6,11 +6,13 @@ from prefect import flow
 
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.flows.examining import examine
+from gradtrail.storage.exclusive import holding
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.audited import audited_output_ids
 from gradtrail.tasks.calibrated import resolve_audit
+from gradtrail.tasks.collecting import require_finished
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.workspace import Workspace
@@ -33,14 +35,19 @@ def reaudit(
         reference: `NAME@alias`, `NAME/3` or `NAME`.
         options: method, target and what to keep.
         audit_id: only the outputs of that audit.
+
+    Raises:
+        StoreError: at the end, where the disk did not give an output.
     """
     model_version_id = resolve_version(workspace, reference).model_version_id
     resolved = resolve_audit(workspace, model_version_id, options)
-    output_ids, without_payload = audited_output_ids(workspace, model_version_id, options.target, audit_id)
-    examined = examine(workspace, model_version_id, output_ids, resolved)
+    with holding(workspace.audit_lock(model_version_id)):
+        output_ids, without_payload = audited_output_ids(workspace, model_version_id, options.target, audit_id)
+        examined = examine(workspace, model_version_id, output_ids, resolved)
     deliver_alerts(workspace)
     publish_snapshot(workspace)
     announce(workspace)
+    require_finished(examined.failed)
     return AuditOutcome(
         model_version_id,
         examined.audit_id,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from gradtrail.commands import audits_printing, outputs
+from gradtrail.commands import options as shared
 from gradtrail.commands.options import AsJson, Home, Reference
 from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
@@ -19,36 +20,17 @@ app.add_typer(outputs.app, name="outputs")
 @app.command()
 def audit(
     reference: Reference,
-    method: Annotated[
-        str, typer.Option(help="See `gradtrail methods`; auto: what calibrate found best, else influence.")
-    ] = "auto",
-    target: Annotated[
-        Literal["emitted", "label"], typer.Option(help="Why it said this, or why it was wrong.")
-    ] = "emitted",
-    top_k: Annotated[int, typer.Option(help="Proponents and opponents kept per output.", min=1)] = 10,
-    curvature: Annotated[str, typer.Option(help="empirical, fisher or ggn; ggn or hessian for cg and lissa.")] = "",
-    relative_damping: Annotated[float, typer.Option(help="Multiple of the mean curvature added to it.", min=0)] = 1.0,
-    absolute_damping: Annotated[float, typer.Option(help="For example the ridge of the objective.", min=0)] = 0.0,
-    horizon: Annotated[
-        str,
-        typer.Option(
-            help="now (how sensitive is the model?) or training (what shaped it?) as calibrated; or a number, learning "
-            "rate × steps, for methods horizon and unrolled.",
-            show_default=False,
-        ),
-    ] = "",
-    weighting: Annotated[
-        str, typer.Option(help="auto, uniform, aspect:ATTRIBUTE, or the beginning of a weighting's id.")
-    ] = "auto",
-    index: Annotated[
-        str,
-        typer.Option(help="Index to score, by the beginning of its id; else the calibrated one.", show_default=False),
-    ] = "",
-    every_checkpoint: Annotated[
-        bool,
-        typer.Option("--every-checkpoint", help="Score with all checkpoints together (trak, methods with curvature)."),
-    ] = False,
-    policy: Annotated[Path | None, typer.Option(help="Policy file.", show_default=False)] = None,
+    method: shared.Method = "auto",
+    target: shared.AuditTarget = "emitted",
+    top_k: shared.TopK = 10,
+    curvature: shared.Curvature = "",
+    relative_damping: shared.RelativeDamping = 1.0,
+    absolute_damping: shared.AbsoluteDamping = 0.0,
+    horizon: shared.Horizon = "",
+    weighting: shared.AuditWeighting = "auto",
+    index: shared.AuditIndex = "",
+    every_checkpoint: shared.EveryCheckpoint = False,
+    policy: shared.PolicyFile = None,
     fail_on: Annotated[
         Literal["high", "medium", "low"] | None,
         typer.Option(help="Exit with code 4 where a finding is of this severity or higher.", show_default=False),

@@ -15,7 +15,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandl
 
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
 from gradtrail.storage.inbox import READABLE_REMEDY, InboxFile, Row, is_complete
-from gradtrail.storage.source_rows import Arrival, FileMark, Settled
+from gradtrail.storage.source_rows import Arrival, FileGone, FileMark, Settled
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 512
@@ -36,17 +36,24 @@ class FileSource:
         self._filesystem, self._prefix = filesystem_of(location)
         self._fields, self._constants = fields, constants
 
-    def arrivals(self, since: datetime | None, marks: Mapping[str, FileMark]) -> Iterator[Arrival | FileMark]:  # noqa: ARG002 - a late file is still a new file
+    def arrivals(
+        self,
+        since: datetime | None,  # noqa: ARG002 - a late file is still a new file
+        marks: Mapping[str, FileMark],
+    ) -> Iterator[Arrival | FileMark | FileGone]:
         """Rows of the files that are new or changed. Of a JSON Lines file that only grew, the rows that were added.
 
         Raises:
             NotFoundError: there is no such folder.
             StoreError: the store cannot be listed now.
         """
-        for name, info in self._listed():
+        listed = dict(self._listed())
+        for name, info in listed.items():
             before = marks.get(name)
             if before is None or (before.size, before.modified) != (info.size, _modified(info)):
                 yield from self._file_arrivals(name, info, before)
+        if listed:  # a folder without any file may be a disk that is not mounted
+            yield from (FileGone(name) for name in marks if name not in listed)
 
     def settle(self, settled: Collection[Settled]) -> None:
         """Files stay where they are."""

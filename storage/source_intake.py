@@ -10,7 +10,7 @@ from gradtrail.digests import sha256_json
 from gradtrail.errors import DataError
 from gradtrail.storage.outputs import ParsedOutput, Refused, parse_record
 from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_rows import Arrival, FileMark, Settled, Source
+from gradtrail.storage.source_rows import Arrival, FileGone, FileMark, Settled, Source
 from gradtrail.storage.source_sampling import Sample
 from gradtrail.storage.source_spool import Decisions, Spool
 
@@ -19,6 +19,7 @@ _BYTES_AT_ONCE = 32 * 1024 * 1024
 
 RecordedPayloads = Callable[[Sequence[str]], Mapping[str, str]]
 Understood = tuple[Arrival, ParsedOutput | Refused]
+FileNote = FileMark | FileGone
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Intake:
     taken: int = 0
     sampled_out: int = 0
     _reached: datetime | None = None
+    _files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sample = Sample(self.config)
@@ -56,12 +58,12 @@ class Intake:
         Raises:
             GradtrailError: the source cannot be read; what was kept stays kept.
         """
-        marks: list[FileMark] = []
+        marks: list[FileNote] = []
         if self._is_full():
             return
         for batch in self._batches():
-            decisions, settled = self._decide([each for each in batch if not isinstance(each, FileMark)])
-            marks += [each for each in batch if isinstance(each, FileMark)]
+            decisions, settled = self._decide([each for each in batch if not isinstance(each, FileNote)])
+            marks += [each for each in batch if isinstance(each, FileNote)]
             if not self.sample.is_open:
                 decisions.marks, marks, decisions.reached = marks, [], self._reached
             self._keep(decisions, settled)
@@ -90,11 +92,11 @@ class Intake:
     def _is_full(self) -> bool:
         return self.most is not None and self.taken >= self.most
 
-    def _batches(self) -> Iterator[list[Understood | FileMark]]:
-        batch: list[Understood | FileMark] = []
+    def _batches(self) -> Iterator[list[Understood | FileNote]]:
+        batch: list[Understood | FileNote] = []
         byte_count = 0
         for each in self.source.arrivals(self.since, self.spool.marks(self.config.name)):
-            if isinstance(each, FileMark):
+            if isinstance(each, FileNote):
                 batch.append(each)
             else:
                 understood = self.understand(each)
@@ -114,6 +116,7 @@ class Intake:
         refused: list[tuple[str, Refused]] = []
         settled: list[Settled] = []
         new: dict[str, ParsedOutput] = {}
+        files: dict[str, str] = {}
         for arrival, found in batch:
             if isinstance(found, Refused):
                 refused.append((_key(found), found))
@@ -121,6 +124,8 @@ class Intake:
             output = found.output
             moment = min(output.produced_at, self.now)
             self._reached = moment if self._reached is None else max(self._reached, moment)
+            if self.config.kind == "inbox":
+                files[output.output_id] = arrival.origin
             if output.output_id in decided:
                 settled.append(Settled(arrival.name, *decided[output.output_id]))
             elif output.output_id not in known:
@@ -131,7 +136,13 @@ class Intake:
             elif output.output_id not in new:
                 settled.append(Settled(arrival.name, "taken"))
         taken, sampled_out = self.sample.choose(new.values())
-        return Decisions(taken, sampled_out, refused), settled
+        # Of a sample that is open, what an earlier batch brought may be left out only now.
+        self._files |= {output_id: file for output_id, file in files.items() if output_id in new}
+        left_out = {output_id: file for output_id, file in files.items() if output_id in decided}
+        left_out |= {each.output_id: self._files.get(each.output_id, "") for each in sampled_out}
+        for output_id in [each.output_id for each in sampled_out] + [each.output.output_id for each in taken]:
+            self._files.pop(output_id, None)
+        return Decisions(taken, sampled_out, refused, files=left_out), settled
 
     def _keep(self, decisions: Decisions, settled: list[Settled]) -> None:
         self.spool.keep(self.config.name, decisions)

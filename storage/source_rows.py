@@ -42,6 +42,13 @@ class FileMark:
 
 
 @dataclass(frozen=True)
+class FileGone:
+    """A file that was read once and is no longer there."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Settled:
     """What became of one record; `cause` says why it was refused."""
 
@@ -53,8 +60,12 @@ class Settled:
 class Source(Protocol):
     """A place that outputs are read from."""
 
-    def arrivals(self, since: datetime | None, marks: Mapping[str, FileMark]) -> Iterator[Arrival | FileMark]:
-        """Records from `since` on, in order of time or files, and a mark after each file that need not come again."""
+    def arrivals(
+        self, since: datetime | None, marks: Mapping[str, FileMark]
+    ) -> Iterator[Arrival | FileMark | FileGone]:
+        """Records from `since` on, in order of time or files, a mark after each file that need not come again, and in
+        the end the files of `marks` that are gone.
+        """
         ...
 
     def settle(self, settled: Collection[Settled]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gradtrail.nouns import Output, Watermark
 from gradtrail.storage.outputs import ParsedOutput, Refused
-from gradtrail.storage.source_rows import FileMark, Verdict
+from gradtrail.storage.source_rows import FileGone, FileMark, Verdict
 
 _PATIENCE_SECONDS = 60.0
 _AT_ONCE = 500
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS held (
     produced_at TEXT NOT NULL, model_version_id TEXT NOT NULL, payload_sha256 TEXT NOT NULL, payload BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS decided (
     origin TEXT NOT NULL, key TEXT NOT NULL, verdict TEXT NOT NULL, cause TEXT NOT NULL, produced_at TEXT,
-    PRIMARY KEY (origin, key));
+    file TEXT NOT NULL DEFAULT '', PRIMARY KEY (origin, key));
 CREATE TABLE IF NOT EXISTS refusal (
     place INTEGER PRIMARY KEY, origin TEXT NOT NULL, source TEXT NOT NULL, record_id TEXT NOT NULL,
     cause TEXT NOT NULL);
@@ -41,13 +41,17 @@ CREATE TABLE IF NOT EXISTS total (
 
 @dataclass
 class Decisions:
-    """What a run decided about some records, to be kept in one step. Keys tell records apart within their source."""
+    """What a run decided about some records, to be kept in one step. Keys tell records apart within their source.
+
+    `files` says in which file a record lies that was left out now or earlier, by output id.
+    """
 
     taken: list[ParsedOutput] = field(default_factory=list)
     sampled_out: list[Output] = field(default_factory=list)
     refused: list[tuple[str, Refused]] = field(default_factory=list)
-    marks: list[FileMark] = field(default_factory=list)
+    marks: list[FileMark | FileGone] = field(default_factory=list)
     reached: datetime | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,15 @@ class Spool:
                     refused += 1
                     insert = "INSERT INTO refusal (origin, source, record_id, cause) VALUES (?, ?, ?, ?)"
                     connection.execute(insert, [origin, each.source, each.record_id, each.cause])
+            query = "UPDATE decided SET file = ? WHERE origin = ? AND key = ? AND verdict = 'sampled_out'"
+            connection.executemany(query, [[file, origin, key] for key, file in decisions.files.items()])
+            gone = [mark.name for mark in decisions.marks if isinstance(mark, FileGone)]
+            self._by_key("DELETE FROM file_mark WHERE origin = ? AND name IN", gone, [origin])
+            self._by_key("UPDATE decided SET file = '' WHERE origin = ? AND file IN", gone, [origin])
             for mark in decisions.marks:
-                row = [origin, mark.name, mark.size, mark.modified, mark.sha256, mark.rows]
-                connection.execute("INSERT OR REPLACE INTO file_mark VALUES (?, ?, ?, ?, ?, ?)", row)
+                if isinstance(mark, FileMark):
+                    row = [origin, mark.name, mark.size, mark.modified, mark.sha256, mark.rows]
+                    connection.execute("INSERT OR REPLACE INTO file_mark VALUES (?, ?, ?, ?, ?, ?)", row)
             connection.execute(
                 "UPDATE total SET taken = taken + ?, sampled_out = sampled_out + ?, refused = refused + ?, "
                 "reached = max(coalesce(reached, ''), coalesce(?, reached, '')) WHERE origin = ?",
@@ -148,10 +158,10 @@ class Spool:
         return Watermark(origin, kind, moment, seen, taken, sampled_out, refused, waiting)
 
     def forget_before(self, origin: str, moment: datetime) -> None:
-        """Forget what was sampled out and lies before every later reading."""
+        """Forget what was sampled out and lies before every later reading, and in no file that may be read again."""
         with self._connection as connection:
             connection.execute(
-                "DELETE FROM decided WHERE origin = ? AND verdict = 'sampled_out' AND produced_at < ?",
+                "DELETE FROM decided WHERE origin = ? AND verdict = 'sampled_out' AND file = '' AND produced_at < ?",
                 [origin, _text(moment)],
             )
 
@@ -168,7 +178,7 @@ class Spool:
         return self._connection.execute(query, [*row, *row_content]).rowcount
 
     def _decide(self, origin: str, key: str, verdict: str, cause: str, produced_at: datetime | None) -> int:
-        query = "INSERT OR IGNORE INTO decided VALUES (?, ?, ?, ?, ?)"
+        query = "INSERT OR IGNORE INTO decided (origin, key, verdict, cause, produced_at) VALUES (?, ?, ?, ?, ?)"
         return self._connection.execute(query, [origin, key, verdict, cause, _text(produced_at)]).rowcount
 
     def _by_key(
@@ -190,7 +200,20 @@ def open_spool(path: Path) -> Iterator[Spool]:
         # What is let go of leaves no bytes in the file: it may have to be erased.
         connection.execute("PRAGMA secure_delete = ON")
         connection.executescript(_TABLES)
+        _add_files(connection)
         yield Spool(connection)
+
+
+def _add_files(connection: sqlite3.Connection) -> None:
+    """Bring the spool of an earlier release up to date: it knew no files of decisions."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if "file" not in [row[1] for row in connection.execute("PRAGMA table_info(decided)")]:
+            connection.execute("ALTER TABLE decided ADD COLUMN file TEXT NOT NULL DEFAULT ''")
+        connection.execute(
+            "CREATE INDEX IF NOT EXISTS forgettable ON decided (origin, produced_at) "
+            "WHERE verdict = 'sampled_out' AND file = ''"
+        )
 
 
 def _text(moment: datetime | None) -> str | None:

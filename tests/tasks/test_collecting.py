@@ -12,7 +12,9 @@ from mlflow import MlflowClient
 from prefect.states import Failed
 
 from gradtrail.errors import GradtrailError, NotFoundError, StoreError
+from gradtrail.storage.inbox_erasure import remove_records
 from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.source_spool import open_spool
 from gradtrail.storage.source_traces import TraceSource
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.collecting import collect_outputs, collect_source, require_sources
@@ -185,6 +187,44 @@ def test_a_database_that_is_away_is_worth_another_try_and_one_that_refuses_is_no
         assert is_transient(collect_source, None, state) is transient
     with pytest.raises(StoreError, match=r"1 of the sources .* made: away"):
         require_sources([("made", "away")])
+
+
+def test_what_sampling_left_out_stays_out_while_a_file_has_it_whatever_is_erased_beside_it(known):
+    sampled = SourceConfig("inbox", "inbox", sampling="first", sample_size=2)
+    known = known.with_sources(sampled)
+    inbox, home = known.workspace.inbox, known.workspace.home_source
+    drop(known.workspace, "old.jsonl", *(record(number) for number in range(8)))
+    assert collect(known).new_output_ids == ("inbox:r0", "inbox:r1")
+    drop(known.workspace, "new.jsonl", record(9, time="2026-06-01T00:00:00Z"))
+    assert collect(known).new_output_ids == ("inbox:r9",)
+    assert remove_records(home, {"inbox:r0"}) == 1
+    assert collect(known).new_output_ids == ()
+    # Delivered once more, and kept there when the first file goes.
+    drop(known.workspace, "once more.jsonl", record(7), record(1))
+    assert collect(known).new_output_ids == ()
+    (inbox / "old.jsonl").unlink()
+    assert collect(known).new_output_ids == ()
+    assert remove_records(home, {"inbox:r1"}) == 1
+    last = collect(known)
+    assert (last.new_output_ids, last.sampled_out) == ((), 0)
+    assert known.sql("SELECT seen, taken, sampled_out FROM source_watermark") == [(9, 3, 6)]
+    with open_spool(known.workspace.spool) as spool:
+        left = spool.decided("inbox", [f"inbox:r{number}" for number in range(10)])
+    assert list(left) == ["inbox:r7"]
+
+
+def test_a_spool_of_an_earlier_release_is_read_on(table):
+    known, add = table
+    add((1, "2026-02-01T00:00:00Z"))
+    with sqlite3.connect(known.workspace.spool) as connection:
+        connection.execute(
+            "CREATE TABLE decided (origin TEXT NOT NULL, key TEXT NOT NULL, verdict TEXT NOT NULL, "
+            "cause TEXT NOT NULL, produced_at TEXT, PRIMARY KEY (origin, key))"
+        )
+        connection.execute("INSERT INTO decided VALUES ('made', 'made:1', 'sampled_out', '', '2026-02-01')")
+    assert collect(known, "made").new_output_ids == ()
+    add((2, "2026-02-01T00:00:01Z"))
+    assert collect(known, "made").new_output_ids == ("made:2",)
 
 
 @pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs'")

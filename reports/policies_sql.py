@@ -22,18 +22,23 @@ def evidence_sql(audit_id: str, finding: Finding) -> str:
 
 
 def _share_above(audit: str, output_id: str | None, evidence: Mapping[str, Any]) -> str:
-    columns = "share.value, share.share, share.training_share, share.interval_low, share.interval_high"
-    which = "share.output_id IS NULL" if output_id is None else f"share.output_id = {_text(output_id)}"
-    joined = ""
+    concerned = (
+        f"share.attribute = {_text(evidence['attribute'])} AND share.value = {_text(evidence['value'])} "
+        f"AND share.side = {_text(evidence['side'])}"
+    )
     if output_id is None and evidence.get("only_outputs"):
-        columns = "share.value, count(*) AS outputs, avg(share.share) AS share, any_value(share.training_share)"
-        columns += " AS training_share"
-        joined = "JOIN audit_output USING (audit_id, output_id) JOIN output USING (output_id) "
-        which = _slice(evidence) + " GROUP BY share.value"
+        # An output that no such example supports has no row in share, and counts as 0.
+        return (
+            f"SELECT {_text(evidence['value'])} AS value, count(*) AS outputs, avg(coalesce(share.share, 0)) AS share, "
+            "any_value(share.training_share) AS training_share "
+            "FROM audit_output JOIN output USING (output_id) LEFT JOIN share ON share.audit_id = audit_output.audit_id "
+            f"AND share.output_id = audit_output.output_id AND {concerned} "
+            f"WHERE audit_output.audit_id = {audit} AND {_slice(evidence)}"
+        )
+    which = "share.output_id IS NULL" if output_id is None else f"share.output_id = {_text(output_id)}"
     return (
-        f"SELECT {columns} FROM share {joined}WHERE share.audit_id = {audit} "
-        f"AND share.attribute = {_text(evidence['attribute'])} AND share.value = {_text(evidence['value'])} "
-        f"AND share.side = {_text(evidence['side'])} AND {which}"
+        "SELECT share.value, share.share, share.training_share, share.interval_low, share.interval_high FROM share "
+        f"WHERE share.audit_id = {audit} AND {concerned} AND {which}"
     )
 
 

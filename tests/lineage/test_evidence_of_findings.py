@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.sql import run_sql
-from gradtrail.nouns import Finding
-from gradtrail.reports.policies import RULE_KINDS
+from gradtrail.nouns import Finding, Share
+from gradtrail.reports.policies import RULE_KINDS, Policy, PolicyFacts, Rule, evaluate
 from gradtrail.reports.policies_sql import evidence_sql
 
 
@@ -54,6 +55,25 @@ def test_the_mean_share_of_a_slice_is_computed_again(story_ledger: Ledger) -> No
     (found,) = run_sql(story_ledger.paths.snapshot, evidence_sql(audit_id, finding)).to_pylist()
     assert found["outputs"] >= 1
     assert 0 <= found["share"] <= 1
+
+
+def test_outputs_of_a_slice_without_any_share_count_as_none(story, empty_ledger: Ledger) -> None:
+    results = [replace(story.evidence["results"][0], output_id=f"inbox:{number}") for number in range(4)]
+    results[3] = replace(results[3], prediction="a one")
+    audit = replace(story.audit, outputs=tuple((result.output_id, "emitted") for result in results))
+    shares = [
+        Share(output_id, "proponent", "source", "forum", share, 0.5)
+        for output_id, share in ((None, 0.4), ("inbox:0", 0.75), ("inbox:3", 0.85))
+    ]
+    replace(story, audit=audit, evidence={**story.evidence, "results": results, "shares": shares}).record(empty_ledger)
+    empty_ledger.publish_snapshot()
+    options = {name: option.default for name, option in RULE_KINDS["share_above"].items()}
+    options |= {"attribute": "source", "limit": 0.1, "only_outputs": {"prediction": "a seven"}}
+    facts = PolicyFacts(tuple(results), tuple(shares), {}, story.index.coverage)
+    [finding] = evaluate(Policy((Rule("mine", "share_above", "low", options),)), facts)
+    found = _first(empty_ledger, evidence_sql(audit.audit_id, finding))
+    assert found == {"value": "forum", "outputs": 3, "share": finding.evidence["share"], "training_share": 0.5}
+    assert found["share"] == 0.25
 
 
 def test_a_kind_of_another_gradtrail_shows_none() -> None:

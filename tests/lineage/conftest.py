@@ -160,7 +160,8 @@ def tell_story() -> Story:
     }
     fidelity = Fidelity(
         "c2" * 32, "influence", weighting.weighting_id, "fidelity_subset", 0.83, 0.02, 0.95, 32,
-        parameters={"curvature": "fisher", "relative_damping": 1.0}, evidence={"steps": 200, "chosen": True},
+        parameters={"curvature": "fisher", "relative_damping": 1.0},
+        evidence={"steps": 200, "chosen": True, "longest": True, "target": "emitted", "index_ids": [index.index_id]},
     )  # fmt: skip
     return Story(
         manifest, dataset, run, checkpoints, model_version, index, weighting, fidelity, outputs, audit, evidence

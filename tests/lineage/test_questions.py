@@ -12,6 +12,7 @@ from gradtrail.lineage.comparisons import compare_audits
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.sql import schema_text
 from gradtrail.nouns import Audit, ExampleInfluence, OutputResult, Share
+from gradtrail.tasks.measured_fidelity import audited_fidelity
 
 
 @pytest.fixture
@@ -142,6 +143,47 @@ def test_a_comparison_shows_the_fidelity_that_was_known_at_each_audit(story, sto
         found = compare_audits(connection, audit.audit_id, again.audit_id)
     line = next(line for line in found.lines if line.aspect == "fidelity")
     assert (line.a, line.b, line.difference) == ("0.83", "0.5", pytest.approx(-0.33))
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [("", "0.31"), ("now", "0.91"), ("training", "0.31")])
+def test_a_comparison_shows_the_fidelity_that_the_report_prints(
+    horizon: str, expected: str, story, story_ledger: Ledger
+) -> None:
+    fidelities = [
+        replace(
+            story.fidelity,
+            value=value + worse,
+            evidence={
+                "steps": steps,
+                "longest": steps == 200,
+                "horizon": {10: "now", 50: "", 200: "training"}[steps],
+                "target": target,
+                "index_ids": index_ids,
+            },
+        )
+        for target, index_ids, worse in (
+            ("label", list(story.audit.index_ids), -0.1),
+            ("emitted", ["another", *story.audit.index_ids], -0.2),
+            ("emitted", list(story.audit.index_ids), 0),
+        )
+        for steps, value in ((10, 0.91), (50, 0.6), (200, 0.31))
+    ]
+    story_ledger.record_fidelities(fidelities)
+    named = {"named_horizon": horizon} if horizon else {}
+    parameters = {**story.fidelity.parameters, **named}
+    audit = replace(story.audit, method="influence", parameters=parameters)
+    story_ledger.record_audit(audit, **story.evidence)
+    with story_ledger.read() as connection:
+        [line] = [
+            line
+            for line in compare_audits(connection, story.audit.audit_id, audit.audit_id).lines
+            if line.aspect == "fidelity"
+        ]
+        printed = audited_fidelity(
+            connection, "c2" * 32, "influence", parameters, audit.weighting_id, audit.index_ids, "emitted"
+        )
+    assert printed is not None
+    assert (line.a, line.b, line.b) == (None, expected, str(printed.value))
 
 
 def test_findings_are_open_until_a_later_audit_replaces_them(story_ledger: Ledger, story) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from gradtrail.attribution.collation import as_tensor, map_tensors, move, required_field, stack
 from gradtrail.attribution.previews import preview_inputs
 from gradtrail.errors import DataError, ModelError
-from gradtrail.nouns import Example, Preview, Target
+from gradtrail.nouns import Example, Preview, Target, Wording
 
 _SAME_NUMBER = 1e-3
 """Relative difference up to which a recomputed number counts as the one that was emitted."""
@@ -149,6 +149,13 @@ class ModelAdapter(ABC):
         said = self.emitted(outputs, batch)
         return [text == self.target_text(target) for text, target in zip(said, _rows(batch.targets), strict=True)]
 
+    def is_right(self, said: str, label: Any) -> bool | None:
+        """Whether what the model said, as the text of `emitted`, is the true label (a target).
+
+        None where right and wrong are no question; the report then shows both and judges neither.
+        """
+        return said == self.target_text(label)
+
     def output_to_example(self, record: Mapping[str, Any], target: Target = "emitted") -> Example:
         """An observed output as an example with a loss: fields `inputs`, and `prediction` (emitted) or `label`.
 
@@ -169,6 +176,10 @@ class ModelAdapter(ABC):
     def preview(self, example: Example) -> Preview:
         """What a report shows of an example: a picture, a row of numbers or a line of text."""
         return preview_inputs(example.inputs, f"Example {example.example_id}", self.feature_names)
+
+    def wording(self, target: Target) -> Wording:  # noqa: ARG002 (the interface)
+        """How a report speaks of what is measured for such a target; override it with `emitted_losses`."""
+        return Wording()
 
     @property
     def meaning_of_scores(self) -> str:
@@ -282,6 +293,18 @@ class RegressionAdapter(ModelAdapter):
         gap = (_flat(outputs.detach()) - targets).abs().amax(1)
         agreed: list[bool] = (gap <= _SAME_NUMBER * targets.abs().amax(1).clamp_min(_SAME_NUMBER)).tolist()
         return agreed
+
+    def is_right(self, said: str, label: Any) -> bool | None:  # noqa: ARG002 (the interface)
+        """None: a number is nearer to the label or further from it. Override it where you know how near is right."""
+        return None
+
+    def wording(self, target: Target) -> Wording:
+        """An emitted target is the prediction itself, unless a subclass measures something else."""
+        if target == "label" or type(self).emitted_losses is not RegressionAdapter.emitted_losses:
+            return Wording()
+        return Wording(
+            "Minus the prediction", "training on them raises this prediction", "training on them lowers this prediction"
+        )
 
     def sample_targets(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:
         """The prediction plus unit Gaussian noise, the distribution whose log-likelihood is −½‖y − ŷ‖²."""

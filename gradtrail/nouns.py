@@ -62,6 +62,15 @@ class DatasetVersion:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """How a report speaks of what was measured of an output: what it is, and what training on a side does to it."""
+
+    measured: str = "Loss"
+    proponents: str = "training on them lowers the loss of this output"
+    opponents: str = "training on them raises it"
+
+
+@dataclass(frozen=True)
 class Run:
     """The MLflow run that trained a model. `run_id` is MLflow's."""
 

@@ -23,6 +23,7 @@ from gradtrail.nouns import (
     Share,
     Side,
     Weighting,
+    Wording,
 )
 
 
@@ -61,7 +62,10 @@ class LineageStep:
 
 @dataclass(frozen=True)
 class OutputSection:
-    """What the audit says about one output. `true_label` is None where it is not known."""
+    """What the audit says about one output. `true_label` is None where it is not known.
+
+    `right` is None too where the adapter cannot say whether the prediction is the label.
+    """
 
     output: Output
     result: OutputResult
@@ -73,11 +77,18 @@ class OutputSection:
     findings: tuple[Finding, ...]
     lineage: tuple[LineageStep, ...]
     groups: tuple[GroupContribution, ...] = ()
+    right: bool | None = None
+    wording: Wording = field(default_factory=Wording)
+
+    @property
+    def judged(self) -> bool:
+        """True when the true label is known, and it can be said whether the model was right."""
+        return self.true_label is not None and self.right is not None
 
     @property
     def wrong(self) -> bool:
-        """True when the true label is known and is not what the model said."""
-        return self.true_label is not None and self.true_label != self.result.prediction
+        """True when the model is known to have said something else than the true label."""
+        return self.judged and not self.right
 
 
 @dataclass(frozen=True)

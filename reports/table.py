@@ -33,7 +33,7 @@ KNOWN_LABELS, WRONG_OUTPUTS = b"gradtrail.known_labels", b"gradtrail.wrong_outpu
 def attribution_table(report: AuditReport) -> pa.Table:
     """One row per output, side and rank, outputs as the report holds them; see `ATTRIBUTION_SCHEMA`.
 
-    Its metadata says of how many outputs the true label is known, and how many contradict it.
+    Its metadata says of how many outputs it is known whether they are right, and how many are wrong.
     """
     pairs = [(section, card) for section in report.outputs for card in (*section.proponents, *section.opponents)]
     columns: dict[str, list[Any]] = {
@@ -44,7 +44,7 @@ def attribution_table(report: AuditReport) -> pa.Table:
         **{name: [getattr(card, name) for _, card in pairs] for name in _OF_A_CARD},
         "attributes": [sorted(card.attributes.items()) for _, card in pairs],
     }
-    known = [section.wrong for section in report.outputs if section.true_label is not None]
+    known = [section.wrong for section in report.outputs if section.judged]
     counts = {KNOWN_LABELS: b"%d" % len(known), WRONG_OUTPUTS: b"%d" % sum(known)}
     schema = ATTRIBUTION_SCHEMA.with_metadata({**ATTRIBUTION_SCHEMA.metadata, **counts})
     return pa.Table.from_pydict(columns, schema=schema)

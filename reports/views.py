@@ -162,7 +162,7 @@ def view_of(report: AuditReport) -> ReportView:
         explain_command=f"gradtrail explain {shlex.quote(first.output_id)}" if first else "gradtrail explain OUTPUT",
         prove_command=f"gradtrail verify --output {shlex.quote(first.output_id) if first else 'OUTPUT'} --json",
         wrong=sum(section.wrong for section in report.outputs),
-        known_labels=sum(section.true_label is not None for section in report.outputs),
+        known_labels=sum(section.judged for section in report.outputs),
         indicative=any(finding.evidence.get("kind") == "fidelity_below" for finding in report.findings),
     )
 

@@ -95,13 +95,13 @@ def _section(
     workspace: Workspace, recorded: RecordedAudit, output: Output, evidence: OutputEvidence, cards: _Cards, links: Links
 ) -> OutputSection:
     adapter, result = recorded.pinned.adapter, evidence.result
-    label, preview = None, None
+    label, right, preview = None, None, None
     if output.output_id in recorded.erased:
         preview = _tombstone(recorded.erased[output.output_id])
     elif output.payload_sha256 in workspace.payloads():
         record = payload_record(workspace.payloads().get(output.payload_sha256))
         preview = _preview(adapter, output_example(recorded.pinned, output, record, evidence.target))
-        label = _label(recorded.pinned, output, record)
+        label, right = _label(recorded.pinned, output, record, result.prediction)
     ranked: dict[str, list[ExampleCard]] = {"proponent": [], "opponent": []}
     mass = {"proponent": result.proponent_mass, "opponent": result.opponent_mass}
     for found in evidence.attributions:
@@ -118,6 +118,8 @@ def _section(
         findings=tuple(evidence.findings),
         lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
         groups=tuple(evidence.groups),
+        right=right,
+        wording=adapter.wording(evidence.target),
     )
 
 
@@ -128,14 +130,15 @@ def _preview(adapter: ModelAdapter, example: Example) -> Preview:
         return Preview("text", text=f"no preview: {type(fault).__name__}: {fault}")
 
 
-def _label(pinned: PinnedModel, output: Output, record: Mapping[str, Any]) -> str | None:
-    """The true label in words; None where none is known, or what is given is no label."""
+def _label(pinned: PinnedModel, output: Output, record: Mapping[str, Any], said: str) -> tuple[str | None, bool | None]:
+    """The true label in words and whether `said` is it; None where none is known, or what is given is no label."""
     if record.get("label") is None:
-        return None
+        return None, None
     try:
-        return pinned.adapter.target_text(output_example(pinned, output, record, "label").target)
+        target = output_example(pinned, output, record, "label").target
+        return pinned.adapter.target_text(target), pinned.adapter.is_right(said, target)
     except DataError:
-        return None
+        return None, None
 
 
 def _path(

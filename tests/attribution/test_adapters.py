@@ -11,7 +11,7 @@ from torch import nn
 
 from gradtrail.attribution.adapters import Batch, ClassificationAdapter, ModelAdapter
 from gradtrail.errors import DataError, ModelError
-from gradtrail.nouns import Example
+from gradtrail.nouns import Example, Wording
 
 
 class Named(ClassificationAdapter):
@@ -167,6 +167,27 @@ def test_short_rows_text_and_everything_else_have_previews():
     assert "shape (2, 2, 2, 2)" in adapter.preview(Example("a", torch.zeros(2, 2, 2, 2), 0)).text
     assert "not finite" in adapter.preview(Example("a", torch.full((4, 4), torch.nan), 0)).text
     assert "dict" in adapter.preview(Example("a", {"a": 1}, 0)).text
+
+
+def test_numbers_are_not_judged_by_their_text_and_names_are(make_regressor):
+    number = make_regressor(lambda: nn.Linear(2, 1), [])
+    assert number.is_right("2.30001", 2.3) is None
+    named = Named()
+    assert [named.is_right(said, 1) for said in (named.target_text(1), named.target_text(0))] == [True, False]
+
+
+def test_an_emitted_number_has_no_loss_that_training_lowers(make_regressor):
+    number = make_regressor(lambda: nn.Linear(2, 1), [])
+    assert number.wording("emitted").measured == "Minus the prediction"
+    assert "raises this prediction" in number.wording("emitted").proponents
+    assert "lowers this prediction" in number.wording("emitted").opponents
+    assert "lowers the loss" in number.wording("label").proponents
+
+    class Squared(make_regressor):
+        def emitted_losses(self, outputs, _batch):
+            return outputs.square().sum(1)
+
+    assert Squared(lambda: nn.Linear(2, 1), []).wording("emitted") == Named().wording("emitted") == Wording()
 
 
 def test_the_interface_says_what_scores_mean():

@@ -89,6 +89,31 @@ def test_an_output_the_checkpoint_does_not_reproduce_is_a_finding(indexed):
     assert any(finding.rule == "output-not-reproduced" for finding in details.findings)
 
 
+_REGRESSION = """
+
+class Adapter(gradtrail.RegressionAdapter):
+    def build_model(self):
+        return nn.Linear(4, 1)
+
+    training_data = Adapter.training_data
+"""
+
+
+def test_a_number_is_not_judged_and_its_report_speaks_of_the_number(tiny, prefect_server):
+    module = tiny.folder / f"{tiny.module}.py"
+    module.write_text(module.read_text() + _REGRESSION)
+    tiny.register()
+    ingest(tiny.workspace, "tiny@champion")
+    index(tiny.workspace, "tiny@champion")
+    tiny.drop("a.jsonl", tiny.record(1, label=0.25))
+    folder = tiny.workspace.reports / audit(tiny.workspace, "tiny@champion").audit_id
+    [output] = json.loads((folder / "report.json").read_text())["outputs"]
+    assert (output["true_label"], output["wrong"]) == ("0.25", None)
+    page = (folder / "report.html").read_text()
+    assert "training on them raises this prediction" in page
+    assert "lowers the loss of this output" not in page
+
+
 @pytest.mark.parametrize("method", ["grad_dot", "grad_cos", "influence"])
 def test_every_method_audits_and_is_named_in_the_report(indexed, method):
     indexed.drop("a.jsonl", indexed.record(1))

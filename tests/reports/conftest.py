@@ -176,6 +176,7 @@ def report_facts_and_sample() -> tuple[PolicyFacts, AuditReport]:
                 shares,
                 (),
                 _lineage(output, proponents, checkpoint),
+                right=None if true_label is None else true_label == result.prediction,
             )
         )
     overall = Overall(

@@ -8,10 +8,11 @@ import pytest
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import DataError
-from gradtrail.nouns import Preview
+from gradtrail.nouns import Preview, Wording
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.previews import MASK
 from gradtrail.reports.render import ATTRIBUTION_SCHEMA, SCHEMA, attribution_table, render_html, report_json
+from gradtrail.reports.views import view_of
 
 
 def test_the_document_survives_json_unchanged(sample_report: AuditReport) -> None:
@@ -66,7 +67,7 @@ def test_the_document_obeys_the_preview_mode(sample_report: AuditReport) -> None
 def test_a_long_true_label_and_what_a_refusal_quotes_are_masked_like_a_prediction(sample_report: AuditReport) -> None:
     said, truly = "The patient stays in hospital until further notice.", "The patient went home on the third of May."
     first = replace(sample_report.outputs[0].result, prediction=said)
-    section = replace(sample_report.outputs[0], result=first, true_label=truly)
+    section = replace(sample_report.outputs[0], result=first, true_label=truly, right=False)
     coverage = replace(sample_report.trust.coverage, quarantined={"digits-0431": f"names {said!r}, which is no class"})
     trust = replace(sample_report.trust, coverage=coverage, quarantined_outputs={"inbox:9": f"names {truly!r}"})
     report = replace(sample_report, outputs=(section,), trust=trust)
@@ -84,6 +85,31 @@ def test_a_long_true_label_and_what_a_refusal_quotes_are_masked_like_a_predictio
 def test_a_wrong_prediction_is_marked_and_an_unknown_one_is_left_open(sample_report: AuditReport) -> None:
     marks = [section["wrong"] for section in report_json(sample_report)["outputs"]]
     assert marks == [False, False, True, None]
+
+
+def test_a_number_that_cannot_be_judged_is_neither_right_nor_wrong(sample_report: AuditReport) -> None:
+    wording = Wording("Minus the prediction", "training on them raises this prediction", "training on them lowers it")
+    section = replace(
+        sample_report.outputs[0],
+        result=replace(sample_report.outputs[0].result, prediction="2.30001", loss=-2.30001),
+        true_label="2.3",
+        right=None,
+        findings=(),
+        wording=wording,
+    )
+    report = replace(sample_report, outputs=(section,), findings=())
+    document = report_json(report)["outputs"][0]
+    assert (document["true_label"], document["wrong"]) == ("2.3", None)
+    assert document["wording"]["measured"] == "Minus the prediction"
+    page = render_html(report)
+    assert "said <b><bdi>2.30001</bdi></b>, truly <b><bdi>2.3</bdi></b>" in page
+    assert "<dt>Minus the prediction</dt>" in page
+    for said in ("training on them raises this prediction", "training on them lowers it"):
+        assert said in page
+    for untrue in ("lowers the loss", "lower the loss", "with a known true label", "which is right", ">wrong<"):
+        assert untrue not in page
+    assert (attribution_table(report).schema.metadata or {})[b"gradtrail.known_labels"] == b"0"
+    assert not view_of(report).outputs[0].section.wrong
 
 
 def test_a_damaged_preview_is_refused(sample_report: AuditReport) -> None:

@@ -32,6 +32,14 @@ _AWAY = (StoreError, OSError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """An output as what is `measured` of it, with the emitted target or the label, and as what was `emitted`."""
+
+    measured: Example
+    emitted: Example
+
+
+@dataclass(frozen=True)
 class MeasuredOutput:
     """An output as the pinned checkpoint sees it."""
 
@@ -77,13 +85,17 @@ def measure_outputs(
     with progress_bar("measuring outputs", len(outputs)) as bar:
         for start in range(0, len(outputs), FEW_EXAMPLES):
             chunk = outputs[start : start + FEW_EXAMPLES]
-            examples = []
+            examples: list[_Asked] = []
             for output in chunk:
                 try:
                     record = payload_record(payloads.get(output.payload_sha256))
                     if options.target == "label" and record.get("label") is None:
                         continue
-                    examples.append(output_example(pinned, output, record, options.target))
+                    emitted = output_example(pinned, output, record, "emitted")
+                    asked = emitted
+                    if options.target == "label":
+                        asked = output_example(pinned, output, record, "label")
+                    examples.append(_Asked(asked, emitted))
                 except (DataError, NotFoundError, StoreError) as fault:
                     if isinstance(fault, StoreError) and isinstance(fault.__cause__, OSError):
                         unread.append((output.output_id, str(fault)))
@@ -98,12 +110,12 @@ def measure_outputs(
                     raise
                 except Exception as fault:
                     if len(piece) > 1:
-                        pieces = [[example] for example in piece] + pieces
+                        pieces = [[each] for each in piece] + pieces
                         continue
                     if not isinstance(fault, DataError):
                         _require_sound_model(pinned, models, opened, options)
                     cause = str(fault) if isinstance(fault, DataError) else f"{type(fault).__name__}: {fault}"
-                    ledger.record_quarantine(MEASURING[options.target], piece[0].example_id, cause)
+                    ledger.record_quarantine(MEASURING[options.target], piece[0].measured.example_id, cause)
             bar.advance(len(chunk))
     return MeasuredOutputs(tuple(measured), tuple(unread))
 
@@ -121,9 +133,10 @@ def _measure(
     pinned: PinnedModel,
     models: Sequence[nn.Module],
     opened: Sequence[OpenIndex],
-    examples: list[Example],
+    asked: list[_Asked],
     options: AuditOptions,
 ) -> list[MeasuredOutput]:
+    examples = [each.measured for each in asked]
     features = [
         compute_features(pinned.adapter, model, examples, each.plan, target=options.target, device=options.device)
         for model, each in zip(models, opened, strict=True)
@@ -136,10 +149,10 @@ def _measure(
             losses=rows.losses.cpu().numpy(),
             squared_norms=rows.squared_norms.cpu().numpy(),
         )
-    batch = pinned.adapter.collate(examples).to(options.device)
+    batch = pinned.adapter.collate([each.emitted for each in asked]).to(options.device)
     with torch.no_grad():
         reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(models[-1], batch), batch)
     return [
-        MeasuredOutput(example.example_id, pinned.adapter.target_text(example.target), same)
-        for example, same in zip(examples, reproduced, strict=True)
+        MeasuredOutput(each.emitted.example_id, pinned.adapter.target_text(each.emitted.target), same)
+        for each, same in zip(asked, reproduced, strict=True)
     ]

@@ -70,13 +70,20 @@ def test_outputs_of_a_version_that_was_never_ingested_wait_in_the_inbox(indexed)
 
 
 def test_labels_make_an_audit_of_their_own(indexed):
-    indexed.drop("a.jsonl", indexed.record(1, label=0), indexed.record(2))
+    indexed.drop(
+        "a.jsonl", indexed.record(1, label=1 if indexed.record(1)["prediction"] == 0 else 0), indexed.record(2)
+    )
     emitted = audit(indexed.workspace, "tiny@champion")
     labelled = audit(indexed.workspace, "tiny@champion", AuditOptions(target="label"))
     assert (emitted.output_count, labelled.output_count, labelled.left_out) == (2, 1, 1)
     assert emitted.audit_id != labelled.audit_id
     with indexed.workspace.ledger().read() as connection:
         assert queries.audit(connection, labelled.audit_id).outputs == (("inbox:out-1", "label"),)
+    for audit_id in (emitted.audit_id, labelled.audit_id):
+        report = json.loads((indexed.workspace.reports / audit_id / "report.json").read_text())
+        output = next(each for each in report["outputs"] if each["output"]["output_id"] == "inbox:out-1")
+        assert (output["result"]["prediction"], output["true_label"]) == (str(said), str(wrong))
+        assert (output["wrong"], output["result"]["reproduced"]) == (True, True)
 
 
 def test_an_output_the_checkpoint_does_not_reproduce_is_a_finding(indexed):

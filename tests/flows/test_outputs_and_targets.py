@@ -70,9 +70,9 @@ def test_outputs_of_a_version_that_was_never_ingested_wait_in_the_inbox(indexed)
 
 
 def test_labels_make_an_audit_of_their_own(indexed):
-    indexed.drop(
-        "a.jsonl", indexed.record(1, label=1 if indexed.record(1)["prediction"] == 0 else 0), indexed.record(2)
-    )
+    said = indexed.record(1)["prediction"]
+    wrong = 1 if said == 0 else 0
+    indexed.drop("a.jsonl", indexed.record(1, label=wrong), indexed.record(2))
     emitted = audit(indexed.workspace, "tiny@champion")
     labelled = audit(indexed.workspace, "tiny@champion", AuditOptions(target="label"))
     assert (emitted.output_count, labelled.output_count, labelled.left_out) == (2, 1, 1)

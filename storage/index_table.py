@@ -127,7 +127,7 @@ class IndexTable:
         """
         require_unique("example", [(example_id,) for batch in batches for example_id in batch.contents])
         contents = {example_id: content for batch in batches for example_id, content in batch.contents.items()}
-        with writing_alone(self._connection, self._table) as alone:
+        with writing_alone(self._connection, self._table.name) as alone:
             known = self._read_known() if self._known is None else self._known
             _require_same_content(contents, known)
             missing = [position for position, example_id in enumerate(contents) if example_id not in known]

@@ -161,6 +161,19 @@ def compact(table: Any, *, unfinished: bool = False) -> int:
         return int(attempts(_prune, table, before, unfinished))
 
 
+def gather(table: Any, *, most_files: int, keep: timedelta) -> None:
+    """Where a table has more files than that, put its rows into few, and remove versions that are older than `keep`.
+
+    Who reads a version that is removed fails and has to look again.
+
+    Raises:
+        StoreError: the table cannot be written.
+    """
+    with lance_faults(f"Compacting the LanceDB table {table.name}", "Run the same command again: it resumes."):
+        if table.stats()["fragment_stats"]["num_fragments"] > most_files:
+            table.optimize(cleanup_older_than=max(keep, _OLDER_THAN_NOW))
+
+
 def _prune(table: Any, before: int, unfinished: bool) -> int:
     table.optimize(cleanup_older_than=_OLDER_THAN_NOW, delete_unverified=unfinished)
     versions = [each["version"] for each in table.list_versions()]
@@ -168,8 +181,8 @@ def _prune(table: Any, before: int, unfinished: bool) -> int:
 
 
 @contextmanager
-def writing_alone(connection: Any, table: Any) -> Iterator[bool]:
-    """Hold the table against every process that writes to it through this, until the block is left or the process dies.
+def writing_alone(connection: Any, name: str) -> Iterator[bool]:
+    """Hold the table `name` against all who write to it through this, until the block is left or the process dies.
 
     True on a local disk. False, and nothing is held, in an object store and on a disk without file locks.
 
@@ -180,7 +193,7 @@ def writing_alone(connection: Any, table: Any) -> Iterator[bool]:
     if "://" in folder:
         yield False
         return
-    path = Path(folder) / f"{table.name}.lock"
+    path = Path(folder) / f"{name}.lock"
     with lance_faults(f"Opening {path}", "Check that the store's folder is writable."):
         stream = path.open("ab")
     with stream:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from lancedb.expr import Expr, col, lit
 from numpy.typing import NDArray
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from gradtrail.errors import StoreError
 from gradtrail.storage.lance_tables import (
     compact,
+    gather,
     insert_missing,
     key_field,
     lance_faults,
     open_existing,
     open_or_create,
     scan,
+    writing_alone,
 )
 from gradtrail.storage.measured import (
     Measured,
@@ -37,6 +42,13 @@ _KEYS = ("output_id", "target")
 _CODE = VectorCode()
 _BATCH_ROWS = 1024
 _IDS_PER_SCAN = 1000
+_LOOKS = 5
+# Every file costs each later reader a look and each later version a line.
+_MOST_FILES = 64
+# Where no lock holds other writers off, one of them may still build on an earlier version.
+_AN_HOUR, _NOTHING = timedelta(hours=1), timedelta(0)
+
+_Seen = TypeVar("_Seen")
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,11 @@ class QueriesTable:
     ) -> int:
         """Insert the outputs that are not there yet; one that is stays as it was first measured.
 
+        Each call makes a file and a version; when many have come together they are gathered in one.
+
         Raises:
             DataError: a value that is not finite, a wrong shape, or one output twice in the batch.
+            StoreError: LanceDB cannot write.
         """
         keys = list(zip(output_ids, targets, strict=True))
         require_unique("output", keys)
@@ -76,13 +91,17 @@ class QueriesTable:
         columns += measured_columns("output", keys, measured, list(self._schema)[len(_KEYS) :], _CODE)
         if not keys:
             return 0
-        table = open_or_create(self._connection, self._name, self._schema)
-        table.checkout_latest()
-        return insert_missing(table, _KEYS, pa.Table.from_arrays(columns, schema=self._schema))
+        with writing_alone(self._connection, self._name) as alone:
+            table = open_or_create(self._connection, self._name, self._schema)
+            written = insert_missing(table, _KEYS, pa.Table.from_arrays(columns, schema=self._schema))
+            # Another writer, where none is held off, may be in the way; then a later call gathers.
+            with nullcontext() if alone else suppress(StoreError):
+                gather(table, most_files=_MOST_FILES, keep=_NOTHING if alone else _AN_HOUR)
+        return written
 
     def read(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> StoredQueries:
         """The stored outputs among `output_ids`, in that order, under one `target` or all; None asks for all."""
-        batches = list(self._batches(output_ids, target))
+        batches = self._look(lambda table: list(_batches(table, self._schema, output_ids, target))) or []
         rows = pa.Table.from_batches(batches, schema=self._schema).combine_chunks()
         ids, targets = rows["output_id"].to_pylist(), rows["target"].to_pylist()
         rank = {output_id: position for position, output_id in enumerate(output_ids or sorted(set(ids)))}
@@ -94,35 +113,35 @@ class QueriesTable:
         """Remove what was measured of these outputs, bytes and earlier versions too; return how many rows that were.
 
         The table is written anew without them. A deletion would name them in the table's log, and Lance would leave
-        their bytes where they are as long as few rows of a file are deleted.
+        their bytes where they are as long as few rows of a file are deleted. In an object store nobody can be held off:
+        there Lance removes what a write that was cut short has left a week later.
 
         Raises:
             StoreError: the table cannot be written, or an earlier version cannot be removed yet; the next call goes on.
         """
-        table = open_existing(self._connection, self._name)
-        if table is None:
-            return 0
-        with lance_faults(f"Erasing from the LanceDB table {self._name}", "Run the same command again: it resumes."):
-            before = table.count_rows()
-            kept = self._batches_without(table, set(output_ids))
-            table.add(pa.RecordBatchReader.from_batches(self._schema, kept), mode="overwrite")
-        if stay := compact(table, unfinished=True):
+        with writing_alone(self._connection, self._name) as alone:
+            table = open_existing(self._connection, self._name)
+            if table is None:
+                return 0
+            with lance_faults(
+                f"Erasing from the LanceDB table {self._name}", "Run the same command again: it resumes."
+            ):
+                before = table.count_rows()
+                kept = self._batches_without(table, set(output_ids))
+                table.add(pa.RecordBatchReader.from_batches(self._schema, kept), mode="overwrite")
+            stay = compact(table, unfinished=alone)
+            left = table.count_rows()
+        if stay:
             raise StoreError(
                 f"{stay} earlier versions of the LanceDB table {self._name} still hold what is to be erased: they were "
                 "written when the clock was ahead of what it shows now.",
                 "Run the same command again when the clock has caught up.",
             )
-        return int(before - table.count_rows())
+        return int(before - left)
 
     def problems(self) -> list[str]:
         """What is wrong with the stored outputs; empty when nothing is."""
-        damaged = []
-        for batch in self._batches():
-            stored = _from_batch(batch)
-            keys = list(zip(stored.output_ids, stored.targets, strict=True))
-            digests = row_digests(keys, _CODE.stored(batch), stored.losses, stored.squared_norms)
-            recorded = batch.column("row_sha256").to_pylist()
-            damaged += [key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then]
+        damaged = self._look(lambda table: list(_damaged(_batches(table, self._schema)))) or []
         return [f"Queries changed since they were measured: {first_few(damaged)}."] if damaged else []
 
     def _batches_without(self, table: Any, output_ids: Set[str]) -> Iterator[pa.RecordBatch]:
@@ -130,12 +149,35 @@ class QueriesTable:
             kept = [output_id not in output_ids for output_id in batch.column("output_id").to_pylist()]
             yield batch.filter(pa.array(kept, type=pa.bool_()))
 
-    def _batches(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> Iterator[pa.RecordBatch]:
-        table = open_existing(self._connection, self._name)
-        if table is None:
-            return
-        for matching in _matching(output_ids, target):
-            yield from scan(table, self._schema.names, batch_size=_BATCH_ROWS, matching=matching)
+    def _look(self, look: Callable[[Any], _Seen]) -> _Seen | None:
+        """What `look` sees of the newest version; None where there is no table.
+
+        Nobody who writes waits for readers: an erasure, or a `put` that gathers, may take the version away while it is
+        looked at. Then the look is taken again.
+        """
+
+        def once() -> _Seen | None:
+            table = open_existing(self._connection, self._name)
+            return None if table is None else look(table)
+
+        attempts = Retrying(retry=retry_if_exception_type(StoreError), stop=stop_after_attempt(_LOOKS), reraise=True)
+        return attempts(once)
+
+
+def _batches(
+    table: Any, schema: pa.Schema, output_ids: Sequence[str] | None = None, target: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    for matching in _matching(output_ids, target):
+        yield from scan(table, schema.names, batch_size=_BATCH_ROWS, matching=matching)
+
+
+def _damaged(batches: Iterator[pa.RecordBatch]) -> Iterator[str]:
+    for batch in batches:
+        stored = _from_batch(batch)
+        keys = list(zip(stored.output_ids, stored.targets, strict=True))
+        digests = row_digests(keys, _CODE.stored(batch), stored.losses, stored.squared_norms)
+        recorded = batch.column("row_sha256").to_pylist()
+        yield from (key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then)
 
 
 def _matching(output_ids: Sequence[str] | None, target: str | None) -> Iterator[Expr | None]:

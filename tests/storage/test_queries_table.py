@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import lancedb
@@ -100,6 +102,49 @@ def test_what_is_forgotten_of_many_outputs_is_in_no_file(gradient_store, open_gr
     assert open_gradients().put_queries(**query_rows([149, 150])) == 1
     assert table.forget_queries(rows["output_ids"]) == 300
     assert open_gradients().queries().output_ids == []
+
+
+PUTTING = """
+import sys
+import numpy as np
+from gradtrail.storage.gradients import GradientStore
+
+shape = {"dimension": 8, "group_count": 3, "attribute_names": ["source", "licence"]}
+table = GradientStore(sys.argv[1]).open_index(sys.argv[2], config={"seed": 1}, **shape)
+print("opened", flush=True)
+for number in range(60):
+    output_ids = [f"kiosk:{number}-{each}" for each in range(4)]
+    measured = {"vectors": np.ones((4, 8), np.float32), "losses": np.ones(4), "squared_norms": np.ones((4, 3))}
+    table.put_queries(output_ids=output_ids, targets=["emitted"] * 4, **measured)
+    assert table.queries(output_ids).output_ids == output_ids, number
+"""
+
+
+def test_putting_and_forgetting_in_two_processes_lose_nothing_and_readers_see_all(
+    gradient_store, open_gradients, query_rows
+):
+    table, rows = open_gradients(), query_rows(range(5))
+    table.put_queries(**rows)
+    command = [sys.executable, "-c", PUTTING, gradient_store.uri, INDEX_ID]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as putting:
+        assert putting.stdout.readline().strip() == "opened"
+        while putting.poll() is None:
+            assert table.forget_queries(["kiosk:never"]) == 0
+            assert table.queries(rows["output_ids"]).output_ids == rows["output_ids"]
+        assert putting.wait() == 0, putting.stderr.read()
+    assert table.forget_queries(["kiosk:o'0"]) == 1
+    assert len(open_gradients().queries().output_ids) == 244
+    assert open_gradients()._queries.problems() == []
+
+
+def test_many_puts_leave_few_files_and_versions(gradient_store, open_gradients, query_rows):
+    table = open_gradients()
+    for number in range(70):
+        table.put_queries(**query_rows([number]))
+    folder = Path(gradient_store.uri, f"queries_{INDEX_ID}.lance")
+    assert len(list((folder / "data").iterdir())) < 10
+    assert len(list((folder / "_versions").iterdir())) < 10
+    assert len(table.queries().output_ids) == 70
 
 
 def test_an_earlier_version_of_a_clock_that_was_ahead_is_named_and_then_removed(

@@ -3,7 +3,9 @@
 import json
 import os
 import sqlite3
+import tempfile
 import tracemalloc
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +17,17 @@ import pytest
 import gradtrail
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.inbox import InboxFile, read_inbox
+from gradtrail.storage.inbox import READABLE_REMEDY, InboxFile, read_inbox
 from gradtrail.storage.inbox_erasure import remove_records
 from gradtrail.storage.source_config import SourceConfig, SourceConfigError
 from gradtrail.storage.source_files import FileSource
 from gradtrail.storage.source_intake import Intake
+from gradtrail.storage.source_rows import FileMark
 from gradtrail.storage.source_spool import open_spool
 from gradtrail.storage.source_sql import SqlSource
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOBODY = 65534
 
 
 def record(number, **changes):
@@ -257,6 +261,54 @@ def test_a_name_that_cannot_be_written_down_is_refused_with_its_record_or_file_a
     odd.rename(folder / "caf\u00e9.jsonl")
     assert read(inbox(folder)) == ["r3"]
     assert (read.watermark.taken, read.watermark.refused) == (3, 2)
+
+
+@pytest.fixture
+def as_another_user():
+    """A context in which this process has the rights of a user who owns nothing; files of mode 0 are closed to it."""
+
+    @contextmanager
+    def entered():
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(before)
+
+    return entered
+
+
+def test_a_file_of_another_user_is_named_with_what_to_do_and_read_once_that_is_done(as_another_user):
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        path, more = place / "a.jsonl", place / "b.jsonl"
+        path.write_text(lines(record(1)))
+        more.write_text(lines(record(2)))
+        source = FileSource(name, {}, {})
+        arrived = list(source.arrivals(None, {}))
+        marks = {each.name: each for each in arrived if isinstance(each, FileMark)}
+        assert sorted(marks) == ["a.jsonl", "b.jsonl"]
+        for each in (path, more):
+            each.write_text(each.read_text() + lines(record(3)))
+        path.chmod(0)
+        with as_another_user():
+            arrived = list(source.arrivals(None, marks))
+        closed, taken, mark = arrived
+        assert "a.jsonl cannot be read: [Errno 13] Permission denied" in closed.fault.what
+        assert closed.fault.remedy == READABLE_REMEDY
+        assert (taken.name, mark.name) == ("r3", "b.jsonl")
+        path.chmod(0o644)
+        with as_another_user():
+            assert [each.name for each in source.arrivals(None, marks | {"b.jsonl": mark})] == ["r3", "a.jsonl"]
+        (place / "closed").mkdir(mode=0)
+        with (
+            as_another_user(),
+            pytest.raises(StoreError, match=r"cannot be listed.*Run audits as the user"),
+        ):
+            list(source.arrivals(None, {}))
 
 
 def test_missing_fields_are_refused_and_extra_ones_kept(folder, read):

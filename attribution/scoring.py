@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrail.attribution.attribute_sums import SIDES, AttributeCodes, AttributeSums
+from gradtrail.attribution.chance_intervals import IntervalShare, interval_shares
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.method_registry import inverse_norms
 from gradtrail.attribution.prepared import PreparedQueries
@@ -23,11 +24,6 @@ from gradtrail.attribution.products import faster_products
 from gradtrail.attribution.ranking import RunningTop
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Share, Side
-
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the permutation interval."""
-MOST_INTERVALS = 1000
-"""Values per attribute that get a permutation interval, those with the largest shares."""
 
 Ranked = list[tuple[str, float]]
 ByValue = Mapping[str, Mapping[str, Tensor]]
@@ -57,15 +53,6 @@ class ScoreResult:
     def mass(self, side: Side) -> Tensor:
         """Sum of the absolute scores of one side, (queries,)."""
         return self.positive_mass if side == "proponent" else self.negative_mass
-
-
-@dataclass(frozen=True)
-class IntervalShare:
-    """A share and the interval it would lie in by chance; None where no interval was measured."""
-
-    share: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -174,7 +161,7 @@ def overall_influence(
 ) -> OverallInfluence:
     """A second pass: the mean share of each example over all queries, and what attribute shares chance would give.
 
-    The interval of a value holds 95 % of its shares when the attribute is shuffled over the examples.
+    When an attribute is shuffled over the examples, 95 % of the shuffles leave every tested value within its interval.
 
     Raises:
         StoreError: when the index is no longer the one `result` was computed from.
@@ -207,7 +194,7 @@ def overall_of_pass(
     return OverallInfluence(
         proponents=tops["proponent"].best()[0],
         opponents=tops["opponent"].best()[0],
-        shares={side: _interval_shares(vectors[side], codes, permutations, seed) for side in SIDES},
+        shares={side: interval_shares(vectors[side], codes, permutations, seed) for side in SIDES},
     )
 
 
@@ -242,29 +229,6 @@ def shares(result: ScoreResult, overall: OverallInfluence, output_ids: Sequence[
                 for value, part in _descending(parts, lambda share: share):
                     found.append(Share(output_id, side, attribute, value, part, training[value]))
     return found
-
-
-def _interval_shares(
-    vector: NDArray[np.float64], codes: AttributeCodes, permutations: int, seed: int
-) -> dict[str, dict[str, IntervalShare]]:
-    generator = np.random.default_rng(seed)
-    numbers = {name: codes.codes(name) for name in codes.values}
-    actual = {name: np.bincount(numbers[name], vector, len(codes.values[name])) for name in numbers}
-    chosen = {name: np.argsort(-shares_of, kind="stable")[:MOST_INTERVALS] for name, shares_of in actual.items()}
-    drawn = {name: np.empty((permutations, len(chosen[name]))) for name in numbers}
-    for turn in range(permutations):
-        shuffled = generator.permutation(vector)
-        for name, kept in chosen.items():
-            drawn[name][turn] = np.bincount(numbers[name], shuffled, len(codes.values[name]))[kept]
-    intervals: dict[str, dict[str, IntervalShare]] = {}
-    for name, known in codes.values.items():
-        bounds = np.percentile(drawn[name], INTERVAL, axis=0).T.tolist() if permutations else []
-        by_code = dict(zip(chosen[name].tolist(), bounds, strict=False))
-        intervals[name] = {
-            value: IntervalShare(float(actual[name][code]), *by_code.get(code, (None, None)))
-            for value, code in known.items()
-        }
-    return intervals
 
 
 def _sided(scores: NDArray[np.floating], into: Tensor) -> Tensor:

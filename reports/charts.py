@@ -47,12 +47,17 @@ class ShareChart:
 
 @dataclass(frozen=True)
 class ShareFigure:
-    """One attribute's charts on a common axis; a side without shares is None. `only_value`: there is no other."""
+    """One attribute's charts on a common axis; a side without shares is None. `only_value`: there is no other.
+
+    `values` is how many there are, `tested` how many of them have an interval.
+    """
 
     attribute: str
     proponents: ShareChart | None
     opponents: ShareChart | None
     only_value: str | None
+    values: int = 0
+    tested: int = 0
 
 
 def share_figures(shares: Iterable[Share], most_rows: int = MOST_ROWS) -> tuple[ShareFigure, ...]:
@@ -87,6 +92,8 @@ def _figure(attribute: str, shares: list[Share], most_rows: int) -> ShareFigure:
         _chart("proponent", proponents, ticks),
         _chart("opponent", opponents, ticks),
         next(iter(values)) if len(values) == 1 else None,
+        len(values),
+        len({share.value for share in shares if share.interval_high is not None}),
     )
 
 

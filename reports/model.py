@@ -111,7 +111,7 @@ class Trust:
     `fidelity` is None until it has been measured on this checkpoint. `damping` is text, for example "0.1 × the mean
     curvature of each layer". `left_out` and `fidelity_notes` hold whole sentences; `quarantined_outputs` gives the
     reason by output id; `not_reproduced` holds output ids. `approximate` is True only when an approximate search chose
-    the examples.
+    the examples. `intervals_together` is False where an older gradtrail measured intervals of each value on its own.
     """
 
     fidelity: Fidelity | None
@@ -128,6 +128,7 @@ class Trust:
     not_reproduced: tuple[str, ...] = ()
     fidelity_notes: tuple[str, ...] = ()
     approximate: bool = False
+    intervals_together: bool = True
 
 
 @dataclass(frozen=True)

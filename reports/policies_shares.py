@@ -18,12 +18,16 @@ _LEAST_AUDITS = {"spread": LEAST_FOR_SPREAD, "interval": 1}
 def share_above(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """An attribute value has more of the influence than it may, in shares or beyond what its size explains."""
     options = rule.options
+    tested = sum(
+        share.output_id is None and share.interval_high is not None and _is_of_rule(share, options)
+        for share in facts.shares
+    )
     for share in facts.shares:
         in_scope = (share.output_id is None) == (options["scope"] == "overall")
         if _is_wanted(share, options) and in_scope and _is_above(share, options):
             yield finding(
                 rule,
-                _above_message(share, options),
+                _above_message(share, options, tested),
                 share.output_id,
                 attribute=share.attribute,
                 value=share.value,
@@ -33,6 +37,7 @@ def share_above(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
                 share=share.share,
                 training_share=share.training_share,
                 ratio=share.ratio,
+                **({"tested": tested} if options["measure"] == "ratio_above_interval" else {}),
             )
 
 
@@ -82,11 +87,11 @@ def _tolerance(kind: str, share: Share, before: list[float]) -> float:
 
 
 def _is_wanted(share: Share, options: Mapping[str, Any]) -> bool:
-    return (
-        share.attribute == options["attribute"]
-        and options["value"] in ("*", share.value)
-        and share.side == options["side"]
-    )
+    return _is_of_rule(share, options) and options["value"] in ("*", share.value)
+
+
+def _is_of_rule(share: Share, options: Mapping[str, Any]) -> bool:
+    return bool(share.attribute == options["attribute"] and share.side == options["side"])
 
 
 def _is_above(share: Share, options: Mapping[str, Any]) -> bool:
@@ -98,7 +103,7 @@ def _is_above(share: Share, options: Mapping[str, Any]) -> bool:
     return share.interval_high is not None and share.share > share.interval_high and share.ratio > limit
 
 
-def _above_message(share: Share, options: Mapping[str, Any]) -> str:
+def _above_message(share: Share, options: Mapping[str, Any], tested: int) -> str:
     whom = "the audited outputs" if share.output_id is None else "this output"
     message = (
         f"Training examples with {_whose(share)} carry {percent(share.share)} of the {_what(share)} {whom} "
@@ -109,6 +114,8 @@ def _above_message(share: Share, options: Mapping[str, Any]) -> str:
     message = f"{message}: {ratio(share.ratio)} what their number explains"
     if share.interval_low is not None and share.interval_high is not None:
         message = f"{message}, where chance alone gives {percent(share.interval_low)} to {percent(share.interval_high)}"
+    if options["measure"] == "ratio_above_interval":
+        message = f"{message} ({plural(tested, 'value')} tested)"
     return f"{message}. The limit is {options['limit']:g}×."
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from gradtrail.attribution.chance_intervals import INTERVALS_TOGETHER
 from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.digests import sha256_json
 from gradtrail.lineage import queries, withdrawals
@@ -70,6 +71,7 @@ def score_outputs(
             "meaning_of_scores": pinned.adapter.meaning_of_scores,
             "curvature_examples": prepared.curvature_examples,
             "warnings": audit_warnings(prepared),
+            "intervals": INTERVALS_TOGETHER,
         },
         results=scored.results,
         attributions=scored.attributions,

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradtrail import __version__
 from gradtrail.attribution.adapters import ModelAdapter
+from gradtrail.attribution.chance_intervals import INTERVALS_TOGETHER
 from gradtrail.attribution.methods import find_method
 from gradtrail.errors import DataError
 from gradtrail.lineage.records import AuditDetails, RecordedExample
@@ -221,6 +222,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
         quarantined_outputs=recorded.refused,
         not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
         fidelity_notes=tuple(fidelity_notes(recorded.fidelity, recorded.fidelity_alone)),
+        intervals_together=details.method_notes.get("intervals") == INTERVALS_TOGETHER,
     )
 
 

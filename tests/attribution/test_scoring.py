@@ -182,16 +182,16 @@ def test_attributes_that_appear_late_or_disappear_count_as_empty():
     assert overall.shares["proponent"]["source"][""].share == pytest.approx(4 / 6)
 
 
-def test_only_the_largest_values_of_an_attribute_get_an_interval(monkeypatch):
-    monkeypatch.setattr("gradtrail.attribution.scoring.MOST_INTERVALS", 2)
-    rows = make_rows(torch.tensor([[1.0], [5.0], [3.0]]), {"author": ["x", "y", "z"]})
+def test_the_values_with_most_examples_get_an_interval_however_much_they_carry(monkeypatch):
+    monkeypatch.setattr("gradtrail.attribution.chance_intervals.MOST_TESTED", 2)
+    rows = make_rows(torch.tensor([[1.0], [9.0], [1.0], [2.0], [1.0]]), {"author": ["x", "y", "x", "z", "z"]})
     queries = PreparedQueries(torch.ones(1, 1), "none")
     overall = overall_influence(
         queries, lambda: [rows], score(queries, lambda: [rows], top_k=1), top_k=1, permutations=3
     )
     found = overall.shares["proponent"]["author"]
-    assert found["x"].low is None
-    assert found["y"].low is not None
+    assert (found["y"].low, found["y"].share) == (None, pytest.approx(9 / 14))
+    assert found["x"].low is not None
     assert found["z"].high is not None
 
 

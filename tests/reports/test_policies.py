@@ -97,7 +97,8 @@ def test_a_ratio_above_its_interval_needs_more_than_chance(fired: Fired) -> None
     keys = "kind = 'share_above'\nattribute = 'licence'\nmeasure = 'ratio_above_interval'\nlimit = {}"
     (finding,) = fired(keys.format(1))
     assert finding.evidence["value"] == "unlicensed"
-    assert "chance alone gives 8.0% to 16.0%" in finding.message
+    assert "chance alone gives 8.0% to 16.0% (2 values tested). The limit" in finding.message
+    assert finding.evidence["tested"] == 2
     assert fired(keys.format(4)) == []
     by_chance = replace(SHARES[0], interval_high=0.5)
     assert fired(keys.format(1), replace(FACTS, shares=(by_chance,))) == []

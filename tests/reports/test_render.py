@@ -280,3 +280,20 @@ def test_cards_without_share_or_score_still_name_their_example(sample_report: Au
     cards = tuple(replace(card, share=None, score=None) for card in sample_report.overall.proponents)
     page = Page(render_html(replace(sample_report, overall=Overall((), cards, ()), outputs=())))
     assert all(card.example_id in page.text for card in cards)
+
+
+def test_the_page_says_for_how_many_values_together_the_intervals_hold(sample_report: AuditReport) -> None:
+    together = Page(render_html(sample_report)).text
+    assert "hold for all 3 values together" in together
+    assert "however many values were tested" in together
+    first, *others = sample_report.overall.shares
+    untested = [
+        replace(share, interval_low=None, interval_high=None) if share.value == first.value else share
+        for share in (first, *others)
+    ]
+    part = replace(sample_report, overall=replace(sample_report.overall, shares=tuple(untested)))
+    assert "hold for the 2 values with the most examples together" in Page(render_html(part)).text
+    older = replace(sample_report, trust=replace(sample_report.trust, intervals_together=False))
+    page = Page(render_html(older)).text
+    assert "together; they are wider" not in page
+    assert "some lie outside theirs by chance" in page

@@ -23,7 +23,8 @@ FEWEST_QUERIES = 3
 class FidelityFigure:
     """Agreement between predicted and measured effects over the left-out sets, as a mean over queries.
 
-    Standard errors are over queries; ceilings are what the noise of the measurement leaves within reach.
+    Standard errors are over queries, for these sets: the choice of sets, which all queries share, adds to them.
+    Ceilings are what the noise of the measurement leaves within reach.
     """
 
     metric: str

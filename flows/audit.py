@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from prefect import flow
 
 from gradtrail.digests import short
-from gradtrail.errors import GradtrailError
+from gradtrail.errors import GradtrailError, said
 from gradtrail.flows.examining import Examined, examine, finish
 from gradtrail.storage.exclusive import holding
 from gradtrail.storage.registry import RegisteredVersion
@@ -158,7 +158,7 @@ def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit)
                 finish(workspace, audit_id)
                 finished.append(audit_id)
             except Exception as fault:
-                failed.append((f"audit {short(audit_id)}", str(fault)))
+                failed.append((f"audit {short(audit_id)}", said(fault)))
         pending = pending_outputs(workspace, model_version_id, resolved.options.target).output_ids
         examined = examine(workspace, model_version_id, pending, resolved)
     failed += examined.failed
@@ -173,6 +173,8 @@ def _drain_others(workspace: Workspace, version: RegisteredVersion, options: Aud
             drained.append(_drain(workspace, model_version_id, resolve_audit(workspace, model_version_id, options)))
         except GradtrailError as fault:
             drained.append(_Drained(model_version_id, refusal=str(fault)))
+        except Exception as fault:
+            drained.append(_Drained(model_version_id, failed=((model_version_id, said(fault)),)))
     return tuple(drained)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
-from gradtrail.errors import GradtrailError
+from gradtrail.errors import GradtrailError, said
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -51,14 +51,14 @@ def watch(workspace: Workspace, models: Sequence[WatchedModel]) -> WatchOutcome:
         try:
             lacking = unprepared(workspace, model)
         except Exception as fault:
-            failed.append((model.reference, _said(fault)))
+            failed.append((model.reference, said(fault)))
             continue
         for each in lacking:
             try:
                 _prepare(workspace, model, each)
             except Exception as fault:
-                note_failure(workspace, each.model_version_id, _said(fault))
-                failed.append((each.model_version_id, _said(fault)))
+                note_failure(workspace, each.model_version_id, said(fault))
+                failed.append((each.model_version_id, said(fault)))
             else:
                 note_success(workspace, each.model_version_id)
                 prepared.append(each.model_version_id)
@@ -66,10 +66,6 @@ def watch(workspace: Workspace, models: Sequence[WatchedModel]) -> WatchOutcome:
     if failed:
         raise PreparationError(outcome)
     return outcome
-
-
-def _said(fault: Exception) -> str:
-    return str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
 
 
 def _prepare(workspace: Workspace, model: WatchedModel, lacks: Preparation) -> None:

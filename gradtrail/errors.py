@@ -19,6 +19,11 @@ class GradtrailError(Exception):
         self.remedy = remedy
 
 
+def said(fault: Exception) -> str:
+    """An error in words: gradtrail's own speak for themselves, others are told with their kind."""
+    return str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
+
+
 class UsageError(GradtrailError):
     """A request that cannot be understood: unknown id, bad option, unreadable setting."""
 

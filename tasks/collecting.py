@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.errors import GradtrailError, StoreError
+from gradtrail.errors import StoreError, said
 from gradtrail.lineage import queries
 from gradtrail.lineage.deliveries import recorded_payloads
 from gradtrail.lineage.watermarks import newest_watermark, record_watermark
@@ -61,8 +61,7 @@ def collect_outputs(workspace: Workspace) -> Collection:
             collected.append(collect_source(workspace, source))
         except Exception as fault:
             # Whatever it is: the outputs of the other models do not wait for it. Prefect logs where it was raised.
-            cause = str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
-            collected.append(Collection(failed=((source.name, cause),)))
+            collected.append(Collection(failed=((source.name, said(fault)),)))
     return _together(collected)
 
 

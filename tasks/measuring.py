@@ -12,7 +12,7 @@ from torch import nn
 
 from gradtrail.attribution.capture import compute_features
 from gradtrail.attribution.memory import FEW_EXAMPLES
-from gradtrail.errors import DataError, NotFoundError, StoreError
+from gradtrail.errors import DataError, NotFoundError, StoreError, said
 from gradtrail.lineage import queries
 from gradtrail.nouns import Example, Target
 from gradtrail.storage.outputs import payload_record
@@ -114,8 +114,7 @@ def measure_outputs(
                         continue
                     if not isinstance(fault, DataError):
                         _require_sound_model(pinned, models, opened, options)
-                    cause = str(fault) if isinstance(fault, DataError) else f"{type(fault).__name__}: {fault}"
-                    ledger.record_quarantine(MEASURING[options.target], piece[0].measured.example_id, cause)
+                    ledger.record_quarantine(MEASURING[options.target], piece[0].measured.example_id, said(fault))
             bar.advance(len(chunk))
     return MeasuredOutputs(tuple(measured), tuple(unread))
 

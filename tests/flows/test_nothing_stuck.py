@@ -172,3 +172,23 @@ def _after_the_adapter_changed(tiny):
     ingest(tiny.workspace, MODEL)
     index(tiny.workspace, MODEL)
     return [each for each in audit(tiny.workspace, MODEL).others if each.model_version_id == "tiny/1"]
+
+
+def test_another_version_that_fails_in_an_unforeseen_way_is_named_after_all_else_is_done(indexed):
+    indexed.register()
+    ingest(indexed.workspace, MODEL)
+    indexed.drop("a.jsonl", indexed.record(1), indexed.record(2, version=2))
+    audit(indexed.workspace, MODEL)
+    indexed.drop("b.jsonl", indexed.record(3), indexed.record(4, version=2))
+    with indexed.workspace.ledger().read() as connection:
+        before = len(queries.audits(connection, "tiny/2"))
+    locked = indexed.workspace.audit_lock("tiny/1")
+    locked.unlink()
+    locked.mkdir()
+    with pytest.raises(StoreError, match="Not done: tiny/1: IsADirectoryError"):
+        audit(indexed.workspace, MODEL)
+    with indexed.workspace.ledger().read() as connection:
+        assert len(queries.audits(connection, "tiny/2")) == before + 1
+    locked.rmdir()
+    [other] = audit(indexed.workspace, MODEL).others
+    assert (other.model_version_id, other.output_count) == ("tiny/1", 1)

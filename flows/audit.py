@@ -95,8 +95,8 @@ def audit(
         options: method, target and what to keep.
 
     Raises:
-        StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, or a
-            report not be finished; the next run tries again.
+        StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, a
+            report not be finished, or a payload not be erased in time; the next run tries again.
     """
     version = resolve_version(workspace, reference)
     resolved = resolve_audit(workspace, version.model_version_id, options)
@@ -105,13 +105,12 @@ def audit(
     others = () if reference == version.model_version_id else _drain_others(workspace, version, options)
     delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace)
-    if workspace.payload_retention_days:
-        retain_payloads(workspace, workspace.payload_retention_days)
+    unretained = _unretained(workspace)
     if delivered or collected.anything or any(each.anything for each in (drained, *others)):
         publish_snapshot(workspace)
         announce(workspace)
     require_sources(failed)
-    require_finished(tuple(each for other in (drained, *others) for each in other.failed))
+    require_finished((*(each for other in (drained, *others) for each in other.failed), *unretained))
     examined = drained.examined
     return AuditOutcome(
         version.model_version_id,
@@ -185,4 +184,14 @@ def _unanswered(workspace: Workspace) -> tuple[tuple[str, str], ...]:
         answer_traces(workspace)
     except GradtrailError as fault:
         return (("answers to traces", str(fault)),)
+    return ()
+
+
+def _unretained(workspace: Workspace) -> tuple[tuple[str, str], ...]:
+    if not workspace.payload_retention_days:
+        return ()
+    try:
+        retain_payloads(workspace, workspace.payload_retention_days)
+    except GradtrailError as fault:
+        return (("payload retention", str(fault)),)
     return ()

@@ -22,10 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+import duckdb
+
 from gradtrail.digests import canonical_json, sha256_file, sha256_json
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.append import head
-from gradtrail.lineage.connections import WRITING, open_snapshot, shared_file
+from gradtrail.lineage.connections import WRITING, first_row, open_snapshot, shared_file
 
 _COPY_BYTES = 1 << 20
 
@@ -53,7 +55,8 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
     """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection.
 
     Raises:
-        LedgerError: the copy or its seal cannot be written, for example because the disk is full; the old ones stay.
+        LedgerError: the copy or its seal cannot be written, for example because the disk is full, or the ledger has
+            lost or changed the event that the seal before holds; the old ones stay.
     """
     part = snapshot.with_name(snapshot.name + ".part")
     following = _next_seal_path(snapshot)
@@ -62,6 +65,7 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
             _finish_interrupted(snapshot)
             digest = _copy(source, part)
             with closing(open_snapshot(part)) as connection:
+                _require_continued(connection, database, snapshot)
                 sequence, event_digest = head(connection)
             seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
             _write(following, _content(seal))
@@ -71,6 +75,9 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
                 f"The snapshot {snapshot} cannot be published: {error.strerror or error}. The one before stays.",
                 "Make room on the disk; the next flow publishes everything.",
             ) from error
+        except LedgerError:
+            part.unlink(missing_ok=True)
+            raise
         part.replace(snapshot)
         following.replace(seal_path(snapshot))
         _sync(snapshot.parent)
@@ -92,6 +99,12 @@ def read_seal(snapshot: Path) -> Seal | None:
     return _parse(path) if path.is_file() else None
 
 
+def is_continued(connection: duckdb.DuckDBPyConnection, seal: Seal) -> bool:
+    """Whether the ledger still has the last event that the seal holds."""
+    row = first_row(connection, "SELECT event_hash FROM event WHERE sequence = ?", [seal.head_sequence])
+    return seal.head_sequence == 0 or (row is not None and row[0] == seal.head_hash)
+
+
 @contextmanager
 def publications_held(snapshot: Path) -> Iterator[None]:
     """Wait until no other process publishes, and keep it from publishing. Creates no file."""
@@ -103,6 +116,21 @@ def publications_held(snapshot: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
+
+
+def _require_continued(connection: duckdb.DuckDBPyConnection, database: Path, snapshot: Path) -> None:
+    # A new seal over a history that was cut or rewritten would remove every trace of that.
+    try:
+        seal = read_seal(snapshot)
+    except LedgerError:
+        return  # a seal that was changed itself is replaced, as its error says
+    if seal is not None and not is_continued(connection, seal):
+        raise LedgerError(
+            f"The ledger {database} does not continue what was sealed at {seal.published_at}: event "
+            f"{seal.head_sequence} is gone or another. Nothing was published; the snapshot before stays.",
+            "Find out by gradtrail verify what was changed, and restore a backup with its seal. Where all of it is "
+            f"meant, move {seal_path(snapshot)} away.",
+        )
 
 
 def _interrupted(snapshot: Path) -> Seal | None:

@@ -32,13 +32,13 @@ import duckdb
 
 from gradtrail.digests import sha256_file
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.connections import first_line, first_row, is_damage, shared_file
+from gradtrail.lineage.connections import first_line, is_damage, shared_file
 from gradtrail.lineage.erasures import unfinished_erasures
 from gradtrail.lineage.integrity import FIRST_PREVIOUS_HASH, event_hash
 from gradtrail.lineage.ledger import Ledger
 from gradtrail.lineage.migrations import schema_differences, version_of
 from gradtrail.lineage.row_check import UNREADABLE, Erased, Problem, Promise, check_rows, erased_positions
-from gradtrail.lineage.seal import Seal, publications_held, read_seal, seal_path
+from gradtrail.lineage.seal import Seal, is_continued, publications_held, read_seal, seal_path
 from gradtrail.lineage.signatures import check_signatures
 from gradtrail.lineage.tables import TABLES
 
@@ -245,8 +245,7 @@ def _check_against_seal(
             f"the seal of {seal.published_at} holds event {seal.head_sequence}, the ledger ends at event {sequence}",
         )
         return
-    row = first_row(connection, "SELECT event_hash FROM event WHERE sequence = ?", [seal.head_sequence])
-    if row is None or row[0] != seal.head_hash:
+    if not is_continued(connection, seal):
         found.add(
             "event_changed",
             f"event {seal.head_sequence}",

@@ -7,13 +7,14 @@ import os
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradtrail.errors import DataError
+from gradtrail.errors import DataError, said
 from gradtrail.storage.atomic import replacing
 from gradtrail.storage.inbox import InboxFile, read_inbox
 from gradtrail.storage.outputs import parse_record
@@ -24,27 +25,46 @@ _PARQUET_MAGIC = b"PAR1"
 _PRIVATE = 0o600
 
 
-def remove_records(source: SourceConfig, output_ids: Collection[str]) -> int:
-    """Write every file of an inbox that holds one of these outputs again without it; return how many records went.
+@dataclass(frozen=True)
+class Removal:
+    """How many records were taken out, and the files that may still hold some: each with the cause."""
 
-    A file that is left without records is deleted. Rows that are no outputs stay; so does a file that cannot be read.
-    What others append meanwhile stays too; a program other than gradtrail that keeps a file open must open it again.
+    records: int = 0
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+def remove_records(source: SourceConfig, output_ids: Collection[str]) -> Removal:
+    """Write every file of an inbox that holds one of these outputs again without it.
+
+    A file that is left without records is deleted. Rows that are no outputs stay, and so does what lies behind the
+    damage of a file: neither was ever collected. A file that the disk does not give, or that cannot be replaced, stays
+    and is named. What others append meanwhile stays too; a program other than gradtrail that keeps a file open must
+    open it again.
 
     Args:
         source: an inbox in a local folder.
         output_ids: the outputs to take out.
     """
-    removed, inbox = 0, Path(source.location)
+    records, failed, inbox = 0, [], Path(source.location)
     for file in read_inbox(inbox) if inbox.is_dir() else ():
-        if not _numbers(source, file, output_ids):
+        try:
+            records += _remove_from(source, file, output_ids)
+        except FileNotFoundError:
             continue
-        with suppress(FileNotFoundError), _held(file.path) as stream:
-            # Once more: until it was held, others could write to it.
-            numbers = _numbers(source, file, output_ids)
-            if numbers:
-                _write_without(file.path, stream, numbers)
-            removed += len(numbers)
-    return removed
+        except (OSError, pa.ArrowException) as fault:
+            failed.append((file.name, " ".join(said(fault).split()).rstrip(".")))
+    return Removal(records, tuple(failed))
+
+
+def _remove_from(source: SourceConfig, file: InboxFile, output_ids: Collection[str]) -> int:
+    if not _numbers(source, file, output_ids):
+        return 0
+    with _held(file.path) as stream:
+        # Once more: until it was held, others could write to it.
+        numbers = _numbers(source, file, output_ids)
+        if numbers:
+            _write_without(file.path, stream, numbers)
+        return len(numbers)
 
 
 def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str]) -> set[int]:
@@ -58,8 +78,10 @@ def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str])
                 continue
             if parsed.output.output_id in output_ids:
                 numbers.add(row.number)
-    except DataError:
-        pass  # what can be read up to the fault is all that collecting ever took from this file
+    except DataError as fault:
+        # Of damage pyarrow says OSError too, but without a number of the operating system.
+        if isinstance(fault.__cause__, OSError) and fault.__cause__.errno is not None:
+            raise fault.__cause__ from None
     return numbers
 
 

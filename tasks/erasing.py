@@ -15,6 +15,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
+from gradtrail.errors import StoreError
 from gradtrail.lineage import erasures, listings, queries
 from gradtrail.lineage.erasure_plan import ErasureRequest
 from gradtrail.lineage.erasures import Erasure
@@ -83,6 +84,7 @@ def erase_data(workspace: Workspace, request: ErasureRequest | None, reason: str
 
     Raises:
         NotFoundError: an example or output that was never recorded, or nobody of that name.
+        StoreError: a file of the inbox could not be read or replaced; all else is erased.
         GradtrailError: something could not be erased now; the ledger says so until a later call finishes it.
     """
     with _no_audit_at_work(workspace):
@@ -122,7 +124,7 @@ def _finish(workspace: Workspace) -> ErasureOutcome:
     if any(erasure.rows for erasure in pending):
         rewrite_database(ledger)
     payloads = _delete_payloads(workspace, _ids(pending, "output", "payload"))
-    inbox_records = remove_records(workspace.home_source, _ids(pending, "output", "payload"))
+    inbox = remove_records(workspace.home_source, _ids(pending, "output", "payload"))
     _forget_queries(workspace, _ids(pending, "output"))
     _rewrite_manifests(workspace, _ids(pending, "example", "attribute"))
     audits = _audits_that_show(workspace, pending)
@@ -132,6 +134,7 @@ def _finish(workspace: Workspace) -> ErasureOutcome:
     if any(kind != "payload" for erasure in pending for kind, _ in erasure.subjects):
         renew_report_pages(workspace)
     ledger.publish_snapshot()
+    _require_emptied(inbox.failed)
     for erasure in pending:
         erasures.finish(ledger, erasure.erasure_id)
     ledger.publish_snapshot()
@@ -143,10 +146,20 @@ def _finish(workspace: Workspace) -> ErasureOutcome:
         events=tuple(erasure.event_sequence for erasure in pending),
         rows=tuple(sorted(rows.items())),
         payloads=payloads,
-        inbox_records=inbox_records,
+        inbox_records=inbox.records,
         reports=tuple(str(workspace.reports / audit_id) for audit_id in audits),
         elsewhere=tuple(_elsewhere(workspace, pending)),
     )
+
+
+def _require_emptied(failed: Sequence[tuple[str, str]]) -> None:
+    if failed:
+        raise StoreError(
+            "The erasure is not finished: files of the inbox may still hold what was erased. "
+            + " ".join(f"{name}: {cause}." for name, cause in failed),
+            "All else is erased. Let the user that runs gradtrail read and replace them, or delete them, then run "
+            "gradtrail erase.",
+        )
 
 
 def _ids(pending: Sequence[Erasure], *kinds: str) -> set[str]:

@@ -286,6 +286,11 @@ def test_the_removal_of_the_last_events_shows_by_the_seal(story_ledger: Ledger, 
     )
     report = verify_ledger(story_ledger)
     assert [(problem.kind, problem.subject) for problem in report.problems] == [("event_missing", "events 9 to 10")]
+    with pytest.raises(LedgerError, match=r"does not continue what was sealed .* move .*seal\.json away"):
+        story_ledger.publish_snapshot()
+    seal_path(story_ledger.paths.snapshot).unlink()
+    story_ledger.publish_snapshot()
+    assert not verify_ledger(story_ledger).problems
 
 
 def test_a_seal_that_was_taken_away_is_missed(story_ledger: Ledger, tamper: Tamper) -> None:
@@ -313,6 +318,11 @@ def test_a_history_rewritten_in_full_shows_by_the_seal(story, story_ledger: Ledg
     [problem] = verify_ledger(story_ledger).problems
     assert (problem.kind, problem.subject) == ("event_changed", "event 10")
     assert "history was rewritten" in problem.message
+    before = story_ledger.paths.snapshot.read_bytes()
+    with pytest.raises(LedgerError, match=r"event 10 is gone or another\. Nothing was published"):
+        story_ledger.publish_snapshot()
+    assert story_ledger.paths.snapshot.read_bytes() == before
+    assert [each.kind for each in verify_ledger(story_ledger).problems] == ["event_changed"]
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ def test_a_process_whose_file_was_written_anew_goes_on_in_another(home):
     call(home, "a"), call(home, "b")
     [path] = (home / "inbox").iterdir()
     path.chmod(0o640)
-    assert remove_records(source(home), {"inbox:a"}) == 1
+    assert remove_records(source(home), {"inbox:a"}).records == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     call(home, "c"), call(home, "d")
     assert recorded(home) == ["inbox:b", "inbox:c", "inbox:d"]
-    assert remove_records(source(home), {"inbox:b", "inbox:c", "inbox:d"}) == 3
+    assert remove_records(source(home), {"inbox:b", "inbox:c", "inbox:d"}).records == 3
     call(home, "e")
     assert recorded(home) == ["inbox:e"]
     [path] = (home / "inbox").iterdir()
@@ -65,7 +65,7 @@ def test_no_call_is_lost_while_records_are_taken_out(home):
         for output_id in stream:
             given.append(output_id.strip())
             if len(given) % 50 == 0:
-                removed += remove_records(source(home), {given[-1]})
+                removed += remove_records(source(home), {given[-1]}).records
     os.waitpid(child, 0)
     assert removed == 10
     assert recorded(home) == sorted(set(given) - set(given[49::50]))
@@ -92,7 +92,7 @@ def test_what_another_program_appends_meanwhile_is_taken_up(home, monkeypatch, m
 
         name = "fsync" if moment.startswith("before") else "replace"
         monkeypatch.setattr(os, name, late(getattr(os, name)))
-        assert remove_records(source(home), {"inbox:a"}) == 1
+        assert remove_records(source(home), {"inbox:a"}).records == 1
     assert recorded(home) == ["inbox:b", "inbox:late"]
     assert path.read_text() == made.format("b") + made.format("late")
 
@@ -110,5 +110,5 @@ def test_a_file_that_got_its_next_record_while_the_last_one_went_stays(home, mon
             monkeypatch.undo()
 
         monkeypatch.setattr(os, "fsync", late)
-        assert remove_records(source(home), {"inbox:a"}) == 1
+        assert remove_records(source(home), {"inbox:a"}).records == 1
     assert recorded(home) == ["inbox:late"]

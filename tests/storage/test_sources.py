@@ -154,7 +154,7 @@ def test_files_in_folders_are_read_by_their_path_and_what_writers_note_is_not(fo
     (folder / "date=2026-02-01" / "a.jsonl").write_text(lines(record(3), record(6)) + "no json\n")
     assert read(inbox(folder)) == ["r6"]
     assert "date=2026-02-01/a.jsonl, row 3" in read.refused[0].cause
-    assert remove_records(inbox(folder), {"inbox:r4", "inbox:r5", "inbox:r6"}) == 3
+    assert remove_records(inbox(folder), {"inbox:r4", "inbox:r5", "inbox:r6"}).records == 3
     assert not list(folder.glob("date=2026-02-02/*"))
     assert not list(linked.iterdir())
     assert (folder / "date=2026-02-01" / "a.jsonl").read_text() == lines(record(3)) + "no json\n"

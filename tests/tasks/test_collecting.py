@@ -197,14 +197,14 @@ def test_what_sampling_left_out_stays_out_while_a_file_has_it_whatever_is_erased
     assert collect(known).new_output_ids == ("inbox:r0", "inbox:r1")
     drop(known.workspace, "new.jsonl", record(9, time="2026-06-01T00:00:00Z"))
     assert collect(known).new_output_ids == ("inbox:r9",)
-    assert remove_records(home, {"inbox:r0"}) == 1
+    assert remove_records(home, {"inbox:r0"}).records == 1
     assert collect(known).new_output_ids == ()
     # Delivered once more, and kept there when the first file goes.
     drop(known.workspace, "once more.jsonl", record(7), record(1))
     assert collect(known).new_output_ids == ()
     (inbox / "old.jsonl").unlink()
     assert collect(known).new_output_ids == ()
-    assert remove_records(home, {"inbox:r1"}) == 1
+    assert remove_records(home, {"inbox:r1"}).records == 1
     last = collect(known)
     assert (last.new_output_ids, last.sampled_out) == ((), 0)
     assert known.sql("SELECT seen, taken, sampled_out FROM source_watermark") == [(9, 3, 6)]

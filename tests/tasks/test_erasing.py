@@ -11,9 +11,11 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from gradtrail.errors import NotFoundError
+from gradtrail.errors import NotFoundError, StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -211,6 +213,42 @@ def test_payloads_outlive_their_retention_no_longer_and_what_was_measured_stays(
     assert not list(audited.workspace.inbox.iterdir())
     assert not verify_workspace(audited.workspace).problems
     assert retain_payloads.fn(audited.workspace, 0).erased == ()
+
+
+def test_an_inbox_file_that_the_disk_does_not_give_leaves_the_erasure_unfinished_and_is_named(audited):
+    unreadable = audited.workspace.inbox / "b.jsonl"
+    unreadable.symlink_to("/proc/self/mem")
+    with pytest.raises(StoreError, match=r"not finished.*b\.jsonl: OSError: .*then run gradtrail erase") as raised:
+        erase_data(audited.workspace, ErasureRequest(output_ids=("inbox:out-2",)))
+    assert "a.jsonl" not in str(raised.value)
+    assert [problem.kind for problem in verify_workspace(audited.workspace).problems] == ["erasure_unfinished"]
+    unreadable.unlink()
+    assert _files_with(audited.home, "secret note 2") == []
+    assert erase_data(audited.workspace, None).erased
+    assert not verify_workspace(audited.workspace).problems
+
+
+def test_a_retention_that_a_damaged_file_holds_up_is_told_after_all_else_is_done(audited):
+    table = pa.Table.from_pylist([audited.record(number, note=f"secret note {number}") for number in range(10, 80)])
+    damaged = audited.workspace.inbox / "b.parquet"
+    pq.write_table(table, damaged, row_group_size=64)
+    place = pq.ParquetFile(damaged).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(damaged.read_bytes())
+    content[place : place + 200] = bytes(200)
+    damaged.write_bytes(content)
+    assert audit(audited.workspace, "tiny@champion").output_count == 64
+    workspace = replace(audited.workspace, payload_retention_days=30)
+    with pytest.raises(StoreError, match=r"b\.parquet"):
+        retain_payloads.fn(workspace, 0)
+    audited.drop("c.jsonl", audited.record(4))
+    with pytest.raises(StoreError, match=r"Not done: payload retention: .*b\.parquet.*or delete them"):
+        audit(workspace, "tiny@champion")
+    with workspace.ledger().read() as connection:
+        assert queries.pending_outputs(connection, "tiny/1", target="emitted") == []
+        assert queries.report_of(connection, queries.latest_audit(connection).audit_id) is not None
+    damaged.unlink()
+    assert audit(workspace, "tiny@champion").audit_id == ""
+    assert not verify_workspace(workspace).problems
 
 
 def test_a_payload_that_is_back_after_its_erasure_is_named(audited):

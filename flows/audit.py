@@ -84,6 +84,8 @@ def audit(
     workspace: Workspace,
     reference: str,
     options: AuditOptions = AuditOptions(),  # noqa: B008 - frozen
+    *,
+    retry_refused: bool = False,
 ) -> AuditOutcome:
     """Collect outputs, audit those that are new, write the report, link it in MLflow. A repeat finds nothing to do.
 
@@ -93,6 +95,7 @@ def audit(
         workspace: where everything lives.
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
         options: method, target and what to keep.
+        retry_refused: take outputs, too, that were quarantined when they were measured: once their cause is gone.
 
     Raises:
         StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, a
@@ -101,10 +104,12 @@ def audit(
     version = resolve_version(workspace, reference)
     resolved = resolve_audit(workspace, version.model_version_id, options)
     collected = collect_outputs(workspace)
-    drained = _drain(workspace, version.model_version_id, resolved)
-    others = () if reference == version.model_version_id else _drain_others(workspace, version, options)
+    drained = _drain(workspace, version.model_version_id, resolved, retry_refused)
+    others: tuple[_Drained, ...] = ()
+    if reference != version.model_version_id:
+        others = _drain_others(workspace, version, options, retry_refused)
     delivered = deliver_alerts(workspace)
-    failed = collected.failed + _unanswered(workspace)
+    failed = collected.failed + _unanswered(workspace, retry_refused)
     unretained = _unretained(workspace)
     if delivered or collected.anything or any(each.anything for each in (drained, *others)):
         publish_snapshot(workspace)
@@ -147,7 +152,7 @@ class _Drained:
         return bool(self.pending or self.finished or self.failed)
 
 
-def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit) -> _Drained:
+def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit, retry_refused: bool) -> _Drained:
     """Finish what an earlier run left, then audit every pending output of a model version."""
     finished, failed = [], []
     # Two runs at once would both see an output as pending: the second waits, and then finds what the first left.
@@ -158,18 +163,21 @@ def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit)
                 finished.append(audit_id)
             except Exception as fault:
                 failed.append((f"audit {short(audit_id)}", said(fault)))
-        pending = pending_outputs(workspace, model_version_id, resolved.options.target).output_ids
+        pending = pending_outputs(workspace, model_version_id, resolved.options.target, retry_refused).output_ids
         examined = examine(workspace, model_version_id, pending, resolved)
     failed += examined.failed
     return _Drained(model_version_id, examined, len(pending), tuple(finished), tuple(failed))
 
 
-def _drain_others(workspace: Workspace, version: RegisteredVersion, options: AuditOptions) -> tuple[_Drained, ...]:
+def _drain_others(
+    workspace: Workspace, version: RegisteredVersion, options: AuditOptions, retry_refused: bool
+) -> tuple[_Drained, ...]:
     """The same for other versions of the model: outputs come late, and go on after an alias was moved."""
     drained = []
-    for model_version_id in other_versions_to_audit(workspace, version, options.target):
+    for model_version_id in other_versions_to_audit(workspace, version, options.target, retry_refused):
         try:
-            drained.append(_drain(workspace, model_version_id, resolve_audit(workspace, model_version_id, options)))
+            resolved = resolve_audit(workspace, model_version_id, options)
+            drained.append(_drain(workspace, model_version_id, resolved, retry_refused))
         except GradtrailError as fault:
             drained.append(_Drained(model_version_id, refusal=str(fault)))
         except Exception as fault:
@@ -177,11 +185,11 @@ def _drain_others(workspace: Workspace, version: RegisteredVersion, options: Aud
     return tuple(drained)
 
 
-def _unanswered(workspace: Workspace) -> tuple[tuple[str, str], ...]:
+def _unanswered(workspace: Workspace, retry_refused: bool) -> tuple[tuple[str, str], ...]:
     if not any(source.kind == "traces" for source in workspace.sources):
         return ()
     try:
-        answer_traces(workspace)
+        answer_traces(workspace, retry_refused)
     except GradtrailError as fault:
         return (("answers to traces", str(fault)),)
     return ()

@@ -153,7 +153,7 @@ def pending_outputs(connection: Connection, model_version_id: str, *, target: Ta
     return [Output(*row) for row in connection.execute(query, [model_version_id, target]).fetchall()]
 
 
-def versions_to_audit(connection: Connection, name: str, *, target: Target, quarantine: str) -> list[str]:
+def versions_to_audit(connection: Connection, name: str, *, target: Target, quarantine: str | None) -> list[str]:
     """The versions of a model with work left: outputs to examine for that target, or an audit without its report.
 
     Outputs that stand in the `quarantine` of that name are not to be examined.

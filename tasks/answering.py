@@ -14,10 +14,11 @@ from gradtrail.tasks.workspace import Workspace
 
 
 @task(**WITH_RETRIES)
-def answer_traces(workspace: Workspace) -> int:
+def answer_traces(workspace: Workspace, retry_refused: bool = False) -> int:
     """Tell every collected trace that was audited, or could not be measured, and return how many were told.
 
     The tag of a trace is the queue: what a killed run left unanswered still says `collected`, and is found by the next.
+    With `retry_refused` those that were told a refusal are told what became of them since.
 
     Raises:
         StoreError: MLflow cannot be read or written now.
@@ -27,7 +28,8 @@ def answer_traces(workspace: Workspace) -> int:
     for source in workspace.output_sources:
         if source.kind == "traces":
             traces = TraceSource(source, workspace.registry().client)
-            waiting = [info.trace_id for info in traces.tagged(COLLECTED)]
+            queues = (COLLECTED, REFUSED) if retry_refused else (COLLECTED,)
+            waiting = [info.trace_id for queue in queues for info in traces.tagged(queue)]
             for answer in _answers(workspace, source.name, waiting):
                 traces.answer(answer)
                 answered += 1

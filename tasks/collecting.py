@@ -195,19 +195,25 @@ class PendingOutputs:
 
 
 @task(cache_policy=NO_CACHE)
-def pending_outputs(workspace: Workspace, model_version_id: str, target: Target) -> PendingOutputs:
-    """Outputs of a model version that no audit has covered yet; not those that could not be measured."""
+def pending_outputs(
+    workspace: Workspace, model_version_id: str, target: Target, retry_refused: bool = False
+) -> PendingOutputs:
+    """Outputs of a model version that no audit has covered yet; without `retry_refused` only those not quarantined."""
     with workspace.ledger().read() as connection:
-        unmeasurable = {refused.record_id for refused in queries.quarantined(connection, MEASURING[target])}
+        quarantine = () if retry_refused else queries.quarantined(connection, MEASURING[target])
+        unmeasurable = {refused.record_id for refused in quarantine}
         pending = queries.pending_outputs(connection, model_version_id, target=target)
     return PendingOutputs(tuple(output.output_id for output in pending if output.output_id not in unmeasurable))
 
 
 @task(cache_policy=NO_CACHE)
-def other_versions_to_audit(workspace: Workspace, version: RegisteredVersion, target: Target) -> list[str]:
+def other_versions_to_audit(
+    workspace: Workspace, version: RegisteredVersion, target: Target, retry_refused: bool
+) -> list[str]:
     """Versions of the same model, but this one, that have outputs to examine or an audit to finish; oldest first."""
+    quarantine = None if retry_refused else MEASURING[target]
     with workspace.ledger().read() as connection:
-        left = queries.versions_to_audit(connection, version.name, target=target, quarantine=MEASURING[target])
+        left = queries.versions_to_audit(connection, version.name, target=target, quarantine=quarantine)
     return [each for each in left if each != version.model_version_id]
 
 

@@ -16,6 +16,7 @@ from gradtrail.lineage.watermarks import watermarks_before
 from gradtrail.nouns import Fidelity, Index, Output, Run, Watermark, Weighting
 from gradtrail.storage.audit_runs import AuditRun, open_audit_run, open_index_run, open_trend_run
 from gradtrail.tasks.measured_fidelity import audited_fidelity
+from gradtrail.tasks.measuring import MEASURING
 from gradtrail.tasks.models import PinnedModel, pinned_model
 from gradtrail.tasks.recorded import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.traced import trace_pages
@@ -62,7 +63,9 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         run = recorded_run(connection, details.model_version.run_id)
         outputs = queries.outputs(connection, [output_id for output_id, _ in details.audit.outputs])
         weighting = recorded_weighting(connection, details.audit.weighting_id)
-        refused = queries.quarantined(connection, before=details.event_sequence)
+        measured_since = {(MEASURING[target], output_id) for output_id, target in details.audit.outputs}
+        quarantined = queries.quarantined(connection, before=details.event_sequence)
+        refused = [each for each in quarantined if (each.source, each.record_id) not in measured_since]
         sources = watermarks_before(connection, details.event_sequence)
         evidence = audit_evidence(connection, audit_id)
         signature = signature_of(connection, audit_id)

@@ -31,6 +31,10 @@ def audit(
     index: shared.AuditIndex = "",
     every_checkpoint: shared.EveryCheckpoint = False,
     policy: shared.PolicyFile = None,
+    retry_refused: Annotated[
+        bool,
+        typer.Option("--retry-refused", help="Take outputs, too, that could not be measured before."),
+    ] = False,
     fail_on: Annotated[
         Literal["high", "medium", "low"] | None,
         typer.Option(help="Exit with code 4 where a finding is of this severity or higher.", show_default=False),
@@ -64,7 +68,7 @@ def audit(
             weighting=weighting,
             index=index,
         )
-        outcome = audit_flow(settings.workspace(), reference, options)
+        outcome = audit_flow(settings.workspace(), reference, options, retry_refused=retry_refused)
     audits_printing.show_audit(outcome, as_json=as_json)
     if fail_on or junit:
         from gradtrail.tasks.gating import gated_audits, require_gate, write_gate

@@ -96,6 +96,29 @@ def test_a_model_that_fails_over_training_data_too_quarantines_no_output(tiny, p
     assert audit(tiny.workspace, MODEL).output_count == 1
 
 
+NEEDING = """
+    def collate(self, examples):
+        if examples[0].example_id == "inbox:out-2" and not Path(__file__).with_suffix(".library").exists():
+            raise ImportError("no library for this one")
+        return super().collate(examples)
+"""
+
+
+def test_what_was_quarantined_is_audited_once_its_cause_is_gone_and_it_is_asked_for(tiny, prefect_server):
+    module = tiny.folder / f"{tiny.module}.py"
+    module.write_text(module.read_text() + NEEDING)
+    _indexed(tiny)
+    tiny.drop("a.jsonl", tiny.record(2))
+    assert audit(tiny.workspace, MODEL, retry_refused=True).left_out == 1
+    module.with_suffix(".library").touch()
+    assert audit(tiny.workspace, MODEL).left_out == 0
+    assert _newest(tiny) is None
+    outcome = audit(tiny.workspace, MODEL, retry_refused=True)
+    assert (outcome.output_count, outcome.left_out) == (1, 0)
+    assert _report(tiny, outcome.audit_id)["trust"]["quarantined_outputs"] == {}
+    assert audit(tiny.workspace, MODEL, retry_refused=True).audit_id == ""
+
+
 def test_a_payload_that_the_disk_does_not_give_is_tried_again(indexed):
     indexed.drop("a.jsonl", indexed.record(1), indexed.record(2))
     audit(indexed.workspace, MODEL, AuditOptions(target="label"))

@@ -318,6 +318,12 @@ def test_a_trace_that_cannot_be_measured_is_told_why(traced):
     info = client.get_trace(trace_id, display=False).info
     assert info.tags["gradtrail.audit"] == "refused"
     assert info.assessments[0].rationale == "The loss is not finite."
+    audit_id = known.report(f"production:{trace_id}")
+    assert answer_traces.fn(known.workspace) == 0
+    assert answer_traces.fn(known.workspace, retry_refused=True) == 1
+    info = client.get_trace(trace_id, display=False).info
+    assert info.tags["gradtrail.audit"] == "done"
+    assert [each.metadata["audit_id"] for each in info.assessments if each.feedback.value == "audited"] == [audit_id]
 
 
 def test_an_experiment_that_is_not_there_is_named(traced):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -154,6 +155,8 @@ def _own_server(home: Path) -> Iterator[str]:
     log = home / "server.log"
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        if setpriv := shutil.which("setpriv"):  # of Linux: the server ends with this process even where that is killed
+            command = [setpriv, "--pdeathsig", "TERM", *command]
         process = subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own arguments
         try:
             _wait(process, address)

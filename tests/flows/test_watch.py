@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
@@ -176,6 +178,32 @@ def test_a_run_that_was_cut_off_with_its_server_does_not_stop_its_schedule(tiny,
         free = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(free.id, Pending())
         assert client.read_flow_run(free.id).state.is_pending()
+
+
+SERVING = """
+import sys, time
+from gradtrail.serving import prefect_server
+from gradtrail.settings import Settings
+with prefect_server(Settings(home=sys.argv[1])) as address:
+    print(address, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow  # a server has to start
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="only Linux's setpriv ends a child with its parent")
+def test_a_killed_process_leaves_no_server_behind(tiny):
+    environment = {key: value for key, value in os.environ.items() if key not in ("PREFECT_API_URL", "PREFECT_HOME")}
+    command = [sys.executable, "-c", SERVING, str(tiny.home)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as serving:
+        address = serving.stdout.readline().strip()
+        assert httpx.get(f"{address}/health").is_success
+        serving.kill()
+    deadline = time.monotonic() + 60
+    with pytest.raises(httpx.ConnectError):
+        while time.monotonic() < deadline:
+            httpx.get(f"{address}/health", timeout=5)
+            time.sleep(0.5)
 
 
 def test_without_models_there_is_nothing_to_serve(tiny):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from prefect import task
 
 from gradtrail.digests import sha256_file, short
+from gradtrail.errors import NotFoundError
 from gradtrail.lineage.audit_history import PastAudit, numbered_audits
 from gradtrail.reports.write import HTML_NAME, JSON_NAME, PARQUET_NAME
 from gradtrail.storage.audit_runs import (
@@ -91,9 +93,10 @@ def lead_to_report(registry: Registry, links: Links, recorded: RecordedAudit, hi
     )
     when = f"{details.recorded_at:%Y-%m-%d %H:%M} UTC"
     if not any(past.version == number for past in later):
-        version = registry.resolve(details.model_version.model_version_id)
-        describe(registry, version, f"**gradtrail** · newest audit {short(audit_id)} of {when}: {elsewhere}")
-        registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
+        with suppress(NotFoundError):  # a version that was deleted has no page to lead from
+            version = registry.resolve(details.model_version.model_version_id)
+            describe(registry, version, f"**gradtrail** · newest audit {short(audit_id)} of {when}: {elsewhere}")
+            registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
     if not later:
         section = f"**gradtrail** · newest audit {short(audit_id)}, of version {number}, {when}: {elsewhere}"
         describe_model(registry, name, section)

@@ -172,6 +172,19 @@ def test_outputs_of_the_version_before_are_audited_after_the_alias_moved(indexed
     assert audit(indexed.workspace, MODEL).others == ()
 
 
+def test_outputs_of_a_version_that_was_deleted_in_mlflow_are_audited_and_reported(indexed):
+    indexed.register()
+    ingest(indexed.workspace, MODEL)
+    indexed.drop("a.jsonl", indexed.record(1))
+    client = indexed.workspace.registry().client
+    client.delete_model_version("tiny", "1")
+    [other] = audit(indexed.workspace, MODEL).others
+    assert (other.model_version_id, other.output_count, other.refusal) == ("tiny/1", 1, "")
+    assert _report(indexed, *other.audit_ids)["outputs"][0]["output"]["output_id"] == "inbox:out-1"
+    assert other.audit_ids[0][:12] in client.get_registered_model("tiny").description
+    assert audit(indexed.workspace, MODEL).made == ()
+
+
 def test_another_version_that_cannot_be_audited_is_named_and_one_given_by_number_is_alone(indexed):
     indexed.rows[0]["attributes"]["licence"] = "GPL-3.0"
     indexed.write(hidden=7)

@@ -62,8 +62,18 @@ class Registry:
         self.client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
     def experiment_id(self, name: str) -> str:
-        """The id of an experiment, created when it does not exist."""
+        """The id of an experiment, created when it does not exist.
+
+        Raises:
+            StoreError: it was deleted, and MLflow keeps its name.
+        """
         found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+            raise StoreError(
+                f"The experiment {name!r} was deleted in MLflow at {self.tracking_uri}.",
+                f"Restore it by mlflow experiments restore --experiment-id {found.experiment_id}; what waits for it "
+                "is done by the next run.",
+            )
         if found is not None:
             return str(found.experiment_id)
         location = Path(self._artifact_root).resolve().as_uri() if self._artifact_root else None

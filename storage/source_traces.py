@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import AssessmentSource, AssessmentSourceType, Trace, TraceInfo, TraceState
+from mlflow.entities import AssessmentSource, AssessmentSourceType, LifecycleStage, Trace, TraceInfo, TraceState
 from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import DataError, NotFoundError, StoreError
@@ -175,10 +175,11 @@ class TraceSource:
 
     def _experiment_id(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
+        if experiment is None or experiment.lifecycle_stage == LifecycleStage.DELETED:
+            gone = "is not in MLflow" if experiment is None else "was deleted in MLflow"
             raise NotFoundError(
-                f"The source {self.config.name} reads traces of the experiment {name!r}, which is not in MLflow.",
-                "Correct `experiments` in the settings.",
+                f"The source {self.config.name} reads traces of the experiment {name!r}, which {gone}.",
+                "Correct `experiments` in the settings, or restore it.",
             )
         return str(experiment.experiment_id)
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gradtrail.addresses import output_anchor
+from gradtrail.errors import StoreError
 from gradtrail.storage.audit_runs import (
     AuditRun,
     Links,
@@ -36,6 +37,16 @@ def test_an_audit_has_one_run_however_often_it_is_opened(registry):
     first = open_audit_run(registry, "a" * 64, "audit")
     assert open_audit_run(registry, "a" * 64, "audit") == first
     assert open_audit_run(registry, "b" * 64, "audit") != first
+
+
+def test_a_deleted_experiment_is_named_with_how_to_restore_it(registry):
+    first = open_audit_run(registry, "a" * 64, "audit")
+    registry.client.delete_experiment(first.experiment_id)
+    remedy = f"mlflow experiments restore --experiment-id {first.experiment_id};"
+    with pytest.raises(StoreError, match=f"'gradtrail audits' was deleted.*{remedy}"):
+        open_audit_run(registry, "a" * 64, "audit")
+    registry.client.restore_experiment(first.experiment_id)
+    assert open_audit_run(registry, "a" * 64, "audit") == first
 
 
 def test_a_section_replaces_only_itself_in_what_people_wrote(registry):

@@ -331,3 +331,6 @@ def test_an_experiment_that_is_not_there_is_named(traced):
     gone = replace(known.workspace.sources[0], experiments=("elsewhere",))
     with pytest.raises(NotFoundError, match="'elsewhere', which is not in MLflow"):
         TraceSource(gone, client).tagged("pending")
+    client.delete_experiment(client.create_experiment("elsewhere"))
+    with pytest.raises(NotFoundError, match=r"'elsewhere', which was deleted in MLflow\..*restore it"):
+        TraceSource(gone, client).tagged("pending")

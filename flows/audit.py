@@ -111,8 +111,11 @@ def audit(
     delivered = deliver_alerts(workspace)
     failed = collected.failed + _unanswered(workspace, retry_refused)
     unretained = _unretained(workspace)
-    if delivered or collected.anything or any(each.anything for each in (drained, *others)):
+    anything = delivered or collected.anything or any(each.anything for each in (drained, *others))
+    # What a run before recorded and could not publish or announce, for want of room or of an answer, is still due.
+    if anything or not workspace.ledger().is_published():
         publish_snapshot(workspace)
+    if anything or workspace.openlineage:
         announce(workspace)
     require_sources(failed)
     require_finished((*(each for other in (drained, *others) for each in other.failed), *unretained))

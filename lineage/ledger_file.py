@@ -10,10 +10,11 @@ from pathlib import Path
 import duckdb
 
 from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.lineage.append import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database, open_snapshot
 from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.migrations import migrate, newest_version, version_of
-from gradtrail.lineage.seal import copy_and_seal
+from gradtrail.lineage.seal import copy_and_seal, read_seal
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 
@@ -50,6 +51,18 @@ class LedgerFile:
                 pass  # closing folds what a killed writer left in the log into the file
             copy_and_seal(self.paths.database, self.paths.snapshot, patience_seconds=self.patience_seconds)
         return self.paths.snapshot
+
+    def is_published(self) -> bool:
+        """Whether the snapshot's seal holds the ledger's last event; a seal that is gone or changed is verify's."""
+        snapshot = self.paths.snapshot
+        try:
+            seal = read_seal(snapshot)
+        except LedgerError:
+            return True
+        if seal is None:
+            return snapshot.is_file()
+        with self.read() as connection:
+            return head(connection) == (seal.head_sequence, seal.head_hash)
 
     def interrupted_writers(self) -> list[Path]:
         """Marks of writers that were killed since the last publication; those at work hold the file's lock as well."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gradtrail.errors import StoreError
+
 TEMPORARY_SUFFIX = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -17,6 +21,9 @@ def replacing(destination: Path) -> Iterator[Path]:
 
     A kill at any moment leaves either the old file or the new one. What it may leave besides is a hidden `*.tmp` file,
     which every reader of gradtrail ignores.
+
+    Raises:
+        StoreError: there is no room for it.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     temporary = destination.with_name(f".{destination.name[:80]}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
@@ -24,6 +31,13 @@ def replacing(destination: Path) -> Iterator[Path]:
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(destination)
+    except OSError as fault:
+        if fault.errno not in _FULL:
+            raise
+        raise StoreError(
+            f"{destination} cannot be written: {os.strerror(fault.errno)}.",
+            "Make room on the disk, then run the same command again.",
+        ) from fault
     finally:
         temporary.unlink(missing_ok=True)
 

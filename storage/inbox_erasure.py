@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradtrail.errors import DataError, said
+from gradtrail.errors import DataError, StoreError, said
 from gradtrail.storage.atomic import replacing
 from gradtrail.storage.inbox import InboxFile, read_inbox
 from gradtrail.storage.outputs import parse_record
@@ -51,7 +51,7 @@ def remove_records(source: SourceConfig, output_ids: Collection[str]) -> Removal
             records += _remove_from(source, file, output_ids)
         except FileNotFoundError:
             continue
-        except (OSError, pa.ArrowException) as fault:
+        except (OSError, StoreError, pa.ArrowException) as fault:
             failed.append((file.name, " ".join(said(fault).split()).rstrip(".")))
     return Removal(records, tuple(failed))
 

@@ -156,6 +156,17 @@ def test_a_report_that_cannot_be_finished_holds_up_no_later_output(indexed):
     assert audit(indexed.workspace, MODEL).finished == (first,)
 
 
+def test_what_could_not_be_published_is_by_the_next_run_and_nothing_is_published_twice(indexed):
+    ledger = indexed.workspace.ledger()
+    assert ledger.record_quarantine("inbox", "late", "recorded by a run that found no room for the snapshot")
+    assert not ledger.is_published()
+    audit(indexed.workspace, MODEL)
+    assert ledger.is_published()
+    published = ledger.paths.snapshot.stat().st_ino
+    audit(indexed.workspace, MODEL)
+    assert ledger.paths.snapshot.stat().st_ino == published
+
+
 def test_outputs_of_the_version_before_are_audited_after_the_alias_moved(indexed):
     indexed.register()
     ingest(indexed.workspace, MODEL)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from prefect import flow
 
 from gradtrail.digests import short
-from gradtrail.errors import GradtrailError, said
+from gradtrail.errors import GradtrailError, NotReadyError, said
 from gradtrail.flows.examining import Examined, examine, finish
 from gradtrail.storage.exclusive import holding
 from gradtrail.storage.registry import RegisteredVersion
@@ -17,6 +17,7 @@ from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit_options import AuditOptions
 from gradtrail.tasks.calibrated import ResolvedAudit, resolve_audit
 from gradtrail.tasks.collecting import (
+    Collection,
     collect_outputs,
     other_versions_to_audit,
     pending_outputs,
@@ -98,13 +99,12 @@ def audit(
         retry_refused: take outputs, too, that were quarantined when they were measured: once their cause is gone.
 
     Raises:
+        GradtrailError: at the end, where the version that was asked for is not ready or cannot be audited.
         StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, a
             report not be finished, or a payload not be erased in time; the next run tries again.
     """
     version = resolve_version(workspace, reference)
-    resolved = resolve_audit(workspace, version.model_version_id, options)
-    collected = collect_outputs(workspace)
-    drained = _drain(workspace, version.model_version_id, resolved, retry_refused)
+    collected, drained, fault = _collect_and_drain(workspace, version.model_version_id, options, retry_refused)
     others: tuple[_Drained, ...] = ()
     if reference != version.model_version_id:
         others = _drain_others(workspace, version, options, retry_refused)
@@ -117,6 +117,8 @@ def audit(
         publish_snapshot(workspace)
     if anything or workspace.openlineage:
         announce(workspace)
+    if fault is not None:
+        raise fault
     require_sources(failed)
     require_finished((*(each for other in (drained, *others) for each in other.failed), *unretained))
     examined = drained.examined
@@ -153,6 +155,25 @@ class _Drained:
     @property
     def anything(self) -> bool:
         return bool(self.pending or self.finished or self.failed)
+
+
+def _collect_and_drain(
+    workspace: Workspace, model_version_id: str, options: AuditOptions, retry_refused: bool
+) -> tuple[Collection, _Drained, Exception | None]:
+    """What the sources brought, and what was done for the version that was asked for, or the error of that.
+
+    The error of a version that is not ready or cannot be audited is for the end: it holds up no other version.
+    """
+    nothing = _Drained(model_version_id)
+    try:
+        resolved = resolve_audit(workspace, model_version_id, options)
+    except NotReadyError as fault:
+        return collect_outputs(workspace), nothing, fault
+    collected = collect_outputs(workspace)
+    try:
+        return collected, _drain(workspace, model_version_id, resolved, retry_refused), None
+    except Exception as fault:
+        return collected, nothing, fault
 
 
 def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit, retry_refused: bool) -> _Drained:

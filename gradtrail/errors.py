@@ -34,6 +34,10 @@ class NotFoundError(UsageError):
     """A model, alias, output, example, audit or file that does not exist."""
 
 
+class NotReadyError(NotFoundError):
+    """A model version that was not taken in yet, or has no index yet: what an audit of it needs."""
+
+
 class CheckpointError(GradtrailError):
     """Weights that cannot be loaded: damaged, of another architecture, or in a refused format."""
 

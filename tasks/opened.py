@@ -13,7 +13,7 @@ from gradtrail.attribution.feature_rows import FeatureRows
 from gradtrail.attribution.features import FeaturePlan, plan_from_config
 from gradtrail.attribution.kept_rows import KeptRows
 from gradtrail.attribution.method_registry import Method, find_method
-from gradtrail.errors import NotFoundError, StoreError, UsageError
+from gradtrail.errors import NotFoundError, NotReadyError, StoreError, UsageError
 from gradtrail.lineage import queries
 from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
 from gradtrail.storage.gradients import IndexTable
@@ -90,7 +90,8 @@ def method_indexes(
     newest with the same features, and `every_checkpoint` asks the same of another method that can join several.
 
     Raises:
-        NotFoundError: if one was not built; it says how.
+        NotReadyError: if one was not built; it says how.
+        NotFoundError: if `only` begins the id of none.
         UsageError: if the method cannot use several checkpoints, or `only` begins several ids.
     """
     chosen = find_method(method)
@@ -119,7 +120,7 @@ def method_indexes(
     same = [[index for index in found if _features(index) == wanted] for found in by_checkpoint.values()]
     missing = [step for step, found in enumerate(same, start=1) if not found]
     if missing:
-        raise NotFoundError(
+        raise NotReadyError(
             f"Method {method} needs an index of every checkpoint of {model_version_id}; {len(missing)} of {len(same)} "
             f"have none with the features of index {last.index_id[:12]}.",
             f"Build them: gradtrail index {model_version_id} --every-checkpoint{_options(last)}.",
@@ -167,14 +168,14 @@ def _named(built: Sequence[Index], model_version: ModelVersion, prefix: str) -> 
 def _newest(found: Sequence[Index], model_version: ModelVersion, method: Method) -> Index:
     name = model_version.model_version_id
     if not found:
-        raise NotFoundError(
+        raise NotReadyError(
             f"The model version {name} has no index of its training data yet.", f"Build it: gradtrail index {name}."
         )
     projection = "eigen" if "diagonal" in method.needs else "random" if method.carry else ""
     fitting = [index for index in found if projection in {"", index.feature_config["projection"]["kind"]}]
     if not fitting:
         every = " --every-checkpoint" if method.takes_every_checkpoint else ""
-        raise NotFoundError(
+        raise NotReadyError(
             f"The model version {name} has no index with {projection} projection, which {method.name} needs.",
             f"Build it: gradtrail index {name} --projection {projection}{every}.",
         )

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import duckdb
 
-from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.errors import LedgerError, NotReadyError
 from gradtrail.lineage import queries
 from gradtrail.lineage.revisions import current_digests
 from gradtrail.nouns import DatasetVersion, Index, ModelVersion, Run, Weighting
@@ -18,11 +18,11 @@ def recorded_model_version(connection: duckdb.DuckDBPyConnection, model_version_
     """The model version.
 
     Raises:
-        NotFoundError: if it was never ingested.
+        NotReadyError: if it was never ingested.
     """
     found = queries.model_version(connection, model_version_id)
     if found is None:
-        raise NotFoundError(
+        raise NotReadyError(
             f"The model version {model_version_id} is not in the ledger.",
             f"Take it in first: gradtrail ingest {model_version_id}.",
         )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradtrail.errors import StoreError
+from gradtrail.errors import NotReadyError, StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -181,6 +181,27 @@ def test_outputs_of_the_version_before_are_audited_after_the_alias_moved(indexed
         "tiny/2",
     }
     assert audit(indexed.workspace, MODEL).others == ()
+
+
+def test_a_version_that_is_not_ready_or_cannot_be_audited_holds_up_no_other_version(indexed):
+    indexed.drop("a.jsonl", indexed.record(1))
+    indexed.register()
+    with pytest.raises(NotReadyError, match=r"tiny/2 is not in the ledger\. Take it in first: gradtrail ingest"):
+        audit(indexed.workspace, MODEL)
+    assert _audited(indexed, "tiny/1") == ["inbox:out-1"]
+    ingest(indexed.workspace, MODEL)
+    indexed.drop("b.jsonl", indexed.record(2), indexed.record(3, version=2))
+    with pytest.raises(NotReadyError, match="no index with eigen projection"):
+        audit(indexed.workspace, MODEL, AuditOptions(method="ekfac"))
+    audit(indexed.workspace, MODEL)
+    assert _audited(indexed, "tiny/1") == ["inbox:out-1", "inbox:out-2"]
+    assert _audited(indexed, "tiny/2") == ["inbox:out-3"]
+
+
+def _audited(tiny, model_version_id):
+    with tiny.workspace.ledger().read() as connection:
+        audits = queries.audits(connection, model_version_id)
+    return sorted(output_id for each in audits for output_id, _ in each.outputs)
 
 
 def test_outputs_of_a_version_that_was_deleted_in_mlflow_are_audited_and_reported(indexed):

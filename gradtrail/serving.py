@@ -31,6 +31,11 @@ from gradtrail.tasks.watched import WatchedModel
 
 SERVER_START_SECONDS = 120
 POOL = "gradtrail"
+SERVER_RETENTION = {
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 24 * 60 * 60),
+}
+"""What keeps a Prefect server small: by itself it never forgets a run, and one model makes 1,500 a day."""
 WATCH_ENTRYPOINT = "gradtrail.flows.watch:watch"
 AUDIT_ENTRYPOINT = "gradtrail.flows.audit:audit"
 
@@ -157,7 +162,8 @@ def _own_server(home: Path) -> Iterator[str]:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         if setpriv := shutil.which("setpriv"):  # of Linux: the server ends with this process even where that is killed
             command = [setpriv, "--pdeathsig", "TERM", *command]
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)  # noqa: S603 - our own arguments
+        environment = SERVER_RETENTION | os.environ
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)  # noqa: S603 - our own words
         try:
             _wait(process, address)
             yield address

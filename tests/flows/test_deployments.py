@@ -17,7 +17,7 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage import queries
-from gradtrail.serving import prefect_file
+from gradtrail.serving import SERVER_RETENTION, prefect_file
 from gradtrail.settings import load_settings
 from gradtrail.tasks.workspace import Workspace
 
@@ -55,6 +55,13 @@ def test_the_compose_file_names_only_what_there_is():
     assert (ROOT / "deploy" / built["context"] / built["dockerfile"]).samefile(ROOT / "deploy" / "Dockerfile")
     copied = re.findall(r"deploy/[\w.-]+|requirements[\w.-]*\.lock", (ROOT / "deploy" / "Dockerfile").read_text())
     assert all((ROOT / name).is_file() for name in copied)
+
+
+def test_the_servers_of_both_ways_forget_old_runs_alike():
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    assert services["prefect"]["environment"].items() >= SERVER_RETENTION.items()
+    text = (ROOT / "deploy" / "README.md").read_text()
+    assert all(f"{name}={value}" in text for name, value in SERVER_RETENTION.items())
 
 
 def test_what_users_put_beside_the_compose_file_is_in_no_commit_and_no_image():

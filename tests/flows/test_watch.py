@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Pending, Running
+from prefect.states import Completed, Pending, Running
 
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.flows.audit import audit
@@ -178,6 +180,23 @@ def test_a_run_that_was_cut_off_with_its_server_does_not_stop_its_schedule(tiny,
         free = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(free.id, Pending())
         assert client.read_flow_run(free.id).state.is_pending()
+
+
+@pytest.mark.slow  # a server has to start
+def test_the_server_forgets_runs_of_long_ago_and_keeps_the_others(tiny, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "as before, after this test")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS", "1")
+    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+        old, new = (client.create_flow_run(audit, state=Completed()) for _ in range(2))
+        with closing(sqlite3.connect(tiny.home / "prefect" / "prefect.db", timeout=30)) as database, database:
+            days = "UPDATE flow_run SET end_time = datetime('now', ?) WHERE id = ?"
+            database.execute(days, ["-15 days", str(old.id)])
+            database.execute(days, ["-13 days", str(new.id)])
+        deadline = time.monotonic() + 120
+        while old.id in (left := [each.id for each in client.read_flow_runs()]) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert left == [new.id]
 
 
 SERVING = """

@@ -214,8 +214,8 @@ def _unanswered(workspace: Workspace, retry_refused: bool) -> tuple[tuple[str, s
         return ()
     try:
         answer_traces(workspace, retry_refused)
-    except GradtrailError as fault:
-        return (("answers to traces", str(fault)),)
+    except Exception as fault:
+        return (("answers to traces", said(fault)),)
     return ()
 
 
@@ -224,6 +224,6 @@ def _unretained(workspace: Workspace) -> tuple[tuple[str, str], ...]:
         return ()
     try:
         retain_payloads(workspace, workspace.payload_retention_days)
-    except GradtrailError as fault:
-        return (("payload retention", str(fault)),)
+    except Exception as fault:
+        return (("payload retention", said(fault)),)
     return ()

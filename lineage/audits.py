@@ -89,6 +89,19 @@ def latest_audit(connection: Connection, model_version_id: str | None = None) ->
     return audit(connection, row[0]) if row else None
 
 
+def newest_audits(connection: Connection, model_version_id: str) -> list[str]:
+    """Ids of the audits of a model version since outputs of it were recorded last before an audit, the oldest first.
+
+    One run over many outputs makes several, one after the other, of what was recorded before the first of them.
+    """
+    query = """
+        SELECT audit_id FROM audit WHERE model_version_id = $id AND event_sequence > coalesce((
+            SELECT max(event_sequence) FROM output WHERE model_version_id = $id AND event_sequence < (
+                SELECT max(event_sequence) FROM audit WHERE model_version_id = $id)), 0)
+        ORDER BY event_sequence"""
+    return [row[0] for row in connection.execute(query, {"id": model_version_id}).fetchall()]
+
+
 def audit_details(connection: Connection, audit_id: str, *, output_id: str | None = None) -> AuditDetails:
     """An audit with all its evidence; with `output_id`, only what concerns that output or the audit as a whole.
 

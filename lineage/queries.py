@@ -12,6 +12,7 @@ from gradtrail.lineage.audits import (
     audit_details,
     audits,
     latest_audit,
+    newest_audits,
     report_of,
     unreported_audits,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "latest_audit",
     "model_version",
     "model_versions",
+    "newest_audits",
     "outputs",
     "outputs_of",
     "pending_outputs",

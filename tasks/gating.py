@@ -18,15 +18,14 @@ from gradtrail.tasks.workspace import Workspace
 
 
 def gated_audits(workspace: Workspace, model_version_id: str, audit_ids: Sequence[str]) -> list[GatedAudit]:
-    """The audits that a run made or finished; where it had nothing to do, the newest of the model version.
+    """The audits that a run made or finished; where it had nothing to do, those of the run before it.
 
     Otherwise a pipeline that is started again after it was stopped would pass, for its outputs are audited by then.
     """
     policy = load_policy(Path(workspace.policy) if workspace.policy else None)
     with workspace.ledger().read() as connection:
-        if not audit_ids and (latest := queries.latest_audit(connection, model_version_id)):
-            audit_ids = [latest.audit_id]
-        found = [queries.audit_details(connection, audit_id) for audit_id in audit_ids]
+        judged = audit_ids or queries.newest_audits(connection, model_version_id)
+        found = [queries.audit_details(connection, audit_id) for audit_id in judged]
     return [
         GatedAudit(
             each.audit.audit_id,

@@ -23,7 +23,7 @@ from small_project import MODEL, SmallProject, records
 
 from gradtrail.serving import prefect_server
 from gradtrail.session import flow_session
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.workspace import Workspace
 
 OUTPUTS = (100, 1_000, 10_000)
 TRAINING_EXAMPLES = (1_000, 8_000, 64_000)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from workloads import Model, Workload
 
-from gradtrail.attribution.adapters import Batch, ModelAdapter
-from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
-from gradtrail.attribution.shards import Shard
-from gradtrail.attribution.stand_ins import affine_layers, multiply_faster
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter
+from gradtrail.attribution.features.plan import FeaturePlan, FeatureSettings, plan_features
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.gradients.capture import iterate_features
+from gradtrail.attribution.gradients.shards import Shard
+from gradtrail.attribution.layers.stand_ins import affine_layers, multiply_faster
 from gradtrail.nouns import Example
-from gradtrail.storage.appending import COMMIT_BYTES, Appending
-from gradtrail.storage.gradients import GradientStore, IndexTable
-from gradtrail.storage.write_behind import write_behind
+from gradtrail.storage.files.write_behind import write_behind
+from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
+from gradtrail.storage.gradients.store import GradientStore, IndexTable
 
 GROUP_DIMENSION = 256
 Engine = Callable[[], None]

@@ -24,8 +24,8 @@ from machine import RESULTS, conditions, environment, start_again_under_conditio
 from peer_environment import PEERS, Peer
 from workloads import Workload, workloads
 
-from gradtrail.attribution.products import has_faster_products
-from gradtrail.attribution.stand_ins import affine_layers
+from gradtrail.attribution.layers.stand_ins import affine_layers
+from gradtrail.attribution.numerics.products import has_faster_products
 
 CEILING, TRAINING = "ceiling: forward and input backward, weights frozen", "training step: forward, backward, AdamW"
 FASTER_CEILING = "ceiling, products by oneDNN"

@@ -12,7 +12,7 @@ import torch
 from engines import gradtrail_part
 from workloads import workloads
 
-from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.gradients.shards import Shard
 
 
 def main(name: str, size: str, threads: str, shard: str) -> None:

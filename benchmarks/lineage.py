@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from machine import RESULTS, environment, write_results
 
-from gradtrail.lineage import queries
-from gradtrail.lineage.blast_radius import blast_radius
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.blast_radius import blast_radius
 from gradtrail.nouns import (
     Attribution,
     Audit,

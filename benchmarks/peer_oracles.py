@@ -20,14 +20,14 @@ from peer_environment import peer_python
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import DiagonalCurvature
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.nouns import Example
 
 SCRIPTS = ROOT / "tests" / "attribution" / "peer_scores"

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from machine import RESULTS, conditions, environment, start_again_under_conditions, write_results
 
-from gradtrail.attribution.kept_rows import KeptRows
-from gradtrail.attribution.prepared import PreparedQueries
-from gradtrail.attribution.products import faster_products
-from gradtrail.attribution.scoring import ScoreResult, score
-from gradtrail.storage.gradients import GradientStore, IndexTable
+from gradtrail.attribution.features.kept_rows import KeptRows
+from gradtrail.attribution.methods.prepared import PreparedQueries
+from gradtrail.attribution.numerics.products import faster_products
+from gradtrail.attribution.scoring.passes import ScoreResult, score
+from gradtrail.storage.gradients.store import GradientStore, IndexTable
 from gradtrail.storage.process_memory import HUGE_PAGES
 
 SIZES = ((200_000, 1024), (50_000, 4096))

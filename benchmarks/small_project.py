@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from gradtrail.attribution.adapter_loading import load_adapter
+from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.settings import Settings, embedded_tracking_uri
-from gradtrail.storage.registry import RegisteredVersion
-from gradtrail.tasks.registering import register_model
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.storage.models.registry import RegisteredVersion
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.ingest.registering import register_model
 
 MODEL = "small@champion"
 CLASSES = 3

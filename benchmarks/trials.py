@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from small_project import MODEL, SmallProject
 
 from gradtrail.errors import GradtrailError
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.session import flow_session
-from gradtrail.storage.registry import CHECKPOINT_TAG, DATASET_TAG
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.storage.models.registry import CHECKPOINT_TAG, DATASET_TAG
+from gradtrail.tasks.core.workspace import Workspace
 
-PRELOADED = ["gradtrail.flows.watch", "gradtrail.flows.audit", "gradtrail.tasks.verifying", "torch", "lancedb"]
+PRELOADED = ["gradtrail.flows.watch", "gradtrail.flows.audit", "gradtrail.tasks.govern.verifying", "torch", "lancedb"]
 
 
 class Count(NamedTuple):
@@ -60,7 +60,7 @@ def run_step(project: SmallProject, flow: str) -> None:
     from gradtrail.flows.index import index
     from gradtrail.flows.ingest import ingest
     from gradtrail.flows.watch import watch
-    from gradtrail.tasks.calibration_plans import CalibrateOptions
+    from gradtrail.tasks.calibrate.plans import CalibrateOptions
     from gradtrail.tasks.watching import WatchedModel
 
     workspace = project.workspace
@@ -100,7 +100,7 @@ def in_process(project: SmallProject, flow: str, prefect_api: str, answer: Conne
 
 def count_of(workspace: Workspace, flow: str, expected: Sequence[str], answer: Connection) -> None:
     """Body of a process: compare what is there with what an undisturbed run leaves."""
-    from gradtrail.tasks.verifying import verify_workspace
+    from gradtrail.tasks.govern.verifying import verify_workspace
 
     found = Counter(state_of(workspace, flow))
     wanted = Counter(expected or found)
@@ -134,7 +134,7 @@ def state_of(workspace: Workspace, flow: str) -> Iterator[str]:
 
 def runs_beyond_one(workspace: Workspace) -> Iterator[str]:
     """MLflow runs of audits that another run stands for already."""
-    from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG
+    from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG
 
     client = workspace.registry().client
     experiment = client.get_experiment_by_name(AUDIT_EXPERIMENT)

@@ -9,12 +9,12 @@ from prefect import flow
 from gradtrail.digests import short
 from gradtrail.errors import GradtrailError, NotReadyError, said
 from gradtrail.flows.examining import Examined, examine, finish
-from gradtrail.storage.exclusive import holding
-from gradtrail.storage.registry import RegisteredVersion
+from gradtrail.storage.files.exclusive import holding
+from gradtrail.storage.models.registry import RegisteredVersion
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.calibrated import ResolvedAudit, resolve_audit
 from gradtrail.tasks.collecting import (
     Collection,
@@ -24,11 +24,11 @@ from gradtrail.tasks.collecting import (
     require_finished,
     require_sources,
 )
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.reporting import unfinished_audit_ids
-from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)

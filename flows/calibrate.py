@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from prefect import flow
 
 from gradtrail.tasks.announcing import announce
+from gradtrail.tasks.calibrate.figures import MethodFidelity
+from gradtrail.tasks.calibrate.plans import CalibrateOptions, CalibrationPlan
+from gradtrail.tasks.calibrate.queries import query_roles
 from gradtrail.tasks.calibrating import measure_fidelity, plan_calibration, train_further
-from gradtrail.tasks.calibration_figures import MethodFidelity
-from gradtrail.tasks.calibration_plans import CalibrateOptions, CalibrationPlan
-from gradtrail.tasks.calibration_queries import query_roles
 from gradtrail.tasks.collecting import collect_outputs
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)

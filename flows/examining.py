@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from gradtrail.tasks.alerting import note_alerts
 from gradtrail.tasks.auditing import recorded_warnings, score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.linking import link_report
 from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.report_index import publish_report_index
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.showing import show_audit
 from gradtrail.tasks.trends import record_trend
-from gradtrail.tasks.workspace import Workspace
 
 MOST_OUTPUTS = 1000
 """Outputs that one audit covers: they bound the memory of scoring and the size of a report."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from gradtrail.tasks.announcing import announce
-from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.indexing import IndexOutcome, build_index, list_checkpoints, publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.workspace import Workspace
 
 
 @flow(name="gradtrail-index")

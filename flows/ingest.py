@@ -8,8 +8,8 @@ from prefect import flow
 
 from gradtrail.tasks import ingesting
 from gradtrail.tasks.announcing import announce
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
-from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)

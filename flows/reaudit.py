@@ -6,16 +6,16 @@ from prefect import flow
 
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.flows.examining import examine
-from gradtrail.storage.exclusive import holding
+from gradtrail.storage.files.exclusive import holding
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audited import audited_output_ids
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import require_finished
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.workspace import Workspace
 
 
 @flow(name="gradtrail-reaudit")

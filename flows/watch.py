@@ -11,9 +11,9 @@ from gradtrail.errors import GradtrailError, said
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.tasks.watched import WatchedModel
+from gradtrail.tasks.core.watched import WatchedModel
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.watching import Preparation, note_failure, note_success, unprepared
-from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -7,36 +7,31 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradtrail.api import Connection as Connection
     from gradtrail.api import connect as connect
-    from gradtrail.attribution.adapters import ClassificationAdapter as ClassificationAdapter
-    from gradtrail.attribution.adapters import ModelAdapter as ModelAdapter
-    from gradtrail.attribution.adapters import RegressionAdapter as RegressionAdapter
-    from gradtrail.attribution.causal_language_model import CausalLMAdapter as CausalLMAdapter
+    from gradtrail.attribution.adapters.base import ClassificationAdapter as ClassificationAdapter
+    from gradtrail.attribution.adapters.base import ModelAdapter as ModelAdapter
+    from gradtrail.attribution.adapters.base import RegressionAdapter as RegressionAdapter
+    from gradtrail.attribution.adapters.causal_language_model import CausalLMAdapter as CausalLMAdapter
     from gradtrail.nouns import Example as Example
     from gradtrail.nouns import Preview as Preview
     from gradtrail.recording import record_output as record_output
     from gradtrail.recording import record_outputs as record_outputs
     from gradtrail.registration import register as register
-    from gradtrail.tasks.registering import TrainedWeights as TrainedWeights
-
-_CHECKOUT = Path(__file__).resolve().parent.parent
-if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "flows" / "__init__.py").is_file():
-    __path__.append(str(_CHECKOUT))
+    from gradtrail.tasks.ingest.registering import TrainedWeights as TrainedWeights
 
 _EXPORTS = {
-    "CausalLMAdapter": "gradtrail.attribution.causal_language_model",
-    "ClassificationAdapter": "gradtrail.attribution.adapters",
+    "CausalLMAdapter": "gradtrail.attribution.adapters.causal_language_model",
+    "ClassificationAdapter": "gradtrail.attribution.adapters.base",
     "Connection": "gradtrail.api",
     "Example": "gradtrail.nouns",
-    "ModelAdapter": "gradtrail.attribution.adapters",
+    "ModelAdapter": "gradtrail.attribution.adapters.base",
     "Preview": "gradtrail.nouns",
-    "RegressionAdapter": "gradtrail.attribution.adapters",
-    "TrainedWeights": "gradtrail.tasks.registering",
+    "RegressionAdapter": "gradtrail.attribution.adapters.base",
+    "TrainedWeights": "gradtrail.tasks.ingest.registering",
     "connect": "gradtrail.api",
     "record_output": "gradtrail.recording",
     "record_outputs": "gradtrail.recording",

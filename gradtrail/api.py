@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage import queries
-from gradtrail.lineage.blast_radius import BlastRadius, blast_radius
-from gradtrail.lineage.closure import resolve
-from gradtrail.lineage.comparisons import Comparison, compare_audits
-from gradtrail.lineage.graphs import LineageEdge, edges_among
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.records import Explanation, LineageNode
-from gradtrail.lineage.sql import run_sql
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.answers import Explanation, LineageNode
+from gradtrail.lineage.read.blast_radius import BlastRadius, blast_radius
+from gradtrail.lineage.read.closure import resolve
+from gradtrail.lineage.read.comparisons import Comparison, compare_audits
+from gradtrail.lineage.read.graphs import LineageEdge, edges_among
+from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.nouns import Share
 from gradtrail.settings import load_settings
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-    from gradtrail.tasks.audit_scores import AuditScores
-    from gradtrail.tasks.workspace import Workspace
+    from gradtrail.tasks.audit.scores import AuditScores
+    from gradtrail.tasks.core.workspace import Workspace
 
 # One read of the scores; an output without any mass on a side has no shares there, as in an audit.
 _INFLUENCE_BY = """
@@ -199,7 +199,7 @@ class Connection:
             return edges_among(connection, nodes)
 
     def _scores(self, audit_id: str) -> AuditScores:
-        from gradtrail.tasks.audit_scores import audit_scores
+        from gradtrail.tasks.audit.scores import audit_scores
 
         with self._read() as connection:
             kind, resolved = resolve(connection, audit_id)

@@ -222,7 +222,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Output:
-    """One thing the model produced. `output_id` is `source:record_id`; see `gradtrail.storage.outputs`."""
+    """One thing the model produced. `output_id` is `source:record_id`; see `gradtrail.storage.sources.outputs`."""
 
     output_id: str
     source: str

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gradtrail.storage.call_log import CallLog
-from gradtrail.storage.outputs import parse_record
-from gradtrail.storage.source_config import DEFAULT_SOURCE
+from gradtrail.storage.sources.call_log import CallLog
+from gradtrail.storage.sources.config import DEFAULT_SOURCE
+from gradtrail.storage.sources.outputs import parse_record
 
 
 def record_output(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from gradtrail.attribution.adapter_loading import load_adapter
-from gradtrail.attribution.adapters import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.settings import Settings, load_settings
-from gradtrail.storage.checkpoints import load_into, read_weights
-from gradtrail.storage.registry import RegisteredVersion
-from gradtrail.tasks.registering import TrainedWeights, register_model
+from gradtrail.storage.models.checkpoints import load_into, read_weights
+from gradtrail.storage.models.registry import RegisteredVersion
+from gradtrail.tasks.ingest.registering import TrainedWeights, register_model
 
 
 def register(

@@ -26,8 +26,8 @@ from gradtrail.digests import sha256_json
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.session import quiet_libraries
 from gradtrail.settings import Settings
-from gradtrail.storage.exclusive import holding
-from gradtrail.tasks.watched import WatchedModel
+from gradtrail.storage.files.exclusive import holding
+from gradtrail.tasks.core.watched import WatchedModel
 
 SERVER_START_SECONDS = 120
 POOL = "gradtrail"

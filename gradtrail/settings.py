@@ -20,10 +20,10 @@ from pydantic_settings import (
 
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.nouns import PreviewMode
-from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.webhooks import Webhook
-from gradtrail.tasks.watched import WatchedModel
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.watched import WatchedModel
+from gradtrail.tasks.core.workspace import Workspace
 
 SETTINGS_FILE = "gradtrail.toml"
 PREFIX = "GRADTRAIL_"

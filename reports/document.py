@@ -10,7 +10,7 @@ from typing import Any
 from gradtrail.digests import sha256_bytes
 from gradtrail.nouns import Finding, GroupContribution, Preview, PreviewMode, Share
 from gradtrail.reports.model import AuditReport, ExampleCard, OutputSection, Trust
-from gradtrail.reports.policies_sql import evidence_sql
+from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.reports.previews import apply_mode, shown_answer, shown_reason
 
 SCHEMA = "gradtrail.report/1"

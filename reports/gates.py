@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from gradtrail.nouns import SEVERITIES, Finding, Severity
-from gradtrail.reports.policies_sql import evidence_sql
+from gradtrail.reports.policies.sql import evidence_sql
 
 SCHEMA = "gradtrail.gate/1"
 # What XML 1.0 cannot hold, escaped or not (section 2.2).

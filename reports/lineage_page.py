@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradtrail import __version__
-from gradtrail.lineage.graphs import LineageEdge
-from gradtrail.lineage.records import LineageNode
-from gradtrail.reports.lineage_graph import GraphEdge, GraphNode, draw
+from gradtrail.lineage.read.answers import LineageNode
+from gradtrail.lineage.read.graphs import LineageEdge
+from gradtrail.reports.charts.lineage_graph import GraphEdge, GraphNode, draw
 from gradtrail.reports.render import environment
 
 

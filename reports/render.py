@@ -13,7 +13,7 @@ from gradtrail.digests import short
 from gradtrail.reports import formats
 from gradtrail.reports.document import SCHEMA, report_json
 from gradtrail.reports.model import AuditReport
-from gradtrail.reports.policies_sql import evidence_sql
+from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.reports.table import ATTRIBUTION_SCHEMA, attribution_table
 from gradtrail.reports.views import view_of
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from gradtrail.nouns import SEVERITIES, Finding, Preview, Severity
-from gradtrail.reports.charts import ShareFigure, reading_order, share_figures
-from gradtrail.reports.group_charts import GroupChart, GroupFigure, group_figure, weight_chart
-from gradtrail.reports.lineage_graph import Drawing, drawing_of_output
+from gradtrail.reports.charts.groups import GroupChart, GroupFigure, group_figure, weight_chart
+from gradtrail.reports.charts.lineage_graph import Drawing, drawing_of_output
+from gradtrail.reports.charts.shares import ShareFigure, reading_order, share_figures
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
 from gradtrail.reports.previews import Picture, apply_mode, picture, shown_answer, shown_reason
 

@@ -12,14 +12,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from gradtrail.digests import canonical_json
-from gradtrail.lineage import queries
-from gradtrail.lineage.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
-from gradtrail.lineage.proofs import audit_evidence
+from gradtrail.lineage.chain.proofs import audit_evidence
+from gradtrail.lineage.events.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import SEVERITIES, Finding, Severity
-from gradtrail.reports.policies_sql import evidence_sql
-from gradtrail.storage.audit_runs import AuditRun
+from gradtrail.reports.policies.sql import evidence_sql
+from gradtrail.storage.models.audit_runs import AuditRun
 from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.workspace import Workspace
 
 SCHEMA = "gradtrail.alert/1"
 EVENT = "gradtrail.audit.findings"

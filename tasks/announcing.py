@@ -11,8 +11,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.errors import GradtrailError
-from gradtrail.storage.atomic import write_atomically
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.tasks.core.workspace import Workspace
 
 CURSOR = "openlineage.json"
 API_KEY = "GRADTRAIL_OPENLINEAGE_API_KEY"
@@ -26,9 +26,9 @@ def announce(workspace: Workspace) -> int:
     """
     if not workspace.openlineage:
         return 0
-    from gradtrail.lineage import queries
-    from gradtrail.lineage.openlineage_events import run_events
-    from gradtrail.lineage.openlineage_sending import append_to_file, send
+    from gradtrail.lineage.exports.openlineage_events import run_events
+    from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
+    from gradtrail.lineage.read import queries
 
     cursor = workspace.root / CURSOR
     sent = _sent(cursor)

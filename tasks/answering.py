@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import task
 
-from gradtrail.lineage import queries
-from gradtrail.lineage.deliveries import reported_outputs
-from gradtrail.storage.audit_runs import AuditRun, markdown_text
-from gradtrail.storage.source_traces import COLLECTED, DONE, REFUSED, Answer, TraceSource
-from gradtrail.tasks.measuring import MEASURING
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.deliveries import reported_outputs
+from gradtrail.storage.models.audit_runs import AuditRun, markdown_text
+from gradtrail.storage.sources.traces import COLLECTED, DONE, REFUSED, Answer, TraceSource
+from gradtrail.tasks.core.measured_outputs import MEASURING
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 
 @task(**WITH_RETRIES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.lineage import listings, queries
+from gradtrail.lineage.read import listings, queries
 from gradtrail.nouns import Target
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.workspace import Workspace
 
 
 @task(cache_policy=NO_CACHE)

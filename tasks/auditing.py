@@ -10,27 +10,28 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.chance_intervals import INTERVALS_TOGETHER
-from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
 from gradtrail.digests import sha256_json
-from gradtrail.lineage import queries, withdrawals
-from gradtrail.lineage.earlier_shares import earlier_shares
-from gradtrail.lineage.withdrawals import Withdrawn
+from gradtrail.lineage.events import withdrawals
+from gradtrail.lineage.events.withdrawals import Withdrawn
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.earlier_shares import earlier_shares
 from gradtrail.nouns import Audit, Weighting
-from gradtrail.reports.policies import EarlierAudit, Policy, PolicyFacts, evaluate, load_policy
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
-from gradtrail.tasks.group_contributions import audited_groups
-from gradtrail.tasks.measured_fidelity import audited_fidelity
-from gradtrail.tasks.measuring import MeasuredOutputs
-from gradtrail.tasks.models import PinnedModel, pinned_model
-from gradtrail.tasks.opened import OpenIndex, open_index
-from gradtrail.tasks.output_examples import output_examples
-from gradtrail.tasks.policy_facts import policy_facts
-from gradtrail.tasks.preparing import PreparedAudit, method_parameters, prepare_audit
-from gradtrail.tasks.scored import OVERALL_TOP, PERMUTATIONS, Scored, score_prepared
-from gradtrail.tasks.weightings import found_weighting
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.reports.policies.evaluation import EarlierAudit, Policy, PolicyFacts, evaluate, load_policy
+from gradtrail.tasks.audit.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
+from gradtrail.tasks.audit.group_contributions import audited_groups
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.audit.policy_facts import policy_facts
+from gradtrail.tasks.audit.preparing import PreparedAudit, method_parameters, prepare_audit
+from gradtrail.tasks.audit.scored import OVERALL_TOP, PERMUTATIONS, Scored, score_prepared
+from gradtrail.tasks.collect.output_examples import output_examples
+from gradtrail.tasks.core.measured_fidelity import audited_fidelity
+from gradtrail.tasks.core.measured_outputs import MeasuredOutputs
+from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.weightings import found_weighting
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.opened import OpenIndex, open_index
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.method_registry import find_method
+from gradtrail.attribution.methods.registry import find_method
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import Fidelity, Weighting
-from gradtrail.tasks.audit_options import AUTO, DEFAULT_METHOD, AuditOptions
-from gradtrail.tasks.opened import method_indexes
-from gradtrail.tasks.recorded import recorded_model_version
-from gradtrail.tasks.weightings import NOT_LEARNED, found_weighting
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.audit.options import AUTO, DEFAULT_METHOD, AuditOptions
+from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.weightings import NOT_LEARNED, found_weighting
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.opened import method_indexes
 
 UNIFORM = "uniform"
 _CHOSEN_BY_CALIBRATION = ("curvature", "relative_damping", "absolute_damping", "horizon")

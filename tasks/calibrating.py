@@ -10,12 +10,12 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.method_registry import find_method
+from gradtrail.attribution.methods.registry import find_method
 from gradtrail.nouns import Weighting
-from gradtrail.tasks.calibration_aspects import aspect_candidates, refuse_unknown_aspects
-from gradtrail.tasks.calibration_candidates import Predictor, candidates
-from gradtrail.tasks.calibration_figures import MethodFidelity, best, ledger_rows, reported, tried
-from gradtrail.tasks.calibration_plans import (
+from gradtrail.tasks.calibrate.aspects import aspect_candidates, refuse_unknown_aspects
+from gradtrail.tasks.calibrate.candidates import Predictor, candidates
+from gradtrail.tasks.calibrate.figures import MethodFidelity, best, ledger_rows, reported, tried
+from gradtrail.tasks.calibrate.plans import (
     COUNTED_THREADS,
     CalibrateOptions,
     CalibrationPlan,
@@ -24,8 +24,8 @@ from gradtrail.tasks.calibration_plans import (
     keep_plan,
     kept_plan,
 )
-from gradtrail.tasks.calibration_queries import query_roles
-from gradtrail.tasks.calibration_runs import (
+from gradtrail.tasks.calibrate.queries import query_roles
+from gradtrail.tasks.calibrate.runs import (
     drawn_queries,
     fastest,
     finished_runs,
@@ -34,11 +34,11 @@ from gradtrail.tasks.calibration_runs import (
     subset_effects,
     training_towards,
 )
-from gradtrail.tasks.calibration_weightings import learned_candidates, with_evidence
-from gradtrail.tasks.models import pinned_model
-from gradtrail.tasks.opened import method_indexes, open_index
-from gradtrail.tasks.progress import progress_bar, say
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.calibrate.weightings import learned_candidates, with_evidence
+from gradtrail.tasks.core.models import pinned_model
+from gradtrail.tasks.core.progress import progress_bar, say
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.opened import method_indexes, open_index
 
 
 @task(cache_policy=NO_CACHE)

@@ -10,18 +10,18 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.errors import StoreError, said
-from gradtrail.lineage import queries
-from gradtrail.lineage.deliveries import recorded_payloads
-from gradtrail.lineage.watermarks import newest_watermark, record_watermark
+from gradtrail.lineage.events.watermarks import newest_watermark, record_watermark
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.deliveries import recorded_payloads
 from gradtrail.nouns import Target, Watermark
-from gradtrail.storage.registry import RegisteredVersion
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_intake import Intake
-from gradtrail.storage.source_spool import Held, Spool, open_spool
-from gradtrail.storage.sources import open_source
-from gradtrail.tasks.measuring import MEASURING
+from gradtrail.storage.models.registry import RegisteredVersion
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.intake import Intake
+from gradtrail.storage.sources.opening import open_source
+from gradtrail.storage.sources.spool import Held, Spool, open_spool
+from gradtrail.tasks.core.measured_outputs import MEASURING
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 _RECORDED_AT_ONCE = 500
 

@@ -16,17 +16,18 @@ from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
 from gradtrail.errors import StoreError
-from gradtrail.lineage import erasures, listings, queries
-from gradtrail.lineage.erasure_plan import ErasureRequest
-from gradtrail.lineage.erasures import Erasure
-from gradtrail.lineage.revisions import record_revision
-from gradtrail.lineage.rewriting import rewrite_database
-from gradtrail.storage.exclusive import holding
-from gradtrail.storage.inbox_erasure import remove_records
-from gradtrail.storage.manifests import rewrite_attributes
+from gradtrail.lineage.erasure import erasures
+from gradtrail.lineage.erasure.erasures import Erasure
+from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.lineage.erasure.rewriting import rewrite_database
+from gradtrail.lineage.events.revisions import record_revision
+from gradtrail.lineage.read import listings, queries
+from gradtrail.storage.files.exclusive import holding
+from gradtrail.storage.models.manifests import rewrite_attributes
+from gradtrail.storage.sources.inbox_erasure import remove_records
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report_index import renew_report_pages
 from gradtrail.tasks.reporting import rewrite_report
-from gradtrail.tasks.workspace import Workspace
 
 RETENTION = "payload retention"
 

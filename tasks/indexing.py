@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import StoreError
-from gradtrail.lineage import queries
-from gradtrail.lineage.revisions import record_index_revision
+from gradtrail.lineage.events.revisions import record_index_revision
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import Index
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.index_pass import IndexPass, plan_index
-from gradtrail.tasks.recorded import recorded_model_version
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.options import IndexOptions
+from gradtrail.tasks.index.passes import IndexPass, plan_index
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.adapter_loading import load_adapter
+from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.digests import sha256_file, sha256_json, short
 from gradtrail.errors import CheckpointError, UntrustedCodeError, UsageError
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
-from gradtrail.storage.checkpoint_formats import detect_format
-from gradtrail.storage.checkpoints import load_into, read_weights, to_safetensors, write_safetensors
-from gradtrail.storage.code_executing import load_executing
-from gradtrail.storage.manifests import read_manifest, write_manifest
-from gradtrail.storage.registry import (
+from gradtrail.storage.models.checkpoint_formats import detect_format
+from gradtrail.storage.models.checkpoints import load_into, read_weights, to_safetensors, write_safetensors
+from gradtrail.storage.models.code_executing import load_executing
+from gradtrail.storage.models.manifests import read_manifest, write_manifest
+from gradtrail.storage.models.registry import (
     ADAPTER_SHA256_TAG,
     ADAPTER_TAG,
     CHECKPOINT_LIST,
@@ -28,10 +28,10 @@ from gradtrail.storage.registry import (
     MANIFEST_FILE,
     RegisteredVersion,
 )
-from gradtrail.tasks.datasets import manifest_rows
-from gradtrail.tasks.recorded import manifest_sha256
+from gradtrail.tasks.core.datasets import manifest_rows
+from gradtrail.tasks.core.recorded import manifest_sha256
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".bin")
 

@@ -9,9 +9,9 @@ from prefect import task
 
 from gradtrail.digests import sha256_file, short
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage.audit_history import PastAudit, numbered_audits
+from gradtrail.lineage.read.audit_history import PastAudit, numbered_audits
 from gradtrail.reports.write import HTML_NAME, JSON_NAME, PARQUET_NAME
-from gradtrail.storage.audit_runs import (
+from gradtrail.storage.models.audit_runs import (
     AUDIT_TAG,
     LATEST_AUDIT_TAG,
     Links,
@@ -20,11 +20,11 @@ from gradtrail.storage.audit_runs import (
     markdown_text,
     publish_audit,
 )
-from gradtrail.storage.registry import Registry
-from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
-from gradtrail.tasks.recorded_audits import RecordedAudit, recorded_audit
+from gradtrail.storage.models.registry import Registry
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
+from gradtrail.tasks.report.recorded_audits import RecordedAudit, recorded_audit
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 
 @task(**WITH_RETRIES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,22 +10,20 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.memory import FEW_EXAMPLES
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
 from gradtrail.errors import DataError, NotFoundError, StoreError, said
-from gradtrail.lineage import queries
-from gradtrail.nouns import Example, Target
-from gradtrail.storage.outputs import payload_record
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.datasets import checked_example
-from gradtrail.tasks.models import PinnedModel, pinned_model
-from gradtrail.tasks.opened import OpenIndex, open_index
-from gradtrail.tasks.output_examples import output_example
-from gradtrail.tasks.progress import progress_bar
-from gradtrail.tasks.workspace import Workspace
-
-MEASURING: Mapping[Target, str] = {"emitted": "measuring", "label": "measuring labels"}
-"""What the ledger calls the quarantine of outputs that cannot be measured under a target."""
+from gradtrail.lineage.read import queries
+from gradtrail.nouns import Example
+from gradtrail.storage.sources.outputs import payload_record
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.collect.output_examples import output_example
+from gradtrail.tasks.core.datasets import checked_example
+from gradtrail.tasks.core.measured_outputs import MEASURING, MeasuredOutput, MeasuredOutputs
+from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.progress import progress_bar
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.opened import OpenIndex, open_index
 
 # What is no output's fault: measured again by the next run.
 _AWAY = (StoreError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -37,26 +35,6 @@ class _Asked:
 
     measured: Example
     emitted: Example
-
-
-@dataclass(frozen=True)
-class MeasuredOutput:
-    """An output as the pinned checkpoint sees it."""
-
-    output_id: str
-    prediction: str
-    reproduced: bool
-
-
-@dataclass(frozen=True)
-class MeasuredOutputs:
-    """What was measured, as one object: of a list that a task returns, Prefect keeps a note of each element.
-
-    `unread` are outputs whose payload the disk did not give, each with the cause; the next run tries them again.
-    """
-
-    outputs: tuple[MeasuredOutput, ...]
-    unread: tuple[tuple[str, str], ...] = ()
 
 
 @task(cache_policy=NO_CACHE)

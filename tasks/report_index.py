@@ -13,14 +13,14 @@ from prefect import task
 from gradtrail.addresses import COMPARISONS, INDEX_PAGE, REPORT_PAGE
 from gradtrail.digests import short
 from gradtrail.errors import UsageError
-from gradtrail.lineage.audit_history import NumberedAudit, PastAudit, findings_of, numbered_audits
-from gradtrail.lineage.comparisons import compare_audits
-from gradtrail.reports.compare_page import compare_page
-from gradtrail.reports.index_model import IndexedAudit
-from gradtrail.reports.index_page import index_page
-from gradtrail.reports.index_parts import AUDITS_A_PART, IndexPart, index_parts
-from gradtrail.storage.atomic import write_atomically
-from gradtrail.storage.audit_runs import (
+from gradtrail.lineage.read.audit_history import NumberedAudit, PastAudit, findings_of, numbered_audits
+from gradtrail.lineage.read.comparisons import compare_audits
+from gradtrail.reports.index.compare_page import compare_page
+from gradtrail.reports.index.model import IndexedAudit
+from gradtrail.reports.index.page import index_page
+from gradtrail.reports.index.parts import AUDITS_A_PART, IndexPart, index_parts
+from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.storage.models.audit_runs import (
     AuditRun,
     Links,
     annotate,
@@ -29,10 +29,10 @@ from gradtrail.storage.audit_runs import (
     upload_files,
     uploaded_names,
 )
-from gradtrail.storage.registry import Registry
-from gradtrail.tasks.history import audit_history
+from gradtrail.storage.models.registry import Registry
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.report.history import audit_history
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 
 @task(**WITH_RETRIES)

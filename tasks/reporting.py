@@ -10,14 +10,14 @@ from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import sha256_file
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage import queries
-from gradtrail.lineage.revisions import record_revision
-from gradtrail.lineage.signatures import sign_audit
+from gradtrail.lineage.events.revisions import record_revision
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.verify.signatures import sign_audit
 from gradtrail.reports.write import HTML_NAME, write_report
-from gradtrail.storage.audit_runs import upload_files
-from gradtrail.tasks.report_building import build_report
+from gradtrail.storage.models.audit_runs import upload_files
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.report.building import build_report
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
-from gradtrail.lineage import queries
-from gradtrail.storage.audit_runs import AuditRun, markdown_text
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.lineage.read import queries
+from gradtrail.storage.models.audit_runs import AuditRun, markdown_text
+from gradtrail.tasks.core.workspace import Workspace
 
 
 @task(cache_policy=NO_CACHE)

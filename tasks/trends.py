@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import task
 
-from gradtrail.lineage import queries
-from gradtrail.lineage.audit_history import numbered_audits
 from gradtrail.lineage.connections import recorded
-from gradtrail.storage.audit_runs import (
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.audit_history import numbered_audits
+from gradtrail.storage.models.audit_runs import (
     annotate,
     log_point,
     logged_steps,
@@ -15,9 +15,9 @@ from gradtrail.storage.audit_runs import (
     open_index_run,
     open_trend_run,
 )
-from gradtrail.tasks.history import audit_history, audit_metrics, wrong_outputs
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.workspace import Workspace
 
 TREND_SHARE = 0.01
 """A source or licence with less of the support than this is not drawn at that step."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from prefect import task
 
-from gradtrail.lineage import queries
-from gradtrail.storage.atomic import write_atomically
-from gradtrail.storage.registry import RegisteredVersion
+from gradtrail.lineage.read import queries
+from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.storage.models.registry import RegisteredVersion
+from gradtrail.tasks.core.watched import WatchedModel
+from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.retrying import WITH_RETRIES
-from gradtrail.tasks.watched import WatchedModel
-from gradtrail.tasks.workspace import Workspace
 
 SOURCE = "registry"
 ATTEMPTS = "watch.json"

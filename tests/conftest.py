@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-    from gradtrail.attribution.adapters import ModelAdapter
+    from gradtrail.attribution.adapters.base import ModelAdapter
     from gradtrail.settings import Settings
-    from gradtrail.storage.registry import RegisteredVersion
-    from gradtrail.tasks.workspace import Workspace
+    from gradtrail.storage.models.registry import RegisteredVersion
+    from gradtrail.tasks.core.workspace import Workspace
 
 _CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = (
@@ -129,7 +129,7 @@ def demo(prefect_server: None, migrated_mlflow: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def migrated_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database to copy: creating one takes seconds."""
-    from gradtrail.storage.registry import Registry
+    from gradtrail.storage.models.registry import Registry
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Registry(f"sqlite:///{path}").client.search_registered_models()
@@ -199,7 +199,7 @@ class TinyProject:
 
     def adapter(self) -> ModelAdapter:
         """The adapter, loaded as gradtrail loads it."""
-        from gradtrail.attribution.adapter_loading import load_adapter
+        from gradtrail.attribution.adapters.loading import load_adapter
 
         return load_adapter(self.reference, allowed=[self.reference], search_path=self.folder).adapter
 
@@ -207,7 +207,7 @@ class TinyProject:
         """Train nothing, register an initialised model as `tiny@champion`."""
         import torch
 
-        from gradtrail.tasks.registering import register_model
+        from gradtrail.tasks.ingest.registering import register_model
 
         adapter = self.adapter()
         torch.manual_seed(0)

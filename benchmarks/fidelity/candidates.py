@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features import FeaturePlan
+from gradtrail.attribution.features.plan import FeaturePlan
 
 ENGINE = "gradtrail"
 MORE = "gradtrail, five trainings"

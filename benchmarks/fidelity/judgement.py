@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fidelity.candidates import Candidate
 from fidelity.truths import Truths
-from gradtrail.attribution.ceilings import split_half_ceilings
-from gradtrail.attribution.correlation import cosines, spearmans
-from gradtrail.attribution.weights import group_weights
+from gradtrail.attribution.features.weights import group_weights
+from gradtrail.attribution.fidelity.noise_ceilings import split_half_ceilings
+from gradtrail.attribution.numerics.correlation import cosines, spearmans
 from gradtrail.nouns import Weighting
 
 Matrix = NDArray[np.float64]

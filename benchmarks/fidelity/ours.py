@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from fidelity.candidates import ENGINE, FURTHER, MORE, Candidate, repeated, sum_of
 from fidelity.truths import Truths
-from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.contributions import contributions
-from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature
-from gradtrail.attribution.curvature_vectors import CurvaturePieces, model_vectors, observed_vectors
-from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.features import FeaturePlan, FeatureSettings, plan_features
-from gradtrail.attribution.inverse_products import Solver, inverse_curvature_products
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.linear_solvers import SolverOptions
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.prepared import PreparedQueries
-from gradtrail.attribution.spectrum import Spectrum, margin_vectors
-from gradtrail.attribution.unrolling import Segment, unrolled_queries
+from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.inverse_products import Solver, inverse_curvature_products
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.vectors import CurvaturePieces, model_vectors, observed_vectors
+from gradtrail.attribution.features.plan import FeaturePlan, FeatureSettings, plan_features
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.gradients.capture import iterate_features
+from gradtrail.attribution.methods.prepared import PreparedQueries
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.unrolling import Segment, unrolled_queries
+from gradtrail.attribution.numerics.linear_solvers import SolverOptions
+from gradtrail.attribution.scoring.contributions import contributions
 from gradtrail.errors import UsageError
 
 LINEAR_ONLY = ("*.wte", "*.wpe", "*.ln_1", "*.ln_2", "*.ln_f")

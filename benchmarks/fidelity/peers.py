@@ -17,7 +17,7 @@ from fidelity.candidates import Candidate
 from fidelity.truths import Truths
 from gradtrail.digests import sha256_file, sha256_json, short
 from gradtrail.nouns import Example
-from gradtrail.storage.atomic import write_atomically
+from gradtrail.storage.files.atomic import write_atomically
 
 SCRIPTS = ROOT / "benchmarks" / "peers"
 ONLY = {

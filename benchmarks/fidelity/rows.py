@@ -9,8 +9,8 @@ from typing import Any
 from fidelity.candidates import ENGINE, MORE, Candidate
 from fidelity.judgement import Comparison, Matrix, Prediction, Question, compare, standard_error
 from fidelity.weighting import Weighted
-from gradtrail.attribution.weight_learning import effective_groups
-from gradtrail.attribution.weights import group_weights
+from gradtrail.attribution.features.weights import group_weights
+from gradtrail.attribution.weighting.learning import effective_groups
 
 BASELINES = "baseline"
 SWEPT = ("influence", "influence_global", "horizon", "ekfac")

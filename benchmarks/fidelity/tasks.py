@@ -12,9 +12,9 @@ from torch import nn
 
 from fidelity import networks
 from fidelity.data import Data, load_data, text_of
-from gradtrail.attribution.adapters import ClassificationAdapter, ModelAdapter, RegressionAdapter
-from gradtrail.attribution.causal_language_model import CausalLMAdapter
-from gradtrail.attribution.training_loop import Recipe
+from gradtrail.attribution.adapters.base import ClassificationAdapter, ModelAdapter, RegressionAdapter
+from gradtrail.attribution.adapters.causal_language_model import CausalLMAdapter
+from gradtrail.attribution.fidelity.training_loop import Recipe
 from gradtrail.nouns import Example
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fidelity.tasks import Task
-from gradtrail.attribution.datamodel_score import Retrained
-from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.further_training import FurtherTraining, measure_effects
-from gradtrail.attribution.left_out import random_halves, single_examples
-from gradtrail.attribution.retraining import Retraining, retrain_on_subsets
+from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.fidelity.further_training import FurtherTraining, measure_effects
+from gradtrail.attribution.fidelity.left_out import random_halves, single_examples
+from gradtrail.attribution.yardsticks.lds import Retrained
+from gradtrail.attribution.yardsticks.retraining import Retraining, retrain_on_subsets
 from gradtrail.digests import content_sha256, sha256_json, short
-from gradtrail.storage.atomic import replacing
-from gradtrail.storage.kept_runs import KeptRuns
+from gradtrail.storage.files.atomic import replacing
+from gradtrail.storage.files.kept_runs import KeptRuns
 
 CACHE = ROOT / ".cache" / "fidelity"
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)

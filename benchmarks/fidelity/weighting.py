@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from fidelity.candidates import Candidate
 from fidelity.judgement import Matrix, Prediction, Question, foretold
-from gradtrail.attribution.contributions import ContributionBlock
-from gradtrail.attribution.effect_weights import EffectSplit
-from gradtrail.attribution.weight_fitting import (
+from gradtrail.attribution.scoring.contributions import ContributionBlock
+from gradtrail.attribution.weighting.effects import EffectSplit
+from gradtrail.attribution.weighting.fitting import (
     FittingSettings,
     best_or_uniform,
     chosen_or_uniform,
     fit_weighting,
     self_supervised_choices,
 )
-from gradtrail.attribution.weight_learning import TopKSettings
+from gradtrail.attribution.weighting.learning import TopKSettings
 from gradtrail.nouns import Weighting
 
 WEIGHTINGS = ("uniform", "self_supervised", "further_training", "retraining")

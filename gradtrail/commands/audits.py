@@ -53,7 +53,7 @@ def audit(
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.flows.audit import audit as audit_flow
-        from gradtrail.tasks.audit_options import AuditOptions
+        from gradtrail.tasks.audit.options import AuditOptions
 
         options = AuditOptions(
             method,
@@ -71,7 +71,7 @@ def audit(
         outcome = audit_flow(settings.workspace(), reference, options, retry_refused=retry_refused)
     audits_printing.show_audit(outcome, as_json=as_json)
     if fail_on or junit:
-        from gradtrail.tasks.gating import gated_audits, require_gate, write_gate
+        from gradtrail.tasks.govern.gating import gated_audits, require_gate, write_gate
 
         audits = gated_audits(settings.workspace(), outcome.model_version_id, outcome.made)
         if junit:

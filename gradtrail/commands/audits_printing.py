@@ -13,7 +13,7 @@ from gradtrail.reports.formats import plural
 
 if TYPE_CHECKING:
     from gradtrail.flows.audit import AuditOutcome, OtherVersion
-    from gradtrail.lineage.records import Explanation
+    from gradtrail.lineage.read.answers import Explanation
     from gradtrail.tasks.reporting import FoundReport
 
 

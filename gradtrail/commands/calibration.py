@@ -16,10 +16,10 @@ from gradtrail.session import flow_session
 from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
-    from gradtrail.attribution.evaluation import FidelityFigure
+    from gradtrail.attribution.fidelity.evaluation import FidelityFigure
     from gradtrail.flows.calibrate import CalibrateOutcome
     from gradtrail.nouns import Weighting
-    from gradtrail.tasks.calibration_figures import MethodFidelity
+    from gradtrail.tasks.calibrate.figures import MethodFidelity
 
 
 def calibrate(
@@ -72,7 +72,7 @@ def calibrate(
     settings = load_settings(home=home)
     with flow_session(settings.home):
         from gradtrail.flows.calibrate import calibrate as calibrate_flow
-        from gradtrail.tasks.calibration_plans import LEARNED_OBJECTIVES, CalibrateOptions
+        from gradtrail.tasks.calibrate.plans import LEARNED_OBJECTIVES, CalibrateOptions
 
         options = CalibrateOptions(
             seconds,
@@ -99,7 +99,7 @@ def calibrate(
 
 def weightings(home: Home = None, as_json: AsJson = False) -> None:
     """List the weightings of parameter groups that calibrations learned, with their evidence."""
-    from gradtrail.lineage import listings
+    from gradtrail.lineage.read import listings
 
     with load_settings(home=home).workspace().ledger().read() as connection:
         found = [each for each in listings.weightings(connection) if each.group_weights]

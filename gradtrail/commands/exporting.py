@@ -39,8 +39,8 @@ def openlineage(
 ) -> None:
     """Ingests, indexes, calibrations and audits as OpenLineage run events, into a file or to a consumer."""
     _require("openlineage")
-    from gradtrail.lineage.openlineage_events import run_events
-    from gradtrail.lineage.openlineage_sending import append_to_file, send
+    from gradtrail.lineage.exports.openlineage_events import run_events
+    from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
 
     if bool(output) == bool(url):
         raise UsageError("Events need one place to go.", "Give either --output FILE or --url ADDRESS.")
@@ -62,8 +62,8 @@ def prov(
 ) -> None:
     """One audit as PROV-JSON, the form of provenance of the W3C; influence stays influence, never derivation."""
     _require("prov")
-    from gradtrail.lineage.closure import resolve
-    from gradtrail.lineage.provenance import provenance_json
+    from gradtrail.lineage.exports.provenance import provenance_json
+    from gradtrail.lineage.read.closure import resolve
 
     with _snapshot(home) as connection:
         kind, resolved = resolve(connection, audit_id)
@@ -81,7 +81,7 @@ def mlbom(
 ) -> None:
     """One model version as a CycloneDX bill of materials: weights, dataset versions, licences, measured fidelity."""
     _require("cyclonedx")
-    from gradtrail.lineage.bill_of_materials import bill_of_materials
+    from gradtrail.lineage.exports.bill_of_materials import bill_of_materials
 
     with _snapshot(home) as connection:
         text = bill_of_materials(connection, model_version)
@@ -95,7 +95,7 @@ def parquet(
     as_json: AsJson = False,
 ) -> None:
     """The whole published snapshot as Parquet, one file a table or view."""
-    from gradtrail.lineage.parquet_export import export_parquet
+    from gradtrail.lineage.exports.parquet_export import export_parquet
 
     with _snapshot(home) as connection:
         written = export_parquet(connection, folder)

@@ -43,7 +43,7 @@ def lineage(
     nodes = (connection.downstream if down else connection.upstream)(identifier, as_of=as_of)
     if html is not None:
         from gradtrail.reports.lineage_page import lineage_page
-        from gradtrail.storage.atomic import write_atomically
+        from gradtrail.storage.files.atomic import write_atomically
 
         page = lineage_page(identifier, nodes, connection.edges_among(nodes), downstream=down)
         write_atomically(html, page.encode())
@@ -67,8 +67,8 @@ def sql(
     as_json: AsJson = False,
 ) -> None:
     """Ask the ledger anything, read-only, on the published snapshot."""
-    from gradtrail.lineage.answer_formats import encode_answer
-    from gradtrail.lineage.sql import run_sql, schema_text
+    from gradtrail.lineage.sql.answering import run_sql, schema_text
+    from gradtrail.lineage.sql.formats import encode_answer
 
     snapshot = load_settings(home=home).workspace().snapshot
     if schema:

@@ -17,9 +17,9 @@ from gradtrail.digests import short
 if TYPE_CHECKING:
     import pyarrow
 
-    from gradtrail.lineage.blast_radius import BlastRadius
-    from gradtrail.lineage.comparisons import Comparison
-    from gradtrail.lineage.records import LineageNode
+    from gradtrail.lineage.read.answers import LineageNode
+    from gradtrail.lineage.read.blast_radius import BlastRadius
+    from gradtrail.lineage.read.comparisons import Comparison
 
 _MOST_SHOWN = 20
 _LONGEST_TEXT = 40

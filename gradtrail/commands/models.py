@@ -105,7 +105,7 @@ def index(
     settings = load_settings(home=home)
     with flow_session(settings.home):
         from gradtrail.flows.index import index as index_flow
-        from gradtrail.tasks.index_options import IndexOptions
+        from gradtrail.tasks.index.options import IndexOptions
 
         options = IndexOptions(
             group_dimension=group_dimension,
@@ -134,7 +134,7 @@ app.command()(weightings)
 @app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the attribution methods: what each does, needs and costs, and where it comes from."""
-    from gradtrail.attribution.methods import METHODS
+    from gradtrail.attribution.methods.rules import METHODS
 
     models_printing.show_methods(list(METHODS.values()), as_json=as_json)
 
@@ -153,8 +153,8 @@ def self_influence(
     """Rank training examples by their influence on themselves: wrong labels stand at the top."""
     settings = load_settings(home=home)
     with flow_session(settings.home):
-        from gradtrail.tasks.audit_options import AuditOptions
-        from gradtrail.tasks.self_influences import write_self_influence
+        from gradtrail.tasks.audit.options import AuditOptions
+        from gradtrail.tasks.audit.self_influences import write_self_influence
 
         options = AuditOptions(
             method, curvature=curvature, relative_damping=relative_damping, absolute_damping=absolute_damping

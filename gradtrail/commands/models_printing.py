@@ -12,11 +12,11 @@ from gradtrail import printing
 from gradtrail.digests import short
 
 if TYPE_CHECKING:
-    from gradtrail.attribution.methods import Method
+    from gradtrail.attribution.methods.rules import Method
     from gradtrail.flows.ingest import IngestOutcome
-    from gradtrail.storage.registry import RegisteredVersion
+    from gradtrail.storage.models.registry import RegisteredVersion
+    from gradtrail.tasks.audit.self_influences import SelfInfluenceTable
     from gradtrail.tasks.indexing import IndexOutcome
-    from gradtrail.tasks.self_influences import SelfInfluenceTable
 
 
 def show_registered(version: RegisteredVersion, alias: str, *, as_json: bool) -> None:

@@ -50,7 +50,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         UsageError: if it cannot be written, for example because the disk is full; what was there stays.
     """
-    from gradtrail.storage.atomic import write_atomically
+    from gradtrail.storage.files.atomic import write_atomically
 
     try:
         write_atomically(path, content)

@@ -24,7 +24,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Put a file of outputs into the inbox; the next audit takes what is new in it."""
-    from gradtrail.storage.outputs import add_file
+    from gradtrail.storage.sources.outputs import add_file
 
     workspace = load_settings(home=home).workspace()
     placed = add_file(file, workspace.inbox)
@@ -35,7 +35,7 @@ def add(
 @app.command("list")
 def list_(home: Home = None, as_json: AsJson = False) -> None:
     """Each source with its watermark: how many outputs are pending, waiting, left out or quarantined."""
-    from gradtrail.tasks.source_states import list_sources
+    from gradtrail.tasks.collect.source_states import list_sources
 
     listed = list_sources(load_settings(home=home).workspace())
     if as_json:

@@ -54,7 +54,7 @@ def report(
 def _serve(settings: Settings, port: int) -> None:
     from urllib.parse import urlsplit
 
-    from gradtrail.reports.index_serving import HOST, report_server
+    from gradtrail.reports.index.serving import HOST, report_server
     from gradtrail.tasks.report_index import write_report_index
 
     workspace = settings.workspace()

@@ -97,7 +97,7 @@ def reaudit(
     with flow_session(settings.home):
         from gradtrail.api import connect
         from gradtrail.flows.reaudit import reaudit as reaudit_flow
-        from gradtrail.tasks.audit_options import AuditOptions
+        from gradtrail.tasks.audit.options import AuditOptions
 
         audit_id = connect(settings.home).resolve(audit, "audit") if audit else ""
         asked = AuditOptions(

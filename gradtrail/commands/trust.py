@@ -17,7 +17,7 @@ from gradtrail.session import flow_session
 from gradtrail.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from gradtrail.lineage.erasure_plan import ErasureRequest
+    from gradtrail.lineage.erasure.plan import ErasureRequest
 
 app = typer.Typer()
 keys_app = typer.Typer(help="Keys that sign audits.", no_args_is_help=True)
@@ -52,7 +52,7 @@ def verify(
     if output:
         return _prove(settings, output, audit, as_json=as_json)
     with flow_session(settings.home):
-        from gradtrail.tasks.verifying import verify_workspace
+        from gradtrail.tasks.govern.verifying import verify_workspace
 
         verification = verify_workspace(settings.workspace(), public_key)
     trust_printing.show_verification(verification, as_json=as_json)
@@ -73,8 +73,8 @@ def withdraw(
     as_json: AsJson = False,
 ) -> None:
     """Take training data back: shows what it reached, then makes every later audit flag it."""
-    from gradtrail.lineage.withdrawals import WithdrawalRequest
-    from gradtrail.tasks.withdrawing import reach_of_withdrawal, withdraw_data
+    from gradtrail.lineage.events.withdrawals import WithdrawalRequest
+    from gradtrail.tasks.govern.withdrawing import reach_of_withdrawal, withdraw_data
 
     if bool(source) + bool(example) + bool(attribute) != 1:
         raise UsageError(
@@ -150,7 +150,7 @@ def keys_new(
     as_json: AsJson = False,
 ) -> None:
     """Make an Ed25519 key pair; the private key is readable by its owner only."""
-    from gradtrail.lineage.signatures import new_keys
+    from gradtrail.lineage.verify.signatures import new_keys
 
     private, public = new_keys(file)
     printing.say_or_json(
@@ -161,8 +161,8 @@ def keys_new(
 
 
 def _prove(settings: Settings, output: str, audit: str, *, as_json: bool) -> None:
-    from gradtrail.lineage import queries
-    from gradtrail.lineage.proofs import inclusion_proof
+    from gradtrail.lineage.chain.proofs import inclusion_proof
+    from gradtrail.lineage.read import queries
 
     with settings.workspace().ledger().read() as connection:
         kind, output_id = queries.resolve(connection, output)
@@ -174,7 +174,7 @@ def _prove(settings: Settings, output: str, audit: str, *, as_json: bool) -> Non
 
 
 def _check_proof(proof: Path, report: Path, *, as_json: bool) -> None:
-    from gradtrail.lineage.proof_check import check_proof, report_evidence
+    from gradtrail.lineage.chain.proof_check import check_proof, report_evidence
 
     try:
         parsed = json.loads(proof.read_bytes())
@@ -190,7 +190,7 @@ def _check_proof(proof: Path, report: Path, *, as_json: bool) -> None:
 def _erasure_request(
     settings: Settings, example: list[str] | None, output: list[str] | None, person: str
 ) -> ErasureRequest | None:
-    from gradtrail.lineage.erasure_plan import ErasureRequest
+    from gradtrail.lineage.erasure.plan import ErasureRequest
 
     if not (example or output or person):
         return None

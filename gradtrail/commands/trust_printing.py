@@ -13,11 +13,11 @@ from gradtrail.digests import short
 from gradtrail.printing import print_json, say
 
 if TYPE_CHECKING:
-    from gradtrail.lineage.proof_check import Proven
-    from gradtrail.lineage.withdrawals import Reach
+    from gradtrail.lineage.chain.proof_check import Proven
+    from gradtrail.lineage.events.withdrawals import Reach
     from gradtrail.tasks.erasing import ErasureOutcome, ErasurePreview
-    from gradtrail.tasks.verifying import Verification
-    from gradtrail.tasks.withdrawing import WithdrawalOutcome
+    from gradtrail.tasks.govern.verifying import Verification
+    from gradtrail.tasks.govern.withdrawing import WithdrawalOutcome
 
 _MOST_SHOWN = 10
 

@@ -21,8 +21,8 @@ from gradtrail.settings import Settings, embedded_tracking_uri
 
 if TYPE_CHECKING:
     from gradtrail.flows.audit import AuditOutcome
-    from gradtrail.storage.registry import Registry
-    from gradtrail.tasks.workspace import Workspace
+    from gradtrail.storage.models.registry import Registry
+    from gradtrail.tasks.core.workspace import Workspace
 
 MODEL = "digits"
 ALIAS = "champion"
@@ -72,7 +72,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace, calibrati
         from gradtrail.flows.calibrate import calibrate
         from gradtrail.flows.index import index
         from gradtrail.flows.ingest import ingest
-        from gradtrail.tasks.calibration_plans import CalibrateOptions
+        from gradtrail.tasks.calibrate.plans import CalibrateOptions
 
         registry = workspace.registry()
         registered = _is_registered(registry)
@@ -100,7 +100,7 @@ def _is_registered(registry: Registry) -> bool:
 
 
 def _is_calibrated(workspace: Workspace) -> bool:
-    from gradtrail.lineage import queries
+    from gradtrail.lineage.read import queries
 
     with workspace.ledger().read() as connection:
         [version] = queries.model_versions(connection)
@@ -110,7 +110,7 @@ def _is_calibrated(workspace: Workspace) -> bool:
 def _train_and_register(settings: Settings) -> None:
     from gradtrail.demo.digits import DigitsAdapter, train
     from gradtrail.registration import register
-    from gradtrail.tasks.registering import TrainedWeights
+    from gradtrail.tasks.ingest.registering import TrainedWeights
 
     model, steps = train()
     register(
@@ -129,7 +129,7 @@ def demo_records(workspace: Workspace) -> list[dict[str, Any]]:
     import torch
 
     from gradtrail.demo.digits import DigitsAdapter, load_digits_data
-    from gradtrail.storage.checkpoints import load_into, read_weights
+    from gradtrail.storage.models.checkpoints import load_into, read_weights
 
     version = workspace.registry().resolve(f"{MODEL}@{ALIAS}")
     files = workspace.registry().fetch(version, workspace.root / "scratch" / "demo")
@@ -155,7 +155,7 @@ def demo_records(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _drop_outputs(workspace: Workspace) -> None:
-    from gradtrail.storage.outputs import write_outputs
+    from gradtrail.storage.sources.outputs import write_outputs
 
     records = demo_records(workspace)
     write_outputs(workspace.root / LATER_FILE, records[OUTPUT_COUNT : OUTPUT_COUNT + 10])
@@ -164,8 +164,8 @@ def _drop_outputs(workspace: Workspace) -> None:
 
 def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None:
     from gradtrail.demo.digits import MISLABELLED_SOURCE, load_digits_data
-    from gradtrail.lineage import queries
-    from gradtrail.tasks.measured_fidelity import audited_fidelity
+    from gradtrail.lineage.read import queries
+    from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, outcome.audit_id)
@@ -210,7 +210,7 @@ def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None
 
 
 def _next_steps(console: Console, settings: Settings, workspace: Workspace) -> None:
-    from gradtrail.lineage import queries
+    from gradtrail.lineage.read import queries
 
     with workspace.ledger().read() as connection:
         latest = queries.latest_audit(connection)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter, ModelAdapter, RegressionAdapter
-from gradtrail.attribution.features import FeaturePlan
-from gradtrail.attribution.projection import projection_matrix
+from gradtrail.attribution.adapters.base import ClassificationAdapter, ModelAdapter, RegressionAdapter
+from gradtrail.attribution.features.plan import FeaturePlan
+from gradtrail.attribution.projection.random import projection_matrix
 from gradtrail.nouns import Example
 
 

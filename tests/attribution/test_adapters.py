@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gradtrail.attribution.adapters import Batch, ClassificationAdapter, ModelAdapter
+from gradtrail.attribution.adapters.base import Batch, ClassificationAdapter, ModelAdapter
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example, Wording
 

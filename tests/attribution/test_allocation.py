@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.allocation import SMALLEST, allocate
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.projection.allocation import SMALLEST, allocate
 from gradtrail.errors import UsageError
 
 

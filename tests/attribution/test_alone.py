@@ -21,11 +21,11 @@ for module in pkgutil.iter_modules(gradtrail.attribution.__path__):
 import torch
 from torch import nn
 from gradtrail import ClassificationAdapter, Example
-from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.curvature import empirical_curvature
-from gradtrail.attribution.features import plan_features
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import score
+from gradtrail.attribution.gradients.capture import iterate_features
+from gradtrail.attribution.curvature.blocks import empirical_curvature
+from gradtrail.attribution.features.plan import plan_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.passes import score
 
 class Adapter(ClassificationAdapter):
     def build_model(self): return nn.Linear(3, 2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.gradients.checks import check_capture
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 

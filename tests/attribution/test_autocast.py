@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.features import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.gradients.checks import check_capture
 from gradtrail.errors import ModelError, UsageError
 
 LOWER = FeatureSettings(group_dimension=36, autocast="bfloat16")

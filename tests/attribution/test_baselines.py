@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from gradtrail import CausalLMAdapter, Example
-from gradtrail.attribution.baselines import last_hidden, lexical_pass, neighbour_pass, random_pass
-from gradtrail.attribution.evaluation import predicted_effects
-from gradtrail.attribution.scoring import overall_of_pass, score_pass, shares
+from gradtrail.attribution.fidelity.evaluation import predicted_effects
+from gradtrail.attribution.scoring.passes import overall_of_pass, score_pass, shares
+from gradtrail.attribution.yardsticks.baselines import last_hidden, lexical_pass, neighbour_pass, random_pass
 from gradtrail.errors import DataError, ModelError, UsageError
 
 

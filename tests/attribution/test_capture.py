@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import Batch, ClassificationAdapter
-from gradtrail.attribution.capture import compute_features, iterate_features
-from gradtrail.attribution.features import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.adapters.base import Batch, ClassificationAdapter
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.gradients.capture import compute_features, iterate_features
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 from gradtrail.nouns import Example, index_id
 

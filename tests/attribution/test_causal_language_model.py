@@ -5,10 +5,10 @@ from torch import nn
 from torch.nn import functional
 
 from gradtrail import CausalLMAdapter, Example
-from gradtrail.attribution.capture import compute_features, iterate_features
-from gradtrail.attribution.checks import check_capture, check_determinism
-from gradtrail.attribution.curvature_vectors import model_vectors
-from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.curvature.vectors import model_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features, iterate_features
+from gradtrail.attribution.gradients.checks import check_capture, check_determinism
 from gradtrail.errors import DataError, ModelError
 
 VOCABULARY = 31

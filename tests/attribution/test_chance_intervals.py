@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.attribute_sums import AttributeCodes
-from gradtrail.attribution.chance_intervals import interval_shares
-from gradtrail.attribution.feature_rows import FeatureRows
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.scoring.attribute_sums import AttributeCodes
+from gradtrail.attribution.scoring.permutation_intervals import interval_shares
 
 
 def shares_of(masses: np.ndarray, labels: np.ndarray, seed: int = 0):

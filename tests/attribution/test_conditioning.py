@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.conditioning import conditioning, conditioning_warnings
-from gradtrail.attribution.curvature import BlockCurvature, DiagonalCurvature
-from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import plan_features
-from gradtrail.attribution.spectrum import Spectrum
+from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature
+from gradtrail.attribution.curvature.conditioning import conditioning, conditioning_warnings
+from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.spectrum import Spectrum
+from gradtrail.attribution.features.plan import plan_features
 
 
 @pytest.fixture

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter, ModelAdapter
-from gradtrail.attribution.capture import compute_features, iterate_features
-from gradtrail.attribution.curvature import (
+from gradtrail.attribution.adapters.base import ClassificationAdapter, ModelAdapter
+from gradtrail.attribution.curvature.blocks import (
     BlockCurvature,
     default_curvature_kind,
     empirical_curvature,
     model_curvature,
 )
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import score
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features, iterate_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.passes import score
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 from gradtrail.nouns import Example
 

@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.baselines import random_pass
-from gradtrail.attribution.brittleness import brittleness
-from gradtrail.attribution.detection import duplicate_recall, mislabel_auc
-from gradtrail.attribution.retraining import Retraining
-from gradtrail.attribution.scoring import score_pass
-from gradtrail.attribution.training_loop import Recipe
+from gradtrail.attribution.fidelity.training_loop import Recipe
+from gradtrail.attribution.scoring.passes import score_pass
+from gradtrail.attribution.yardsticks.baselines import random_pass
+from gradtrail.attribution.yardsticks.brittleness import brittleness
+from gradtrail.attribution.yardsticks.detection import duplicate_recall, mislabel_auc
+from gradtrail.attribution.yardsticks.retraining import Retraining
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Example
 

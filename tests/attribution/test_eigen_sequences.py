@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.curvature import DiagonalCurvature
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.eigen_basis import EigenBasis
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.methods import prepare_queries
+from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.gradients.checks import check_capture
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.projection.eigen import EigenBasis
 from gradtrail.nouns import Example
 
 WIDTH = 4

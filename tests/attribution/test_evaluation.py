@@ -4,21 +4,21 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.correlation import cosines, ranks, spearmans
-from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.evaluation import fidelity, predicted_effects, split_queries
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.further_training import (
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.fidelity.evaluation import fidelity, predicted_effects, split_queries
+from gradtrail.attribution.fidelity.further_training import (
     FurtherTraining,
     Recipe,
     measure_effects,
     random_halves,
     single_examples,
 )
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import single_pass
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.numerics.correlation import cosines, ranks, spearmans
+from gradtrail.attribution.scoring.passes import single_pass
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Example
 

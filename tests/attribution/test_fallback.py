@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import check_determinism, compute_features, iterate_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.curvature import model_curvature
-from gradtrail.attribution.fallback import AttributionWarning
-from gradtrail.attribution.features import FeatureSettings, plan_features, plan_from_config
-from gradtrail.attribution.kronecker import fit_eigen_basis
+from gradtrail.attribution.curvature.blocks import model_curvature
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.gradients.capture import check_determinism, compute_features, iterate_features
+from gradtrail.attribution.gradients.checks import check_capture
+from gradtrail.attribution.gradients.fallback import AttributionWarning
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
@@ -160,7 +160,7 @@ def test_batches_are_cut_where_whole_gradients_would_not_fit(make_classifier, ma
     model = adapter.build_model()
     plan = plan_features(model)
     whole = compute_features(adapter, model, examples, plan).vectors
-    monkeypatch.setattr("gradtrail.attribution.fallback.GRADIENT_BYTES", 500)
+    monkeypatch.setattr("gradtrail.attribution.gradients.fallback.GRADIENT_BYTES", 500)
     assert torch.allclose(compute_features(adapter, model, examples, plan).vectors, whole, rtol=1e-5, atol=1e-7)
     (rows,) = iterate_features(adapter, model, examples[3:5], plan, batch_size=7)
     assert torch.allclose(rows.vectors, whole[3:5], rtol=1e-5, atol=1e-7)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.correlation import cosines
-from gradtrail.attribution.evaluation import predicted_effects
-from gradtrail.attribution.features import FeatureSettings, plan_features, plan_from_config
-from gradtrail.attribution.further_training import FurtherTraining, measure_effects, single_examples
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import single_pass
-from gradtrail.attribution.training_loop import Recipe
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
+from gradtrail.attribution.fidelity.evaluation import predicted_effects
+from gradtrail.attribution.fidelity.further_training import FurtherTraining, measure_effects, single_examples
+from gradtrail.attribution.fidelity.training_loop import Recipe
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.numerics.correlation import cosines
+from gradtrail.attribution.scoring.passes import single_pass
 from gradtrail.errors import ModelError
 
 EXACT = FeatureSettings(group_dimension=10**6, dtype="float64")

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter, RegressionAdapter
-from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.evaluation import fidelity
-from gradtrail.attribution.further_training import (
+from gradtrail.attribution.adapters.base import ClassificationAdapter, RegressionAdapter
+from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.fidelity.evaluation import fidelity
+from gradtrail.attribution.fidelity.further_training import (
     FurtherTraining,
     Recipe,
     measure_effects,
     random_halves,
     single_examples,
 )
-from gradtrail.attribution.stationarity import Stationarity, measure_stationarity
+from gradtrail.attribution.fidelity.stationarity import Stationarity, measure_stationarity
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example
 

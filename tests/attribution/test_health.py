@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import iterate_features
-from gradtrail.attribution.features import plan_features
-from gradtrail.attribution.health import gradient_health
+from gradtrail.attribution.features.health import gradient_health
+from gradtrail.attribution.features.plan import plan_features
+from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.nouns import Example
 
 

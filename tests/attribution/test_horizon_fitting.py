@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.contributions import contributions, group_effects, left_out_sums
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.evaluation import predicted_effects
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.further_training import random_halves
-from gradtrail.attribution.horizon_fitting import fit_horizon
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import single_pass
-from gradtrail.attribution.spectrum import Spectrum
+from gradtrail.attribution.curvature.spectrum import Spectrum
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.fidelity.evaluation import predicted_effects
+from gradtrail.attribution.fidelity.further_training import random_halves
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.contributions import contributions, group_effects, left_out_sums
+from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.weighting.horizons import fit_horizon
 from gradtrail.errors import DataError, StoreError, UsageError
 
 DIMENSIONS = (6, 4, 5)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])

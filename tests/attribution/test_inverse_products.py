@@ -7,15 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import model_curvature
-from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.inverse_products import SolverOptions, inverse_curvature_products, project_parameters
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.linear_solvers import refuse_asymmetric
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.self_influence import self_influence
+from gradtrail.attribution.curvature.blocks import model_curvature
+from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.inverse_products import (
+    SolverOptions,
+    inverse_curvature_products,
+    project_parameters,
+)
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.numerics.linear_solvers import refuse_asymmetric
+from gradtrail.attribution.scoring.self_influence import self_influence
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 
 EXACT = FeatureSettings(group_dimension=10**6, dtype="float64")

@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import BlockCurvature
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.joint_scoring import Member, joint_pass
-from gradtrail.attribution.margins import one_minus_probability
-from gradtrail.attribution.methods import find_method, prepare_queries
-from gradtrail.attribution.scoring import overall_influence, overall_of_pass, score, score_pass
-from gradtrail.attribution.self_influence import self_influence, summed_self_influence
-from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.blocks import BlockCurvature
+from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.margins import one_minus_probability
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import find_method, prepare_queries
+from gradtrail.attribution.scoring.joint import Member, joint_pass
+from gradtrail.attribution.scoring.passes import overall_influence, overall_of_pass, score, score_pass
+from gradtrail.attribution.scoring.self_influence import self_influence, summed_self_influence
 from gradtrail.errors import DataError, UsageError
 
 RATES = (0.1, 0.05, 0.02)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.capture import check_determinism, compute_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.layers import find_rule
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import check_determinism, compute_features
+from gradtrail.attribution.gradients.checks import check_capture
+from gradtrail.attribution.layers.rules import find_rule
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 

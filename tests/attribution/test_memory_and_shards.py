@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.capture import compute_features, iterate_features
-from gradtrail.attribution.fallback import AttributionWarning
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.memory import PassMemory, choose_batch_size, measure_memory
-from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features, iterate_features
+from gradtrail.attribution.gradients.fallback import AttributionWarning
+from gradtrail.attribution.gradients.memory import PassMemory, choose_batch_size, measure_memory
+from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example
 

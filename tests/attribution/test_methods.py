@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import BlockCurvature, empirical_curvature
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.methods import METHODS, prepare_queries
-from gradtrail.attribution.scoring import score
-from gradtrail.attribution.weights import group_weights, stored_vectors, unweighted_vectors
+from gradtrail.attribution.curvature.blocks import BlockCurvature, empirical_curvature
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.weights import group_weights, stored_vectors, unweighted_vectors
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import METHODS, prepare_queries
+from gradtrail.attribution.scoring.passes import score
 from gradtrail.errors import StoreError, UsageError
 from gradtrail.nouns import Weighting
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from gradtrail.attribution.nonnegative import nonnegative_least_squares
+from gradtrail.attribution.numerics.nonnegative import nonnegative_least_squares
 from gradtrail.errors import DataError
 
 

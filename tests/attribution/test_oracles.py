@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradtrail.attribution.capture import compute_features, iterate_features
-from gradtrail.attribution.curvature import BlockCurvature
-from gradtrail.attribution.curvature_vectors import model_vectors, observed_vectors
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.self_influence import self_influence, summed_self_influence
-from gradtrail.attribution.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.blocks import BlockCurvature
+from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.vectors import model_vectors, observed_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features, iterate_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.self_influence import self_influence, summed_self_influence
 from gradtrail.demo.digits import DigitsAdapter, load_digits_data, train
 from gradtrail.nouns import Example
 

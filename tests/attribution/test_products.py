@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gradtrail.attribution import instrument, stand_ins
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.products import faster_products, frozen_linear, has_faster_products
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients import instrument
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.layers.rules import stand_ins
+from gradtrail.attribution.numerics.products import faster_products, frozen_linear, has_faster_products
 from gradtrail.nouns import Example
 
 SHAPES = [(256, 512, 512), (64, 1024, 32), (3, 1000, 7), (1, 300, 300), (2000, 17, 5)]

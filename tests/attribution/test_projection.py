@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.projection import PROJECTION_VERSION, projection_matrix
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.projection.random import PROJECTION_VERSION, projection_matrix
 
 
 def test_the_numbers_are_pinned_because_every_saved_index_depends_on_them():

@@ -3,15 +3,15 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.datamodel_score import Retrained, datamodel_score
-from gradtrail.attribution.evaluation import predicted_effects
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.left_out import random_halves, random_parts
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.retraining import Retraining, retrain_on_subsets
-from gradtrail.attribution.scoring import single_pass
-from gradtrail.attribution.training_loop import Recipe
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.fidelity.evaluation import predicted_effects
+from gradtrail.attribution.fidelity.left_out import random_halves, random_parts
+from gradtrail.attribution.fidelity.training_loop import Recipe
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.yardsticks.lds import Retrained, datamodel_score
+from gradtrail.attribution.yardsticks.retraining import Retraining, retrain_on_subsets
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.kept_rows import KeptRows
-from gradtrail.attribution.methods import PreparedQueries
-from gradtrail.attribution.scoring import overall_influence, score, shares
+from gradtrail.attribution.features.kept_rows import KeptRows
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.methods.rules import PreparedQueries
+from gradtrail.attribution.scoring.passes import overall_influence, score, shares
 from gradtrail.errors import DataError, StoreError, UsageError
 
 SOURCES = ("archive", "crawl", "forms")
@@ -183,7 +183,7 @@ def test_attributes_that_appear_late_or_disappear_count_as_empty():
 
 
 def test_the_values_with_most_examples_get_an_interval_however_much_they_carry(monkeypatch):
-    monkeypatch.setattr("gradtrail.attribution.chance_intervals.MOST_TESTED", 2)
+    monkeypatch.setattr("gradtrail.attribution.scoring.permutation_intervals.MOST_TESTED", 2)
     rows = make_rows(torch.tensor([[1.0], [9.0], [1.0], [2.0], [1.0]]), {"author": ["x", "y", "x", "z", "z"]})
     queries = PreparedQueries(torch.ones(1, 1), "none")
     overall = overall_influence(

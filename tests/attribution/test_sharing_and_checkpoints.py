@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gradtrail.attribution.capture import check_determinism, compute_features
-from gradtrail.attribution.checks import check_capture
-from gradtrail.attribution.features import FeatureSettings, plan_features
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import check_determinism, compute_features
+from gradtrail.attribution.gradients.checks import check_capture
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature import DiagonalCurvature
-from gradtrail.attribution.curvature_vectors import curvature_kind, model_vectors, observed_vectors
-from gradtrail.attribution.damping import Damping
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.margins import one_minus_probability, require_probabilities
-from gradtrail.attribution.methods import METHODS, prepare_queries
-from gradtrail.attribution.spectrum import Spectrum, margin_vectors
-from gradtrail.attribution.weights import stored_vectors
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
+from gradtrail.attribution.curvature.vectors import curvature_kind, model_vectors, observed_vectors
+from gradtrail.attribution.features.margins import one_minus_probability, require_probabilities
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.features.weights import stored_vectors
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import METHODS, prepare_queries
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Weighting
 
@@ -287,7 +287,7 @@ def test_unknown_kinds_singular_spectra_and_foreign_ones_are_refused(linear_rows
 
 def test_a_spectrum_beyond_what_is_decomposed_is_refused(linear_rows, monkeypatch):
     _, _, plan, rows = linear_rows
-    monkeypatch.setattr("gradtrail.attribution.spectrum.LARGEST_SIDE", 20)
+    monkeypatch.setattr("gradtrail.attribution.curvature.spectrum.LARGEST_SIDE", 20)
     with pytest.raises(UsageError, match="has 23 dimensions"):
         Spectrum.fit(observed_vectors([rows], plan))
 

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.kronecker import fit_eigen_basis
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.spectrum import Spectrum
-from gradtrail.attribution.unrolling import Segment, unrolled_queries
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.curvature.spectrum import Spectrum
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.unrolling import Segment, unrolled_queries
 from gradtrail.errors import StoreError, UsageError
 
 SIZE = 5

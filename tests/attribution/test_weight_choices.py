@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.effect_weights import EffectSplit
-from gradtrail.attribution.weight_choices import STRENGTHS, top_k_choices
-from gradtrail.attribution.weight_fitting import best_or_uniform
-from gradtrail.attribution.weight_learning import TopKSettings, effective_groups
+from gradtrail.attribution.weighting.choices import STRENGTHS, top_k_choices
+from gradtrail.attribution.weighting.effects import EffectSplit
+from gradtrail.attribution.weighting.fitting import best_or_uniform
+from gradtrail.attribution.weighting.learning import TopKSettings, effective_groups
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 

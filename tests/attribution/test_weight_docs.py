@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.curvature_vectors import observed_vectors
-from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.further_training import random_halves
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.spectrum import Spectrum
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.curvature.spectrum import Spectrum
+from gradtrail.attribution.curvature.vectors import observed_vectors
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.fidelity.further_training import random_halves
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.nouns import Example
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attribution.md").read_text("utf-8")

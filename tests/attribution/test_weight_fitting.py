@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.aspect_weights import same_value_share
-from gradtrail.attribution.contributions import ContributionBlock
-from gradtrail.attribution.effect_weights import EffectSplit, chosen_or_uniform, fit_effects
-from gradtrail.attribution.group_levels import block_of, group_ties, kind_of
-from gradtrail.attribution.weight_fitting import Aspect, FittingSettings, fit_weighting
-from gradtrail.attribution.weight_learning import TopKSettings, effective_groups
-from gradtrail.attribution.weights import group_weights
+from gradtrail.attribution.features.weights import group_weights
+from gradtrail.attribution.scoring.contributions import ContributionBlock
+from gradtrail.attribution.weighting.aspects import same_value_share
+from gradtrail.attribution.weighting.effects import EffectSplit, chosen_or_uniform, fit_effects
+from gradtrail.attribution.weighting.fitting import Aspect, FittingSettings, fit_weighting
+from gradtrail.attribution.weighting.learning import TopKSettings, effective_groups
+from gradtrail.attribution.weighting.levels import block_of, group_ties, kind_of
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Weighting
 

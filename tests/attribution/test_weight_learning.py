@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from gradtrail.attribution.adapters import ClassificationAdapter
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.contributions import contributions
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.methods import prepare_queries
-from gradtrail.attribution.scoring import single_pass
-from gradtrail.attribution.weight_fitting import FittingSettings, fit_weighting
-from gradtrail.attribution.weight_learning import (
+from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.scoring.contributions import contributions
+from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.weighting.fitting import FittingSettings, fit_weighting
+from gradtrail.attribution.weighting.learning import (
     TopKSettings,
     bounded,
     effective_groups,

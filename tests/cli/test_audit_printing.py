@@ -10,7 +10,7 @@ from gradtrail.errors import FindingsError
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.nouns import Finding
 from gradtrail.reports.gates import GatedAudit
-from gradtrail.tasks.gating import require_gate
+from gradtrail.tasks.govern.gating import require_gate
 
 
 def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(capsys):

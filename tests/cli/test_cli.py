@@ -20,7 +20,7 @@ import gradtrail
 from gradtrail.cli import app, main
 from gradtrail.errors import UsageError
 from gradtrail.settings import load_settings
-from gradtrail.tasks.watched import is_cron
+from gradtrail.tasks.core.watched import is_cron
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 KEY_TEXT = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI\n-----END PRIVATE KEY-----\n"

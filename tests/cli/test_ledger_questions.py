@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import gradtrail
 from gradtrail.cli import app, main
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.sql import run_sql
+from gradtrail.lineage.sql.answering import run_sql
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cookbook.md").read_text("utf-8")
 QUESTIONS = re.findall(r"### (\d+)\. (.*?)\n\n```sql\n(.*?)```\n\nColumns: (.*?)\.(?: \((.*?)\))?\n", PAGE, re.DOTALL)

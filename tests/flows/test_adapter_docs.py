@@ -17,9 +17,9 @@ from torch.func import hessian
 from typer.testing import CliRunner
 
 import gradtrail
-from gradtrail.attribution.curvature import default_curvature_kind
+from gradtrail.attribution.curvature.blocks import default_curvature_kind
 from gradtrail.cli import app
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.settings import load_settings
 from gradtrail.tasks.ingesting import WEIGHT_SUFFIXES
 

@@ -21,7 +21,7 @@ from gradtrail.cli import app
 from gradtrail.errors import FindingsError
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage.sql import run_sql
+from gradtrail.lineage.sql.answering import run_sql
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = """

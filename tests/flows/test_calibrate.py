@@ -5,21 +5,21 @@ import json
 import pytest
 import torch
 
-from gradtrail.attribution.further_training import FurtherTraining, RunCost
+from gradtrail.attribution.fidelity.further_training import FurtherTraining, RunCost
 from gradtrail.commands.calibration import show_calibration, show_weightings
 from gradtrail.errors import GradtrailError, ModelError, NotFoundError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import listings, queries
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.lineage.read import listings, queries
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.calibrate.plans import Amounts, CalibrateOptions, fit_to_budget, fitted
+from gradtrail.tasks.calibrate.queries import query_roles
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.calibration_plans import Amounts, CalibrateOptions, fit_to_budget, fitted
-from gradtrail.tasks.calibration_queries import query_roles
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.report_building import build_report
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.tasks.govern.verifying import verify_workspace
+from gradtrail.tasks.index.options import IndexOptions
+from gradtrail.tasks.report.building import build_report
 
 MODEL = "tiny@champion"
 COUNTED = {"sets": 8, "seeds": 2, "steps": (2, 6), "learning_rate": 0.1, "batch_size": 16}

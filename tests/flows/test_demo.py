@@ -15,9 +15,9 @@ import pytest
 from gradtrail.demo.digits import LICENCES, MISLABELLED_SOURCE, load_digits_data
 from gradtrail.demo.run import OUTPUT_COUNT, demo_records, run_demo
 from gradtrail.flows.audit import audit
-from gradtrail.lineage import queries
-from gradtrail.storage.outputs import write_outputs
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.lineage.read import queries
+from gradtrail.storage.sources.outputs import write_outputs
+from gradtrail.tasks.govern.verifying import verify_workspace
 
 
 def _audits(demo):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 
 
 @pytest.mark.browser

@@ -16,10 +16,10 @@ from prefect.settings import PREFECT_API_URL
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.serving import SERVER_RETENTION, prefect_file
 from gradtrail.settings import load_settings
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "deploy" / "prefect.yaml").read_text())

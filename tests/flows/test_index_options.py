@@ -10,18 +10,18 @@ import lancedb
 import pytest
 import torch
 
-from gradtrail.attribution.capture import compute_features
-from gradtrail.attribution.features import FeatureSettings, plan_features
-from gradtrail.attribution.shards import Shard
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, LedgerError, StoreError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.lineage.revisions import index_revisions, record_index_revision
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.lineage.events.revisions import index_revisions, record_index_revision
+from gradtrail.lineage.read import queries
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.govern.verifying import verify_workspace
+from gradtrail.tasks.index.options import IndexOptions
 
 MODEL = "tiny@champion"
 

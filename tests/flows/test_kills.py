@@ -14,24 +14,24 @@ from prefect.settings import PREFECT_API_URL
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
-from gradtrail.storage.registry import CHECKPOINT_TAG
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.lineage.read import queries
+from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
+from gradtrail.storage.models.registry import CHECKPOINT_TAG
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_outputs
+from gradtrail.tasks.govern.verifying import verify_workspace
+from gradtrail.tasks.index.opened import method_indexes
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.opened import method_indexes
 from gradtrail.tasks.reporting import write_audit_report
-from gradtrail.tasks.verifying import verify_workspace
 
 SLOW_INDEX = """
 import sys, time
 from pathlib import Path
-import gradtrail.tasks.index_pass as index_pass
+import gradtrail.tasks.index.passes as index_pass
 from gradtrail.settings import Settings
-from gradtrail.storage.appending import Appending
-from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.storage.gradients.appending import Appending
+from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.indexing import build_index, list_checkpoints
 
 index_pass.LARGEST_BATCH, index_pass.COMMIT_BYTES = 4, 1

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import gradtrail
-from gradtrail.attribution.adapter_loading import load_adapter
+from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "attribution.md"

@@ -8,27 +8,27 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gradtrail.attribution.curvature_vectors import model_vectors
-from gradtrail.attribution.effects import Effects
-from gradtrail.attribution.feature_rows import FeatureRows
-from gradtrail.attribution.joint_scoring import joint_pass
-from gradtrail.attribution.methods import METHODS
+from gradtrail.attribution.curvature.vectors import model_vectors
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.methods.rules import METHODS
+from gradtrail.attribution.scoring.joint import joint_pass
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import Weighting
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.calibration_candidates import Predictor, candidates
-from gradtrail.tasks.calibration_plans import CalibrateOptions
-from gradtrail.tasks.calibration_runs import drawn_queries
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.models import pinned_model
-from gradtrail.tasks.opened import method_indexes, open_index
-from gradtrail.tasks.registering import TrainedWeights
-from gradtrail.tasks.self_influences import write_self_influence
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.audit.self_influences import write_self_influence
+from gradtrail.tasks.calibrate.candidates import Predictor, candidates
+from gradtrail.tasks.calibrate.plans import CalibrateOptions
+from gradtrail.tasks.calibrate.runs import drawn_queries
+from gradtrail.tasks.core.models import pinned_model
+from gradtrail.tasks.index.opened import method_indexes, open_index
+from gradtrail.tasks.index.options import IndexOptions
+from gradtrail.tasks.ingest.registering import TrainedWeights
 
 MODEL = "tiny@champion"
 

@@ -24,16 +24,16 @@ from gradtrail.addresses import output_anchor
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.reports.index_serving import report_server
+from gradtrail.lineage.read import queries
+from gradtrail.reports.index.serving import report_server
 from gradtrail.reports.write import write_report
-from gradtrail.storage.audit_runs import open_index_run, uploaded_names
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.history import audit_history
+from gradtrail.storage.models.audit_runs import open_index_run, uploaded_names
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.linking import lead_to_report
-from gradtrail.tasks.recorded_audits import recorded_audit
-from gradtrail.tasks.report_building import build_report
+from gradtrail.tasks.report.building import build_report
+from gradtrail.tasks.report.history import audit_history
+from gradtrail.tasks.report.recorded_audits import recorded_audit
 from gradtrail.tasks.report_index import publish_report_index
 
 PATIENCE = 180

@@ -18,9 +18,9 @@ from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from gradtrail.cli import app
-from gradtrail.lineage import queries
-from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, INDEX_TAG, NOTE_TAG, TREND_TAG
-from gradtrail.tasks.report_building import build_report
+from gradtrail.lineage.read import queries
+from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, INDEX_TAG, NOTE_TAG, TREND_TAG
+from gradtrail.tasks.report.building import build_report
 from gradtrail.tasks.report_index import publish_report_index, write_report_index
 from gradtrail.tasks.trends import record_trend
 

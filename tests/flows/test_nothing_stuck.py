@@ -8,10 +8,10 @@ from gradtrail.errors import NotReadyError, StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.gating import gated_audits
-from gradtrail.tasks.measuring import MEASURING
+from gradtrail.lineage.read import queries
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.core.measured_outputs import MEASURING
+from gradtrail.tasks.govern.gating import gated_audits
 
 MODEL = "tiny@champion"
 

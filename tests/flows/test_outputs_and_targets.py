@@ -11,11 +11,11 @@ from gradtrail.flows import examining
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.lineage.read import queries
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import collect_outputs, pending_outputs
-from gradtrail.tasks.gating import gated_audits
+from gradtrail.tasks.govern.gating import gated_audits
 
 
 @pytest.fixture

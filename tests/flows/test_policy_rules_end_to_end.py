@@ -7,9 +7,9 @@ from pathlib import Path
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.lineage.sql import run_sql
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.sql.answering import run_sql
+from gradtrail.tasks.audit.options import AuditOptions
 
 POLICY = """
 [rules.copies]

@@ -17,10 +17,10 @@ import mlflow
 import pytest
 import yaml
 
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.settings import load_settings
-from gradtrail.storage.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, LATEST_AUDIT_TAG
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, LATEST_AUDIT_TAG
+from gradtrail.tasks.govern.verifying import verify_workspace
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 POSTGRES_HOMES = ("/usr/lib/postgresql/15/bin", "/usr/local/bin")

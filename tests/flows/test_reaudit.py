@@ -16,12 +16,12 @@ from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.flows.reaudit import reaudit
-from gradtrail.lineage import queries
-from gradtrail.lineage.withdrawals import WithdrawalRequest
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.verifying import verify_workspace
-from gradtrail.tasks.withdrawing import withdraw_data
+from gradtrail.lineage.events.withdrawals import WithdrawalRequest
+from gradtrail.lineage.read import queries
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.govern.verifying import verify_workspace
+from gradtrail.tasks.govern.withdrawing import withdraw_data
+from gradtrail.tasks.index.options import IndexOptions
 
 DOT = AuditOptions("grad_dot")
 

@@ -10,10 +10,10 @@ from gradtrail.errors import StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.lineage.read import queries
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.govern.verifying import verify_workspace
 
 
 def test_inbox_and_traces_are_audited_together_answered_and_a_broken_source_stops_neither(

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from gradtrail.attribution.scoring import score_pass
+from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.nouns import Index, Weighting
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.calibration_candidates import query_features
-from gradtrail.tasks.index_options import IndexOptions
-from gradtrail.tasks.models import pinned_model
-from gradtrail.tasks.opened import method_indexes, open_index
-from gradtrail.tasks.preparing import method_parameters, prepare_audit
-from gradtrail.tasks.self_influences import write_self_influence
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.audit.preparing import method_parameters, prepare_audit
+from gradtrail.tasks.audit.self_influences import write_self_influence
+from gradtrail.tasks.calibrate.candidates import query_features
+from gradtrail.tasks.core.models import pinned_model
+from gradtrail.tasks.index.opened import method_indexes, open_index
+from gradtrail.tasks.index.options import IndexOptions
 
 MODEL = "tiny@champion"
 STORED = Weighting("by hand", {"0": 0.0, "2": 1.0})

@@ -24,11 +24,11 @@ from prefect.states import Completed, Pending, Running
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.watch import PreparationError, watch
-from gradtrail.lineage import queries
+from gradtrail.lineage.read import queries
 from gradtrail.serving import deployments, prefect_file, prefect_server
 from gradtrail.settings import load_settings
-from gradtrail.storage.registry import ADAPTER_TAG
-from gradtrail.tasks.watched import WatchedModel
+from gradtrail.storage.models.registry import ADAPTER_TAG
+from gradtrail.tasks.core.watched import WatchedModel
 from gradtrail.tasks.watching import ATTEMPTS, SOURCE
 
 ALIAS = WatchedModel("tiny@champion", calibrate=False)

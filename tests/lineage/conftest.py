@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.nouns import (
     Attribution,
     Audit,

@@ -19,12 +19,12 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from gradtrail.errors import UsageError
-from gradtrail.lineage.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.sql import run_sql
+from gradtrail.lineage.events.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
 from gradtrail.tasks.alerting import alert_document, deliver_alerts
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.tasks.core.workspace import Workspace
 
 SECRET = "correct horse"  # noqa: S105 - of this test only
 PAGE = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text("utf-8")
@@ -266,7 +266,7 @@ def test_a_kill_between_posting_and_remembering_repeats_with_the_same_key(
         "import json, sys\n"
         "from gradtrail.storage.webhooks import Webhook\n"
         "from gradtrail.tasks.alerting import deliver_alerts\n"
-        "from gradtrail.tasks.workspace import Workspace\n"
+        "from gradtrail.tasks.core.workspace import Workspace\n"
         "given = json.load(open(sys.argv[1]))\n"
         "given['webhooks'] = tuple(Webhook(**each) for each in given['webhooks'])\n"
         "sys.stdin.readline()\n"

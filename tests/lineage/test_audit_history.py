@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradtrail.lineage.audit_history import fidelity_events, findings_of, numbered_audits, past_audits
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read.audit_history import fidelity_events, findings_of, numbered_audits, past_audits
 from gradtrail.nouns import OutputResult, Share
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.sql import run_sql
-from gradtrail.lineage.tables import TABLES
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.sql.answering import run_sql
 
 PAGE = Path(__file__).parents[2] / "docs" / "ledger.md"
 QUESTIONS = re.findall(r"```sql\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)

@@ -14,13 +14,13 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError, NotFoundError
-from gradtrail.lineage import queries
-from gradtrail.lineage.erasure_plan import ErasureRequest
-from gradtrail.lineage.erasures import erase, finish, plan_erasure, unfinished
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.rewriting import rewrite_database
-from gradtrail.lineage.verify import verify_ledger
-from gradtrail.lineage.withdrawals import WithdrawalRequest, withdraw, withdrawn
+from gradtrail.lineage.erasure.erasures import erase, finish, plan_erasure, unfinished
+from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.lineage.erasure.rewriting import rewrite_database
+from gradtrail.lineage.events.withdrawals import WithdrawalRequest, withdraw, withdrawn
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import Finding, Share
 
 AUTHOR = frozenset({"author"})
@@ -279,7 +279,7 @@ def test_a_rewritten_ledger_is_written_and_read_as_before(personal: Ledger, all_
 WRITE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 ledger = Ledger(Path(sys.argv[1]), Path(sys.argv[2]))
 with ledger.transaction() as connection:
     values = "'q' || i, 's', 'r', repeat('x', 500), 1, 'salt'::BLOB"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.sql import run_sql
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.nouns import Finding, Share
-from gradtrail.reports.policies import RULE_KINDS, Policy, PolicyFacts, Rule, evaluate
-from gradtrail.reports.policies_sql import evidence_sql
+from gradtrail.reports.policies.evaluation import RULE_KINDS, Policy, PolicyFacts, Rule, evaluate
+from gradtrail.reports.policies.sql import evidence_sql
 
 
 def _first(ledger: Ledger, statement: str) -> Any:

@@ -21,12 +21,13 @@ from prov.model import ProvDerivation, ProvDocument, ProvInfluence
 from referencing import Registry, Resource
 
 from gradtrail.errors import GradtrailError, NotFoundError, UsageError
-from gradtrail.lineage import openlineage_events, queries
-from gradtrail.lineage.bill_of_materials import bill_of_materials
-from gradtrail.lineage.openlineage_events import GradtrailAttributionRunFacet, run_events
-from gradtrail.lineage.openlineage_sending import append_to_file, send
-from gradtrail.lineage.proofs import audit_evidence
-from gradtrail.lineage.provenance import provenance_json
+from gradtrail.lineage.chain.proofs import audit_evidence
+from gradtrail.lineage.exports import openlineage_events
+from gradtrail.lineage.exports.bill_of_materials import bill_of_materials
+from gradtrail.lineage.exports.openlineage_events import GradtrailAttributionRunFacet, run_events
+from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
+from gradtrail.lineage.exports.provenance import provenance_json
+from gradtrail.lineage.read import queries
 from gradtrail.nouns import Output
 
 FACET_SCHEMA = Path(openlineage_events.__file__).parent / "facets" / "GradtrailAttributionRunFacet.json"

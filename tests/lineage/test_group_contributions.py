@@ -4,14 +4,14 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError
-from gradtrail.lineage import nouns_to_rows, queries
-from gradtrail.lineage.append import append
-from gradtrail.lineage.audit_rows import audit_rows
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.migrations import newest_version, schema_files
-from gradtrail.lineage.rows import rows_of
-from gradtrail.lineage.sql import run_sql
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.rows import rows_of
+from gradtrail.lineage.ledger.audit_rows import audit_rows
+from gradtrail.lineage.ledger.migrations import newest_version, schema_files
+from gradtrail.lineage.ledger.writing import Ledger, nouns_to_rows
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.sql.answering import run_sql
+from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import GroupContribution, Weighting
 
 

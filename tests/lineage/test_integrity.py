@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradtrail.lineage.integrity import event_hash, key_text, merkle_root, new_salts, row_digests, row_key_texts
-from gradtrail.lineage.tables import TABLES, Table
+from gradtrail.lineage.chain.integrity import event_hash, key_text, merkle_root, new_salts, row_digests, row_key_texts
+from gradtrail.lineage.schema.tables import TABLES, Table
 
 
 def _sha(content: bytes) -> bytes:

@@ -13,12 +13,12 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError, LedgerError, NotFoundError
-from gradtrail.lineage import queries
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.migrations import schema_files
-from gradtrail.lineage.statements import statement
-from gradtrail.lineage.tables import TABLES
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.ledger.migrations import schema_files
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.schema.statements import statement
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import Attribution, Finding, ManifestRow, OutputResult, Share
 
 Rows = Callable[[Ledger], dict[str, list[tuple[Any, ...]]]]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.verify.verifying import verify_ledger
 
 WRITERS, READERS = 2, 5
 
@@ -20,7 +20,7 @@ WRITER = """
 import sys, time
 from datetime import UTC, datetime
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.nouns import Output
 folder, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 ledger = Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb", patience_seconds=300)
@@ -42,7 +42,7 @@ READER = """
 import sys, time
 from contextlib import closing
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 ledger = Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb", patience_seconds=300)
 # Each question in one statement, so that both sides are of one moment.
@@ -91,7 +91,7 @@ def test_two_processes_write_and_five_read_for_a_moment(story_ledger: Ledger) ->
 PUBLISHER = """
 import sys
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 folder = Path(sys.argv[1])
 for _ in range(12):
     Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb", patience_seconds=100).publish_snapshot()
@@ -117,7 +117,7 @@ import resource, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from gradtrail.errors import GradtrailError
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.nouns import Output
 folder, what = Path(sys.argv[1]), sys.argv[2]
 ledger = Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb", patience_seconds=5)

@@ -8,12 +8,12 @@ import duckdb
 import pytest
 
 from gradtrail.errors import LedgerError
-from gradtrail.lineage import migrations, queries
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.migrations import newest_version, schema_files, version_of
-from gradtrail.lineage.sql import run_sql
-from gradtrail.lineage.tables import TABLES
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.ledger.migrations import newest_version, schema_files, version_of
+from gradtrail.lineage.ledger.writing import Ledger, migrations
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.sql.answering import run_sql
+from gradtrail.lineage.verify.verifying import verify_ledger
 
 # The first version that can be written is 3: 001 to 003 were released together.
 EARLIER = [each.version for each in schema_files() if 3 <= each.version < newest_version()]

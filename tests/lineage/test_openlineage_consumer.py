@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from openlineage.client.serde import Serde
 
-from gradtrail.lineage.openlineage_events import run_events
+from gradtrail.lineage.exports.openlineage_events import run_events
 
 CONSUMER = ("openmetadata-ingestion==2.0.7.0", "pydantic==2.*", "sqlalchemy==2.*")
 READ = """

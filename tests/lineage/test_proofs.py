@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradtrail.errors import NotFoundError, VerificationError
-from gradtrail.lineage.integrity import merkle_root
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.proof_check import ROW_NODE, check_proof, climb, report_evidence
-from gradtrail.lineage.proofs import _levels, _siblings, audit_evidence, audit_root, inclusion_proof
+from gradtrail.lineage.chain.integrity import merkle_root
+from gradtrail.lineage.chain.proof_check import ROW_NODE, check_proof, climb, report_evidence
+from gradtrail.lineage.chain.proofs import _levels, _siblings, audit_evidence, audit_root, inclusion_proof
+from gradtrail.lineage.ledger.writing import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,6 @@ def test_the_check_needs_nothing_but_the_standard_library() -> None:
         "        if name.split('.')[0] in ('duckdb', 'pyarrow', 'rfc8785', 'numpy', 'torch', 'pandas'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "import gradtrail.lineage.proof_check\n"
+        "import gradtrail.lineage.chain.proof_check\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

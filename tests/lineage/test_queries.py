@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage import queries
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
 
 
 def test_every_noun_comes_back_as_it_was_recorded(story, story_ledger: Ledger) -> None:

@@ -7,12 +7,12 @@ import duckdb
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.blast_radius import EXAMPLE_ID, blast_radius
-from gradtrail.lineage.comparisons import compare_audits
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.sql import schema_text
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read.blast_radius import EXAMPLE_ID, blast_radius
+from gradtrail.lineage.read.comparisons import compare_audits
+from gradtrail.lineage.sql.answering import schema_text
 from gradtrail.nouns import Audit, ExampleInfluence, OutputResult, Share
-from gradtrail.tasks.measured_fidelity import audited_fidelity
+from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_ids_may_hold_quotes(story, story_ledger: Ledger, all_rows: Callable[[Le
     odd = 'it\'s "quoted"; DROP TABLE output; --'
     story_ledger.record_outputs([replace(story.outputs[0], output_id=odd, record_id=odd)])
     with story_ledger.read() as connection:
-        from gradtrail.lineage import queries
+        from gradtrail.lineage.read import queries
 
         assert queries.explain(connection, odd).output.output_id == odd
         assert queries.upstream(connection, odd)[0].node_id == odd

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.proofs import audit_evidence
-from gradtrail.lineage.signatures import new_keys, read_public_key, sign_audit, signature_of
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.chain.proofs import audit_evidence
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.verify.signatures import new_keys, read_public_key, sign_audit, signature_of
+from gradtrail.lineage.verify.verifying import verify_ledger
 
 
 @pytest.fixture

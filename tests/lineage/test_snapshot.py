@@ -14,17 +14,17 @@ import duckdb
 import pytest
 
 from gradtrail.errors import LedgerError, NotFoundError
-from gradtrail.lineage import queries
 from gradtrail.lineage.connections import shared_file
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.seal import read_seal, seal_path
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.ledger.seal import read_seal, seal_path
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.verify.verifying import verify_ledger
 
 # A process of its own: writes quarantine records under its name, one transaction each.
 WRITER = """
 import sys
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 folder, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 ledger = Ledger(folder / "ledger.duckdb", folder / "snapshot.duckdb")
 for number in range(count):
@@ -196,7 +196,7 @@ def test_a_publication_killed_half_way_is_sound_and_heals(moment: str, story_led
 PUBLISH_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 folder, suffix = Path(sys.argv[1]), sys.argv[2]
 replace = Path.replace
 def replace_or_die(path, target):

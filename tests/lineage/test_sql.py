@@ -5,9 +5,9 @@ import time
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.sql import run_sql, schema_text
-from gradtrail.lineage.tables import TABLES
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.sql.answering import run_sql, schema_text
 
 
 def test_a_question_is_answered_as_arrow(story_ledger: Ledger) -> None:

@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradtrail.lineage import listings
-from gradtrail.lineage.alerts import Alert, record_alerts
-from gradtrail.lineage.erasure_plan import ErasureRequest
-from gradtrail.lineage.erasures import erase, finish
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.revisions import record_index_revision, record_revision
-from gradtrail.lineage.signatures import new_keys, sign_audit
-from gradtrail.lineage.tables import TABLES
-from gradtrail.lineage.verify import verify_ledger
-from gradtrail.lineage.watermarks import record_watermark
-from gradtrail.lineage.withdrawals import WithdrawalRequest, withdraw
+from gradtrail.lineage.erasure.erasures import erase, finish
+from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.lineage.events.alerts import Alert, record_alerts
+from gradtrail.lineage.events.revisions import record_index_revision, record_revision
+from gradtrail.lineage.events.watermarks import record_watermark
+from gradtrail.lineage.events.withdrawals import WithdrawalRequest, withdraw
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import listings
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.verify.signatures import new_keys, sign_audit
+from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import Watermark
 
 KINDS = ("changed", "dropped", "added", "swapped")

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from gradtrail.cli import app
 from gradtrail.errors import GradtrailError, UsageError, VerificationError
-from gradtrail.lineage import queries
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.proofs import audit_evidence
-from gradtrail.lineage.signatures import new_keys, sign_audit
+from gradtrail.lineage.chain.proofs import audit_evidence
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.verify.signatures import new_keys, sign_audit
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 

@@ -11,13 +11,13 @@ import pytest
 
 from gradtrail.digests import canonical_json, sha256_json
 from gradtrail.errors import LedgerError, NotFoundError
-from gradtrail.lineage.integrity import event_hash
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.migrations import schema_files
-from gradtrail.lineage.seal import read_seal, seal_path
-from gradtrail.lineage.signatures import new_keys, sign_audit
-from gradtrail.lineage.tables import TABLES
-from gradtrail.lineage.verify import Problem, VerificationReport, verify_ledger
+from gradtrail.lineage.chain.integrity import event_hash
+from gradtrail.lineage.ledger.migrations import schema_files
+from gradtrail.lineage.ledger.seal import read_seal, seal_path
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.verify.signatures import new_keys, sign_audit
+from gradtrail.lineage.verify.verifying import Problem, VerificationReport, verify_ledger
 
 Tamper = Callable[..., None]
 
@@ -415,7 +415,7 @@ def test_a_ledger_held_by_someone_else_is_not_called_damaged(story_ledger: Ledge
 def test_a_flood_of_problems_is_cut_and_counted(
     story_ledger: Ledger, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradtrail.lineage.verify.LONGEST_LIST", 3)
+    monkeypatch.setattr("gradtrail.lineage.verify.verifying.LONGEST_LIST", 3)
     tamper(story_ledger, "DELETE FROM attribution WHERE rank < 3")
     report = verify_ledger(story_ledger)
     assert len(report.problems) == 3

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.ledger import Ledger
-from gradtrail.lineage.verify import verify_ledger
-from gradtrail.lineage.withdrawals import WithdrawalRequest, reach_of, withdraw, withdrawn
+from gradtrail.lineage.events.withdrawals import WithdrawalRequest, reach_of, withdraw, withdrawn
+from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.verify.verifying import verify_ledger
 
 
 def test_the_reach_of_a_source_is_what_the_audit_kept_of_it(story, story_ledger: Ledger) -> None:

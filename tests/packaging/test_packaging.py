@@ -33,7 +33,10 @@ def distributions(tmp_path_factory):
         check=True,
     ).stdout.splitlines()
     for name in listed:
-        if (CHECKOUT / name).is_file():
+        if (CHECKOUT / name).is_symlink():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).symlink_to((CHECKOUT / name).readlink())
+        elif (CHECKOUT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((CHECKOUT / name).read_bytes())
     built = tmp_path_factory.mktemp("built")
@@ -86,7 +89,7 @@ def test_distributions_hold_every_room_with_its_sql_and_templates(distributions)
     assert "gradtrail/py.typed" in in_wheel
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "flows/audit.py", "gradtrail/cli.py"} <= in_sdist
+    assert {"pyproject.toml", "gradtrail/flows/audit.py", "gradtrail/cli.py"} <= in_sdist
 
 
 def test_sdist_unpacked_works_as_a_checkout(distributions, tmp_path):
@@ -101,7 +104,7 @@ def test_sdist_unpacked_works_as_a_checkout(distributions, tmp_path):
 def test_bare_checkout_imports_rooms_under_one_name_only(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); " + IMPORT_ALL
     answer = _run(Path(sys.executable), code, tmp_path)
-    assert answer["where"] == str(CHECKOUT / "tasks" / "__init__.py")
+    assert answer["where"] == str(CHECKOUT / "gradtrail" / "tasks" / "__init__.py")
     assert answer["doubles"] == []
 
 

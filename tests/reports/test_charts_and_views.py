@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gradtrail.nouns import Finding, Preview, Share
-from gradtrail.reports.charts import share_figures
+from gradtrail.reports.charts.shares import share_figures
 from gradtrail.reports.model import AuditReport, LineageStep
 from gradtrail.reports.views import view_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gradtrail.reports.policies import RULE_KINDS, load_policy
+from gradtrail.reports.policies.evaluation import RULE_KINDS, load_policy
 from gradtrail.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from gradtrail.nouns import GroupContribution, Weighting
+from gradtrail.reports.charts.groups import group_figure, weight_chart
 from gradtrail.reports.document import report_json
-from gradtrail.reports.group_charts import group_figure, weight_chart
 from gradtrail.reports.render import render_html
 
 LAYERS = ("embed", "block.0", "block.1", "head <script>alert(1)</script>")

@@ -15,14 +15,14 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from gradtrail.lineage.audit_history import FiredRule, PastAudit
-from gradtrail.lineage.comparisons import Compared
+from gradtrail.lineage.read.audit_history import FiredRule, PastAudit
+from gradtrail.lineage.read.comparisons import Compared
 from gradtrail.nouns import Fidelity, Finding, Share
-from gradtrail.reports.compare_page import changed_findings, compare_page, compared_shares
-from gradtrail.reports.index_charts import HEIGHT, LEFT, WIDTH, fidelity_chart, findings_chart, share_chart
-from gradtrail.reports.index_model import IndexedAudit
-from gradtrail.reports.index_page import MOST_DRAWN, index_page
-from gradtrail.reports.index_parts import index_parts
+from gradtrail.reports.index.charts import HEIGHT, LEFT, WIDTH, fidelity_chart, findings_chart, share_chart
+from gradtrail.reports.index.compare_page import changed_findings, compare_page, compared_shares
+from gradtrail.reports.index.model import IndexedAudit
+from gradtrail.reports.index.page import MOST_DRAWN, index_page
+from gradtrail.reports.index.parts import index_parts
 
 SCRIPT = "<script>alert(1)</script>"
 UNLICENSED = FiredRule("unlicensed-data", "high", 1, "Too much comes from the crawl.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import UsageError
-from gradtrail.reports.index_serving import HOST, report_server
+from gradtrail.reports.index.serving import HOST, report_server
 
 AUDIT = "a" * 64
 

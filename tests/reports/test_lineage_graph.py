@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gradtrail.lineage.graphs import LineageEdge
-from gradtrail.lineage.records import LineageNode
-from gradtrail.reports.lineage_graph import (
+from gradtrail.lineage.read.answers import LineageNode
+from gradtrail.lineage.read.graphs import LineageEdge
+from gradtrail.reports.charts.lineage_graph import (
     BETWEEN,
     BOX_WIDTH,
     INFLUENCE,

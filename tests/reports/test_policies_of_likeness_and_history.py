@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from gradtrail.nouns import Coverage, ExampleInfluence, Finding, OutputResult, Share
-from gradtrail.reports.policies import EarlierAudit, Likeness, PolicyFacts, RankedExample, evaluate, load_policy
+from gradtrail.reports.policies.evaluation import (
+    EarlierAudit,
+    Likeness,
+    PolicyFacts,
+    RankedExample,
+    evaluate,
+    load_policy,
+)
 
 Fired = Callable[..., list[Finding]]
 

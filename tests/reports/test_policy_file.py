@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.reports.policies import DEFAULT_POLICY, RULE_KINDS, load_policy
+from gradtrail.reports.policies.evaluation import DEFAULT_POLICY, RULE_KINDS, load_policy
 
 
 def written(folder: Path, text: str) -> Path:

@@ -19,7 +19,7 @@ from gradtrail.reports.model import AuditReport
 from gradtrail.reports.render import ATTRIBUTION_SCHEMA, attribution_table, render_html, report_json
 from gradtrail.reports.write import write_report
 from gradtrail.settings import Settings
-from gradtrail.tasks.history import wrong_outputs
+from gradtrail.tasks.report.history import wrong_outputs
 
 NAMES = {"report.html", "report.json", "attributions.parquet"}
 

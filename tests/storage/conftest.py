@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradtrail.storage.gradients import GradientStore, IndexTable
+from gradtrail.storage.gradients.store import GradientStore, IndexTable
 
 INDEX_ID = "1f" * 32
 SHAPE = {"dimension": 8, "group_count": 3}

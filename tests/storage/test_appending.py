@@ -8,7 +8,7 @@ import lancedb
 import pytest
 
 from gradtrail.errors import DataError, StoreError
-from gradtrail.storage.appending import Appending
+from gradtrail.storage.gradients.appending import Appending
 
 INDEX_ID = "1f" * 32
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import StoreError
-from gradtrail.storage.atomic import replacing, write_atomically
+from gradtrail.storage.files.atomic import replacing, write_atomically
 
 
 def test_a_full_disk_is_named_with_the_file_and_leaves_what_was_there(tmp_path):

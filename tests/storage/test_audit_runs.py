@@ -6,7 +6,7 @@ import pytest
 
 from gradtrail.addresses import output_anchor
 from gradtrail.errors import StoreError
-from gradtrail.storage.audit_runs import (
+from gradtrail.storage.models.audit_runs import (
     AuditRun,
     Links,
     describe,
@@ -17,7 +17,7 @@ from gradtrail.storage.audit_runs import (
     open_audit_run,
     open_trend_run,
 )
-from gradtrail.storage.registry import Registry
+from gradtrail.storage.models.registry import Registry
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ from torch import nn
 
 from gradtrail.digests import sha256_file
 from gradtrail.errors import CheckpointError, UntrustedCodeError
-from gradtrail.storage.checkpoints import detect_format, load_into, read_weights, to_safetensors, write_safetensors
+from gradtrail.storage.models.checkpoints import (
+    detect_format,
+    load_into,
+    read_weights,
+    to_safetensors,
+    write_safetensors,
+)
 
 
 class TiedModel(nn.Module):

@@ -4,12 +4,12 @@ import subprocess
 import sys
 import threading
 
-from gradtrail.storage.exclusive import holding
+from gradtrail.storage.files.exclusive import holding
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gradtrail.storage.exclusive import holding
+from gradtrail.storage.files.exclusive import holding
 with holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -10,13 +10,13 @@ from pathlib import Path
 import lancedb
 import pytest
 
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients.store import GradientStore
 
 INDEX_ID = "1f" * 32
 ROWS = 500
 WRITER = f"""
 import runpy, sys, time
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients.store import GradientStore
 
 uri, fixtures, task = sys.argv[1:]
 rows_of = runpy.run_path(fixtures)["gradient_rows_of"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gradtrail.errors import StoreError
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients.store import GradientStore
 
 INDEX_ID = "1f" * 32
 

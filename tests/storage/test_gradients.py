@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gradtrail.errors import DataError, StoreError
-from gradtrail.storage.gradients import GradientStore
-from gradtrail.storage.index_scan import batch_rows
+from gradtrail.storage.gradients.scan import batch_rows
+from gradtrail.storage.gradients.store import GradientStore
 
 INDEX_ID = "1f" * 32
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import pytest
 
 import gradtrail
-from gradtrail.storage.inbox import read_inbox
-from gradtrail.storage.inbox_erasure import remove_records
-from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.inbox import read_inbox
+from gradtrail.storage.sources.inbox_erasure import remove_records
 
 
 @pytest.fixture

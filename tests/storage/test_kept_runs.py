@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradtrail.storage.kept_runs import KeptRuns
+from gradtrail.storage.files.kept_runs import KeptRuns
 
 
 def test_a_run_is_found_again_by_seed_and_left_out_set_to_the_last_bit(tmp_path):

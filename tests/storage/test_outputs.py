@@ -13,7 +13,10 @@ import pytest
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import DataError, NotFoundError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.outputs import (
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.files import FileSource
+from gradtrail.storage.sources.intake import Intake
+from gradtrail.storage.sources.outputs import (
     add_file,
     parse_record,
     payload_record,
@@ -21,10 +24,7 @@ from gradtrail.storage.outputs import (
     record_payload,
     write_outputs,
 )
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_files import FileSource
-from gradtrail.storage.source_intake import Intake
-from gradtrail.storage.source_spool import open_spool
+from gradtrail.storage.sources.spool import open_spool
 
 NOON = "2026-01-31T12:00:00+00:00"
 

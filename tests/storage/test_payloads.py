@@ -2,7 +2,7 @@ import pytest
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import NotFoundError, StoreError
-from gradtrail.storage.payloads import PayloadStore
+from gradtrail.storage.files.payloads import PayloadStore
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ SAID = (
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_TRIM_THRESHOLD_",
 )
-POOL = "import gradtrail.storage.index_scan, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+POOL = "import gradtrail.storage.gradients.scan, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
 
 MAPPED_AGAIN = """
 import ctypes
 import numpy as np
-import gradtrail.storage.index_scan
+import gradtrail.storage.gradients.scan
 
 class Counts(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ord sm hblks hblkhd usm fsm uord ford keep".split()]
@@ -38,7 +38,7 @@ print(libc.mallinfo2().hblkhd - before >= again.nbytes)
 
 ARENAS = """
 import ctypes, sys, threading
-import gradtrail.storage.index_scan
+import gradtrail.storage.gradients.scan
 
 threads = [threading.Thread(target=lambda: bytearray(100_000)) for _ in range(4)]
 [thread.start() for thread in threads]

@@ -107,7 +107,7 @@ def test_what_is_forgotten_of_many_outputs_is_in_no_file(gradient_store, open_gr
 PUTTING = """
 import sys
 import numpy as np
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients.store import GradientStore
 
 shape = {"dimension": 8, "group_count": 3, "attribute_names": ["source", "licence"]}
 table = GradientStore(sys.argv[1]).open_index(sys.argv[2], config={"seed": 1}, **shape)

@@ -16,10 +16,10 @@ import pytest
 
 from gradtrail.errors import StoreError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_files import FileSource
-from gradtrail.storage.source_intake import Intake
-from gradtrail.storage.source_spool import open_spool
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.files import FileSource
+from gradtrail.storage.sources.intake import Intake
+from gradtrail.storage.sources.spool import open_spool
 
 BUCKET, NOW = "predictions", datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from gradtrail.errors import StoreError, UsageError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_intake import Intake
-from gradtrail.storage.source_spool import open_spool
-from gradtrail.storage.source_sql import SqlSource
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.intake import Intake
+from gradtrail.storage.sources.spool import open_spool
+from gradtrail.storage.sources.sql import SqlSource
 
 pytestmark = pytest.mark.slow
 

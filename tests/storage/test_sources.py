@@ -17,14 +17,14 @@ import pytest
 import gradtrail
 from gradtrail.errors import DataError, NotFoundError, StoreError, UsageError
 from gradtrail.nouns import Watermark
-from gradtrail.storage.inbox import READABLE_REMEDY, InboxFile, read_inbox
-from gradtrail.storage.inbox_erasure import remove_records
-from gradtrail.storage.source_config import SourceConfig, SourceConfigError
-from gradtrail.storage.source_files import FileSource
-from gradtrail.storage.source_intake import Intake
-from gradtrail.storage.source_rows import FileMark
-from gradtrail.storage.source_spool import open_spool
-from gradtrail.storage.source_sql import SqlSource
+from gradtrail.storage.sources.config import SourceConfig, SourceConfigError
+from gradtrail.storage.sources.files import FileSource
+from gradtrail.storage.sources.inbox import READABLE_REMEDY, InboxFile, read_inbox
+from gradtrail.storage.sources.inbox_erasure import remove_records
+from gradtrail.storage.sources.intake import Intake
+from gradtrail.storage.sources.rows import FileMark
+from gradtrail.storage.sources.spool import open_spool
+from gradtrail.storage.sources.sql import SqlSource
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOBODY = 65534

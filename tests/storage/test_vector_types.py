@@ -4,8 +4,7 @@ import pyarrow as pa
 import pytest
 
 from gradtrail.errors import DataError, StoreError, UsageError
-from gradtrail.storage import vector_codes
-from gradtrail.storage.gradients import GradientStore
+from gradtrail.storage.gradients.store import GradientStore, vector_codes
 
 INDEX_ID = "1f" * 32
 DIMENSION, GROUPS = 48, (4, 12, 32)

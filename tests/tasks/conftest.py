@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.digests import sha256_json
-from gradtrail.lineage.ledger import Ledger
+from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -24,8 +24,8 @@ from gradtrail.nouns import (
     Run,
     Weighting,
 )
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.tasks.core.workspace import Workspace
 
 CHECKPOINT = "c" * 64
 DATASET = "d" * 64

@@ -12,14 +12,14 @@ from mlflow import MlflowClient
 from prefect.states import Failed
 
 from gradtrail.errors import GradtrailError, NotFoundError, StoreError
-from gradtrail.storage.inbox_erasure import remove_records
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_spool import open_spool
-from gradtrail.storage.source_traces import TraceSource
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.inbox_erasure import remove_records
+from gradtrail.storage.sources.spool import open_spool
+from gradtrail.storage.sources.traces import TraceSource
 from gradtrail.tasks.answering import answer_traces
+from gradtrail.tasks.collect.source_states import list_sources
 from gradtrail.tasks.collecting import collect_outputs, collect_source, require_sources
 from gradtrail.tasks.retrying import is_transient
-from gradtrail.tasks.source_states import list_sources
 
 
 def record(number, **changes):
@@ -77,9 +77,9 @@ def test_what_is_new_is_recorded_once_and_the_watermark_moves_only_then(table):
 KILLED = """
 import json, os, sys
 from gradtrail.tasks import collecting
-from gradtrail.tasks.workspace import Workspace
-from gradtrail.storage.source_config import SourceConfig
-from gradtrail.storage.source_spool import Spool
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.storage.sources.config import SourceConfig
+from gradtrail.storage.sources.spool import Spool
 
 def die(*arguments, **named):
     os._exit(9)

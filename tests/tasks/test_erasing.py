@@ -19,17 +19,18 @@ from gradtrail.errors import NotFoundError, StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import erasures, queries
-from gradtrail.lineage.erasure_plan import ErasureRequest
-from gradtrail.lineage.proof_check import check_proof, report_evidence
-from gradtrail.lineage.proofs import inclusion_proof
-from gradtrail.lineage.signatures import new_keys
-from gradtrail.lineage.withdrawals import WithdrawalRequest
-from gradtrail.storage.exclusive import holding
+from gradtrail.lineage.chain.proof_check import check_proof, report_evidence
+from gradtrail.lineage.chain.proofs import inclusion_proof
+from gradtrail.lineage.erasure import erasures
+from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.lineage.events.withdrawals import WithdrawalRequest
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.verify.signatures import new_keys
+from gradtrail.storage.files.exclusive import holding
 from gradtrail.tasks.erasing import erase_data, preview_erasure, retain_payloads
+from gradtrail.tasks.govern.verifying import verify_workspace
+from gradtrail.tasks.govern.withdrawing import withdraw_data
 from gradtrail.tasks.reporting import ensure_report
-from gradtrail.tasks.verifying import verify_workspace
-from gradtrail.tasks.withdrawing import withdraw_data
 
 PERSONAL = frozenset({"author"})
 
@@ -275,8 +276,8 @@ def test_the_same_data_ingested_again_does_not_bring_back_what_was_erased(audite
 KILLED = """
 import os, signal, sys
 import gradtrail.tasks.erasing as erasing
-from gradtrail.lineage.erasure_plan import ErasureRequest
-from gradtrail.tasks.workspace import Workspace
+from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.tasks.core.workspace import Workspace
 
 module, name, home, tracking_uri, folder = sys.argv[1:]
 target = sys.modules[module]
@@ -288,15 +289,15 @@ workspace = Workspace(home=home, tracking_uri=tracking_uri, artifact_root="", gr
 erasing.erase_data(workspace, ErasureRequest(example_ids=("row-3",), output_ids=("inbox:out-2",)))
 """
 STRIKES = [
-    ("gradtrail.lineage.erasures", "append"),
+    ("gradtrail.lineage.erasure.erasures", "append"),
     ("gradtrail.tasks.erasing", "rewrite_database"),
-    ("gradtrail.lineage.rewriting", "_flush"),
+    ("gradtrail.lineage.erasure.rewriting", "_flush"),
     ("gradtrail.tasks.erasing", "remove_records"),
     ("gradtrail.tasks.erasing", "_rewrite_manifests"),
     ("gradtrail.tasks.erasing", "record_revision"),
     ("gradtrail.tasks.reporting", "record_revision"),
-    ("gradtrail.lineage.ledger_file", "copy_and_seal"),
-    ("gradtrail.lineage.erasures", "finish"),
+    ("gradtrail.lineage.ledger.file", "copy_and_seal"),
+    ("gradtrail.lineage.erasure.erasures", "finish"),
 ]
 FEW = {"_flush", "finish"}
 

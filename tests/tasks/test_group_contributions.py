@@ -6,18 +6,18 @@ from collections import defaultdict
 import pytest
 import torch
 
-from gradtrail.lineage import queries
-from gradtrail.lineage.sql import run_sql
-from gradtrail.lineage.verify import verify_ledger
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.sql.answering import run_sql
+from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.tasks import ingesting
-from gradtrail.tasks.audit_options import AuditOptions
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs
-from gradtrail.tasks.index_options import IndexOptions
+from gradtrail.tasks.index.opened import method_indexes
+from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.indexing import build_index
+from gradtrail.tasks.ingest.registering import TrainedWeights
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.opened import method_indexes
-from gradtrail.tasks.registering import TrainedWeights
 from gradtrail.tasks.reporting import write_audit_report
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from gradtrail.errors import CheckpointError, DataError, NotFoundError, UntrustedCodeError, UsageError
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage import queries
-from gradtrail.storage.checkpoints import read_weights
-from gradtrail.storage.registry import ARTIFACT_FOLDER
-from gradtrail.tasks.registering import TrainedWeights
+from gradtrail.lineage.read import queries
+from gradtrail.storage.models.checkpoints import read_weights
+from gradtrail.storage.models.registry import ARTIFACT_FOLDER
+from gradtrail.tasks.ingest.registering import TrainedWeights
 
 
 @pytest.fixture

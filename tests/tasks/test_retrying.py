@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from gradtrail.errors import NotFoundError, StoreError
-from gradtrail.storage.registry import Registry
+from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.ingesting import resolve_version
 
 ANSWERS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.settings import load_settings
-from gradtrail.storage.source_config import SourceConfig
+from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.tasks.collecting import collect_source
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text("utf-8")

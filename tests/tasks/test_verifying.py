@@ -9,7 +9,7 @@ import pytest
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.tasks.govern.verifying import verify_workspace
 
 
 @pytest.fixture(scope="module")

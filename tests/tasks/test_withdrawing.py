@@ -1,9 +1,9 @@
 """What the ledger says was withdrawn is flagged by the default policy."""
 
-from gradtrail.lineage.withdrawals import Withdrawn
+from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.nouns import Attribution, Coverage, OutputResult
-from gradtrail.reports.policies import evaluate, load_policy
-from gradtrail.tasks.policy_facts import policy_facts
+from gradtrail.reports.policies.evaluation import evaluate, load_policy
+from gradtrail.tasks.audit.policy_facts import policy_facts
 
 
 def _withdrawn_findings(withdrawn):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import UsageError
-from gradtrail.tasks.worker_processes import WorkerLostError, run_in_processes
+from gradtrail.tasks.index.worker_processes import WorkerLostError, run_in_processes
 
 # Built-in functions stand in for work: a fresh process can import nothing of this module.
 SLEEP = "__import__('time').sleep(60)"
@@ -67,7 +67,7 @@ def test_processes_end_with_one_that_is_killed(tmp_path):
     work = f"__import__('pathlib').Path({str(note)!r}).write_text(str(__import__('os').getpid())) and {SLEEP}"
     script = tmp_path / "starting.py"
     script.write_text(
-        "from gradtrail.tasks.worker_processes import run_in_processes\n"
+        "from gradtrail.tasks.index.worker_processes import run_in_processes\n"
         "if __name__ == '__main__':\n"
         f"    run_in_processes(eval, [({work!r},)], meanwhile=bool, every=0.1)\n"
     )

@@ -1,0 +1,75 @@
+"""Effects of leaving examples out of further training, with their noise (METHODS: the gold standard)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrail.attribution.fidelity.noise_ceilings import split_half_ceilings
+from gradtrail.attribution.numerics.correlation import centred
+from gradtrail.errors import UsageError
+
+EffectKind = Literal["subset", "loo"]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Measured effects: positive where leaving the set out raises the loss of the query.
+
+    `by_seed` is (seeds, amounts, sets, queries) float64: loss without the set minus loss with all data. `steps` are the
+    amounts of training; `kind` says whether the sets are random halves (`subset`) or single examples (`loo`).
+    """
+
+    kind: EffectKind
+    left_out: tuple[frozenset[str], ...]
+    query_ids: tuple[str, ...]
+    steps: tuple[int, ...]
+    by_seed: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean over seeds, centred over the sets: (amounts, sets, queries)."""
+        return centred(self.by_seed.mean(0), axis=1)
+
+    @property
+    def standard_error(self) -> NDArray[np.float64]:
+        """Of the mean over seeds: (amounts, sets, queries)."""
+        spread: NDArray[np.float64] = centred(self.by_seed, axis=2).std(0, ddof=1) / np.sqrt(len(self.by_seed))
+        return spread
+
+    def amount(self, steps: int) -> int:
+        """The place of an amount of training among `steps`.
+
+        Raises:
+            UsageError: for an amount that was not measured.
+        """
+        if steps not in self.steps:
+            raise UsageError(f"Nothing was measured after {steps} steps.", f"Choose one of {list(self.steps)}.")
+        return self.steps.index(steps)
+
+    def ceilings(self, steps: int, queries: Sequence[int] | None = None) -> tuple[float, float]:
+        """What a perfect predictor could reach against these noisy means, as Spearman and as cosine."""
+        chosen = list(range(len(self.query_ids))) if queries is None else list(queries)
+        return split_half_ceilings(self.by_seed[:, self.amount(steps)][:, :, chosen])
+
+
+def check_sets(left_out: Sequence[frozenset[str]], kind: EffectKind | None = None) -> None:
+    """Refuse sets that cannot be ranked, or that are not of their kind.
+
+    Raises:
+        UsageError: for fewer than two sets, empty sets, sets that are all equal, or sets of several examples called
+            `loo`.
+    """
+    if len(left_out) < 2 or not all(left_out):  # noqa: PLR2004 (one effect has no rank)
+        raise UsageError(f"{len(left_out)} sets to leave out, or an empty one.", "Give at least two, none empty.")
+    if len(set(left_out)) == 1:
+        raise UsageError(f"The {len(left_out)} sets to leave out are all equal.", "Give sets that differ.")
+    if kind is not None and (kind == "loo") != all(len(without) == 1 for without in left_out):
+        raise UsageError(
+            f"Sets of up to {max(map(len, left_out))} examples for effects of kind {kind}.",
+            "Leave single examples out for loo, and larger sets for subset; the two figures are never mixed.",
+        )

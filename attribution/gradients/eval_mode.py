@@ -1,0 +1,60 @@
+"""A model as attribution needs it, for a while: eval mode, frozen weights, gradients on; then as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter
+
+
+@contextmanager
+def frozen_in_eval(model: nn.Module) -> Iterator[None]:
+    """Freeze every parameter and switch to eval mode; restore each flag and each module's mode afterwards, always."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = any(in_training for _, in_training in modes)
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # Once a batch for every module of a model is worth sparing where it is in eval mode already.
+        if training:
+            model.eval()
+        # With frozen weights the fused encoder would run past its own layers, and past their hooks.
+        torch.backends.mha.set_fastpath_enabled(False)
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
+        for module, in_training in modes:
+            if module.training != in_training:
+                module.training = in_training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def forward_pass(
+    adapter: ModelAdapter, lower: torch.dtype | None, device: str | torch.device
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """How the adapter runs a model: as it is, or by autocast in the `lower` precision, with outputs in float32."""
+    if lower is None:
+        return adapter.outputs
+
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(torch.device(device).type, dtype=lower):
+            outputs = adapter.outputs(model, batch)
+        return outputs.float()
+
+    return run
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether torch could not get memory: on a GPU by its own exception, elsewhere only its message says so."""
+    if isinstance(fault, torch.OutOfMemoryError):
+        return True
+    signs = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
+    return isinstance(fault, RuntimeError) and any(sign in str(fault) for sign in signs)

@@ -1,0 +1,105 @@
+"""What measuring a model takes, whichever batch: its plan, projections, and the way for parameters without a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.features.plan import FeaturePlan
+from gradtrail.attribution.gradients.eval_mode import forward_pass
+from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.weight_gradients import Run
+from gradtrail.attribution.layers.registry import LayerRule, Projections
+from gradtrail.attribution.layers.rules import find_rule
+from gradtrail.attribution.layers.stand_ins import AffineLayer, affine_layers
+from gradtrail.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One way in which a layer's weight is used: the group it fills, and how its gradient is projected there.
+
+    `turned` says that rows and columns are those of another layer, which shares the weight, the other way round.
+    """
+
+    name: str
+    place: int
+    layer: nn.Module
+    rule: LayerRule
+    projections: Projections
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """Everything that stays the same from batch to batch; `model` is on `device`.
+
+    `uses` are the layers that a hook measures. `attention` is taken apart: each layer by name, with the use of its
+    packed projection, or None where that is left out. `affine` are the layers, measured or not, that faster products
+    can stand in for.
+    """
+
+    adapter: ModelAdapter
+    model: nn.Module
+    plan: FeaturePlan
+    projections: tuple[Projections, ...]
+    device: str | torch.device
+    fallback: Fallback | None
+    run: Run
+    uses: tuple[LayerUse, ...]
+    attention: Mapping[str, tuple[nn.MultiheadAttention, LayerUse | None]]
+    affine: tuple[AffineLayer, ...]
+
+
+def build_instrument(
+    adapter: ModelAdapter, model: nn.Module, plan: FeaturePlan, device: str | torch.device = "cpu"
+) -> Instrument:
+    """The projections are in the type the arithmetic runs in: the model's, but at least float32 and the plan's."""
+    dtype = torch.promote_types(torch.float32, plan.dtype)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+    names = [name for group in plan.groups if not group.modules for name in group.parameters]
+    missing = sorted(set(names) - set(dict(model.named_parameters())))
+    if missing:
+        raise _unplanned(missing[0], model)
+    run = forward_pass(adapter, plan.lower_precision, device)
+    fallback = Fallback(run, model, names) if names else None
+    projections = plan.projections(dtype, device)
+    uses = [use for place in range(len(plan.groups)) for use in _uses(model, plan, place, projections[place])]
+    planned = {use.name: use for use in uses}
+    attention = {
+        name: (layer, planned.get(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(planned)
+    }
+    hooked = tuple(use for use in uses if use.name not in attention)
+    affine = affine_layers(model, device)
+    return Instrument(adapter, model, plan, projections, device, fallback, run, hooked, attention, affine)
+
+
+def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projections) -> Iterator[LayerUse]:
+    found = [(name, *planned_layer(model, name)) for name in plan.groups[place].modules]
+    for name, layer, rule in found:
+        turned = rule.transposes != found[0][2].transposes
+        yield LayerUse(name, place, layer, rule, projections.exchanged if turned else projections, turned)
+
+
+def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:
+    """The layer a plan names, and its rule; ModelError when `model` is not the one that was planned."""
+    layer = dict(model.named_modules()).get(name)
+    rule = find_rule(layer) if layer is not None else None
+    if layer is None or rule is None:
+        raise _unplanned(name, model)
+    return layer, rule
+
+
+def _unplanned(name: str, model: nn.Module) -> ModelError:
+    return ModelError(
+        f"The feature plan names {name!r}, which {type(model).__name__} does not have in that form.",
+        "Plan the features of the very model that is measured.",
+    )

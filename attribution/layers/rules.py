@@ -1,0 +1,280 @@
+"""The layer rules: what the gradient of each layer type is. To support a layer, read one and add one.
+
+Every rule is exact: a test compares it with autograd, one example at a time (docs/attribution.md).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradtrail.attribution.layers.registry import (
+    FeaturesLastRule,
+    GradientShape,
+    LayerRule,
+    OuterProductRule,
+    Projections,
+    features_first,
+    find_rule,
+    layer_rule,
+)
+
+__all__ = ["find_rule"]
+
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+@layer_rule(nn.Linear)
+class LinearRule(FeaturesLastRule):
+    """y = W a + b over any number of middle dimensions."""
+
+    sequential = True
+
+    def shape(self, layer: nn.Linear) -> GradientShape:
+        return GradientShape(1, layer.out_features, layer.in_features + (layer.bias is not None))
+
+    def keep(self, layer: nn.Linear, inputs: Tensor, projections: Projections) -> Tensor:
+        return _affine_positions(inputs, projections.inputs[0], layer.in_features)
+
+    def affine(self, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        return layer.weight, layer.bias
+
+
+@layer_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ConvolutionRule(OuterProductRule):
+    """The linear rule on patches, one block per channel group.
+
+    A convolution whose kernels are the columns of the projection gives the projected patches without unfolding them.
+    """
+
+    def shape(self, layer: Convolution) -> GradientShape:
+        patch = layer.weight[0].numel()
+        return GradientShape(layer.groups, layer.out_channels // layer.groups, patch + (layer.bias is not None))
+
+    def keep(self, layer: Convolution, inputs: Tensor, projections: Projections) -> Tensor:
+        patch = layer.weight[0].numel()
+        blocks, columns, width = projections.inputs.shape
+        kernels = projections.inputs[:, :patch].transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
+        ones = projections.inputs[:, patch].reshape(blocks * width) if columns > patch else None
+        # The layer's own convolution with other kernels: it knows stride, dilation, groups and every padding mode.
+        projected: Tensor = layer._conv_forward(inputs, kernels, ones)
+        return projected.reshape(len(inputs), blocks, width, -1)
+
+    def output_blocks(self, layer: Convolution, output_gradients: Tensor) -> Tensor:
+        return output_gradients.reshape(len(output_gradients), layer.groups, layer.out_channels // layer.groups, -1)
+
+
+@layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class TransposedConvolutionRule(LayerRule):
+    """The linear rule with patches on the side of the outputs, one block per channel group.
+
+    Rows are (output channel, kernel position), columns the input channels. The bias is a last column: its gradient
+    stands at the first kernel position of each channel, and zeros at the others.
+    """
+
+    transposes = True
+
+    def shape(self, layer: TransposedConvolution) -> GradientShape:
+        channels = layer.in_channels // layer.groups
+        return GradientShape(layer.groups, layer.weight[0].numel(), channels + (layer.bias is not None))
+
+    def keep(self, layer: TransposedConvolution, inputs: Tensor, projections: Projections) -> Tensor:
+        grouped = inputs.reshape(len(inputs), layer.groups, -1, *inputs.shape[2:])
+        return torch.einsum("ngi...,gip->ngp...", grouped, projections.inputs[:, : grouped.shape[2]])
+
+    def gradient(
+        self, layer: TransposedConvolution, kept: Tensor, output_gradients: Tensor, projections: Projections
+    ) -> Tensor:
+        blocks, rows, width = projections.outputs.shape
+        kernels = projections.outputs.transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
+        convolve = _CONVOLUTIONS[kept.ndim - 3]
+        patches = convolve(output_gradients, kernels, None, layer.stride, layer.padding, layer.dilation, blocks)
+        # An output padding larger than the stride leaves room for patches that belong to no input.
+        for dimension, size in enumerate(kept.shape[3:], start=2):
+            patches = patches.narrow(dimension, 0, size)
+        summed = "ngot,ngit->ngoi" if projections.exact else "ngot,ngit->noi"
+        total = torch.einsum(summed, patches.reshape(len(kept), blocks, width, -1), kept.flatten(3))
+        if layer.bias is not None:
+            sums = output_gradients.flatten(2).sum(2).reshape(len(kept), blocks, -1)
+            first = projections.outputs[:, :: rows // sums.shape[2]]
+            summed = "ngo,gop,gq->ngpq" if projections.exact else "ngo,gop,gq->npq"
+            total = total + torch.einsum(summed, sums, first, projections.inputs[:, -1])
+        return total.flatten(1)
+
+    def matrix(self, layer: TransposedConvolution, gradients: Mapping[str, Tensor]) -> Tensor:
+        shape = self.shape(layer)
+        matrices = gradients["weight"].reshape(shape.blocks, -1, shape.rows).transpose(1, 2)
+        if "bias" not in gradients:
+            return matrices
+        sums = gradients["bias"].reshape(shape.blocks, -1)
+        column = matrices.new_zeros(shape.blocks, shape.rows, 1)
+        column[:, :: shape.rows // sums.shape[1], 0] = sums
+        return torch.cat([matrices, column], dim=2)
+
+
+@layer_rule(nn.MultiheadAttention)
+class AttentionRule(FeaturesLastRule):
+    """The packed projection of queries, keys and values, whose rows are those of the three in turn.
+
+    It is used without a call that a hook could see; `gradtrail.attribution.layers.attention` takes the layer apart. Its
+    output projection is a linear layer like any other. Projections of their own for keys and values of other widths,
+    and the biases that are appended to keys and values, have no rule.
+    """
+
+    sequential = True
+
+    def parameters(self, layer: nn.Module) -> dict[str, nn.Parameter]:
+        own = dict(layer.named_parameters(recurse=False))
+        return {name: own[name] for name in ("in_proj_weight", "in_proj_bias") if name in own}
+
+    def owns(self, layer: nn.Module) -> bool:
+        known = {"in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias", "bias_k", "bias_v"}
+        names = set(dict(layer.named_parameters()))
+        return {"in_proj_weight", "out_proj.weight"} <= names <= known
+
+    def shape(self, layer: nn.MultiheadAttention) -> GradientShape:
+        return GradientShape(1, 3 * layer.embed_dim, layer.embed_dim + (layer.in_proj_bias is not None))
+
+    def keep(self, layer: nn.MultiheadAttention, inputs: Tensor, projections: Projections) -> Tensor:
+        return _affine_positions(inputs, projections.inputs[0], layer.embed_dim)
+
+    def matrix(self, layer: nn.MultiheadAttention, gradients: Mapping[str, Tensor]) -> Tensor:
+        return super().matrix(layer, {name.removeprefix("in_proj_"): part for name, part in gradients.items()})
+
+
+@layer_rule("transformers.pytorch_utils.Conv1D")
+class TransposedLinearRule(FeaturesLastRule):
+    """The linear layer of GPT-2 in Hugging Face transformers, whose weight is (inputs, outputs)."""
+
+    transposes = True
+    sequential = True
+
+    def shape(self, layer: Any) -> GradientShape:
+        inputs, outputs = layer.weight.shape
+        return GradientShape(1, outputs, inputs + (layer.bias is not None))
+
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:
+        return _affine_positions(inputs, projections.inputs[0], layer.weight.shape[0])
+
+    def affine(self, layer: Any) -> tuple[Tensor, Tensor | None]:
+        return layer.weight.T, layer.bias
+
+    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:
+        return super().matrix(layer, {**gradients, "weight": gradients["weight"].T})
+
+
+@layer_rule(nn.Embedding)
+class EmbeddingRule(FeaturesLastRule):
+    """The linear rule on one-hot inputs: projecting one is looking up a row of the projection."""
+
+    transposes = True
+    sequential = True
+
+    def supports(self, layer: nn.Embedding) -> bool:
+        # Renormalisation changes the weight in the forward pass; scaling by frequency couples the examples of a batch.
+        return layer.max_norm is None and not layer.scale_grad_by_freq
+
+    def shape(self, layer: nn.Embedding) -> GradientShape:
+        return GradientShape(1, layer.embedding_dim, layer.num_embeddings)
+
+    def keep(self, layer: nn.Embedding, inputs: Tensor, projections: Projections) -> Tensor:
+        tokens = inputs.reshape(len(inputs), -1)
+        rows = projections.inputs[0][tokens]
+        if layer.padding_idx is not None:
+            rows = rows * (tokens != layer.padding_idx).unsqueeze(2)
+        return features_first(rows)
+
+    def matrix(self, layer: nn.Embedding, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
+        return gradients["weight"].T.unsqueeze(0)
+
+
+class NormRule(LayerRule):
+    """Affine norms y = w ∘ x̂ + b: rows are Σ_t s_t ∘ x̂_t and Σ_t s_t, columns the channels."""
+
+    @abstractmethod
+    def normalised(self, layer: Any, inputs: Tensor) -> Tensor:
+        """x̂, in the shape of the inputs."""
+
+    def by_channel(self, layer: Any, values: Tensor) -> Tensor:
+        """Values (batch, …, channels) as (batch, channels, positions); a rule with channels elsewhere overrides it."""
+        return values.reshape(len(values), -1, layer.weight.numel()).transpose(1, 2)
+
+    def shape(self, layer: Any) -> GradientShape:
+        return GradientShape(1, len(list(layer.parameters())), layer.weight.numel())
+
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:  # noqa: ARG002 (the interface)
+        return self.by_channel(layer, self.normalised(layer, inputs))
+
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        gradients = self.by_channel(layer, output_gradients)
+        rows = [(gradients * kept).sum(2), gradients.sum(2)][: self.shape(layer).rows]
+        joined = torch.stack(rows, dim=1) @ projections.inputs[0]
+        return (projections.outputs[0].T @ joined).flatten(1)
+
+    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
+        present = [gradients[name].flatten() for name in ("weight", "bias") if name in gradients]
+        return torch.stack(present).unsqueeze(0)
+
+
+@layer_rule(nn.LayerNorm)
+class LayerNormRule(NormRule):
+    """Normalised over the last dimensions of each position."""
+
+    sequential = True
+
+    def normalised(self, layer: nn.LayerNorm, inputs: Tensor) -> Tensor:
+        return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+
+
+@layer_rule(nn.RMSNorm)
+class RootMeanSquareNormRule(NormRule):
+    """Divided by the root mean square over the last dimensions of each position."""
+
+    sequential = True
+
+    def normalised(self, layer: nn.RMSNorm, inputs: Tensor) -> Tensor:
+        return functional.rms_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
+
+
+@layer_rule(nn.GroupNorm)
+class GroupNormRule(NormRule):
+    """Normalised over groups of channels of each example."""
+
+    def normalised(self, layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
+        return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+
+    def by_channel(self, layer: nn.GroupNorm, values: Tensor) -> Tensor:
+        return values.reshape(len(values), layer.num_channels, -1)
+
+
+@layer_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+class BatchNormRule(NormRule):
+    """In eval mode, with running statistics: batch statistics would couple the examples."""
+
+    def supports(self, layer: BatchNorm) -> bool:
+        return layer.running_mean is not None and layer.running_var is not None
+
+    def normalised(self, layer: BatchNorm, inputs: Tensor) -> Tensor:
+        mean, variance = layer.running_mean, layer.running_var
+        return functional.batch_norm(inputs, mean, variance, training=False, eps=layer.eps)
+
+    def by_channel(self, layer: BatchNorm, values: Tensor) -> Tensor:
+        return values.reshape(len(values), layer.num_features, -1)
+
+
+def _affine_positions(inputs: Tensor, projection: Tensor, features: int) -> Tensor:
+    """Inputs (batch, …, features) times the projection, plus its last row where a bias stands for an input of 1."""
+    rows = inputs.reshape(-1, features)
+    biased = len(projection) > features
+    projected = torch.addmm(projection[features], rows, projection[:features]) if biased else rows @ projection
+    return features_first(projected.reshape(len(inputs), -1, projection.shape[1]))

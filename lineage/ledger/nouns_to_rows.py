@@ -1,0 +1,174 @@
+"""From nouns to rows, one function a noun; an audit has a module of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gradtrail.digests import sha256_json
+from gradtrail.errors import DataError
+from gradtrail.lineage.chain.rows import Rows, rows_of
+from gradtrail.lineage.schema.json_text import as_json, json_text
+from gradtrail.nouns import (
+    Checkpoint,
+    DatasetVersion,
+    Fidelity,
+    Index,
+    ManifestRow,
+    ModelVersion,
+    Output,
+    Run,
+    Weighting,
+)
+
+
+def dataset_rows(
+    dataset: DatasetVersion, manifest: Iterable[ManifestRow], personal_names: Collection[str] = ()
+) -> tuple[Rows, Rows, Rows]:
+    """Rows of dataset_version, of example, and of personal_attribute: the attributes that `personal_names` lists.
+
+    Raises:
+        DataError: also when the manifest has another number of examples than the dataset version says.
+    """
+    header = rows_of(
+        "dataset_version",
+        [(dataset.dataset_version_id, dataset.name, dataset.example_count, dataset.manifest_uri)],
+    )
+    personal: list[tuple[str, str, str, str]] = []
+
+    def example_records() -> Iterator[tuple[Any, ...]]:
+        for position, row in enumerate(manifest):
+            kept = {name: value for name, value in row.attributes.items() if name not in personal_names}
+            for name in sorted(row.attributes.keys() - kept):
+                personal.append((dataset.dataset_version_id, row.example_id, name, row.attributes[name]))
+            yield dataset.dataset_version_id, row.example_id, position, row.content_sha256, kept
+
+    examples = rows_of("example", example_records())
+    if examples.count != dataset.example_count:
+        raise DataError(
+            f"Dataset version {dataset.dataset_version_id} says {dataset.example_count} examples, "
+            f"its manifest has {examples.count}.",
+            "Read the manifest again from its file; it may be cut short.",
+        )
+    return header, examples, rows_of("personal_attribute", personal)
+
+
+def model_version_rows(
+    model_version: ModelVersion, run: Run, checkpoints: Sequence[Checkpoint]
+) -> tuple[Rows, Rows, Rows, Rows]:
+    """Rows of model_version, model_version_checkpoint, training_run and checkpoint.
+
+    Raises:
+        DataError: also when run or checkpoints are not those the model version names.
+    """
+    model_version_id = model_version.model_version_id
+    given = tuple(checkpoint.checkpoint_id for checkpoint in checkpoints)
+    if run.run_id != model_version.run_id or given != model_version.checkpoint_ids or not checkpoints:
+        raise DataError(
+            f"Model version {model_version_id} names run {model_version.run_id} and checkpoints "
+            f"{list(model_version.checkpoint_ids)}, but was given run {run.run_id} and checkpoints {list(given)}.",
+            "Hand over its own run and its checkpoints in order of steps, at least one.",
+        )
+    unique = {checkpoint.checkpoint_id: checkpoint for checkpoint in checkpoints}
+    return (
+        rows_of(
+            "model_version",
+            [
+                (
+                    model_version_id,
+                    model_version.name,
+                    model_version.version,
+                    model_version.run_id,
+                    model_version.dataset_version_id,
+                    model_version.adapter,
+                    model_version.adapter_sha256,
+                )
+            ],
+        ),
+        rows_of(
+            "model_version_checkpoint",
+            (
+                (
+                    model_version_id,
+                    position,
+                    checkpoint.checkpoint_id,
+                    checkpoint.step,
+                    checkpoint.learning_rate,
+                    checkpoint.source_uri,
+                    checkpoint.weights_uri,
+                )
+                for position, checkpoint in enumerate(checkpoints)
+            ),
+        ),
+        rows_of("training_run", [(run.run_id, run.experiment_id, run.name, run.started_at, run.parameters)]),
+        rows_of(
+            "checkpoint",
+            ((each.checkpoint_id, each.format, each.byte_size, each.weights_sha256) for each in unique.values()),
+        ),
+    )
+
+
+def index_rows(index: Index) -> Rows:
+    """The row of an index."""
+    coverage = index.coverage
+    with as_json("feature_config"):
+        index_id = index.index_id
+    return rows_of(
+        "gradient_index",
+        [
+            (
+                index_id,
+                index.checkpoint_id,
+                index.dataset_version_id,
+                json_text(index.feature_config, "feature_config"),
+                coverage.covered_parameters,
+                coverage.total_parameters,
+                list(coverage.uncovered),
+                coverage.indexed_examples,
+                coverage.total_examples,
+                coverage.quarantined,
+                index.table_uri,
+                index.table_version,
+                index.rows_sha256,
+            )
+        ],
+    )
+
+
+def weighting_rows(weighting: Weighting) -> Rows:
+    """The row of a weighting."""
+    evidence = json_text(weighting.evidence, "evidence")
+    with as_json("group_weights"):
+        weighting_id = weighting.weighting_id
+    return rows_of("weighting", [(weighting_id, weighting.objective, weighting.group_weights, evidence)])
+
+
+def fidelity_rows(fidelities: Sequence[Fidelity]) -> Rows:
+    """One row a measurement; its id is the digest of all it says."""
+    rows = []
+    for fidelity in fidelities:
+        said = asdict(fidelity)
+        with as_json("fidelity"):
+            fidelity_id = sha256_json(said)
+        texts = {name: json_text(said[name], name) for name in ("parameters", "evidence")}
+        rows.append((fidelity_id, *(said | texts).values()))
+    return rows_of("fidelity", rows)
+
+
+def output_rows(outputs: Sequence[Output]) -> Rows:
+    """One row an output."""
+    for output in outputs:
+        if output.produced_at.tzinfo is None:
+            raise DataError(
+                f"Output {output.output_id} was produced at {output.produced_at}, which has no time zone.",
+                "Give times with a time zone; UTC is best.",
+            )
+    return rows_of("output", (tuple(asdict(output).values()) for output in outputs))
+
+
+def quarantine_rows(source: str, record_id: str, cause: str) -> Rows:
+    """The row of one refused record; its id is the digest of the three."""
+    with as_json("quarantine"):
+        quarantine_id = sha256_json({"source": source, "record_id": record_id, "cause": cause})
+    return rows_of("quarantine", [(quarantine_id, source, record_id, cause)])

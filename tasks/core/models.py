@@ -1,0 +1,62 @@
+"""A model version's model, ready to measure: pinned adapter, checked weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.adapters.loading import load_adapter
+from gradtrail.lineage.read import queries
+from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
+from gradtrail.storage.models.checkpoints import load_into, read_weights
+from gradtrail.tasks.core.recorded import recorded_dataset, recorded_model_version
+from gradtrail.tasks.core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """What the ledger recorded of a model version, and how to make its model again."""
+
+    model_version: ModelVersion
+    dataset: DatasetVersion
+    checkpoints: tuple[Checkpoint, ...]
+    adapter: ModelAdapter
+
+    @property
+    def serving(self) -> Checkpoint:
+        """The checkpoint that serves: the last one."""
+        return self.checkpoints[-1]
+
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """Build the model with the weights of one checkpoint, in eval mode.
+
+        Raises:
+            CheckpointError: if the file is not the one that was ingested, or does not fit.
+        """
+        model = self.adapter.build_model()
+        weights = read_weights(Path(checkpoint.weights_uri), expected_sha256=checkpoint.weights_sha256)
+        load_into(model, weights, name=f"{self.model_version.model_version_id} at step {checkpoint.step}")
+        return model.eval()
+
+
+def pinned_model(workspace: Workspace, model_version_id: str) -> PinnedModel:
+    """Read a model version from the ledger and load its adapter, whose source must be the pinned one.
+
+    Raises:
+        NotFoundError: if the model version was never ingested.
+        UntrustedCodeError: if the adapter's source changed since.
+    """
+    with workspace.ledger().read() as connection:
+        model_version = recorded_model_version(connection, model_version_id)
+        checkpoints = queries.checkpoints_of(connection, model_version_id)
+        dataset = recorded_dataset(connection, model_version.dataset_version_id)
+    loaded = load_adapter(
+        model_version.adapter,
+        allowed=[model_version.adapter],
+        expected_sha256=model_version.adapter_sha256,
+        search_path=Path(workspace.adapter_path),
+    )
+    return PinnedModel(model_version, dataset, tuple(checkpoints), loaded.adapter)

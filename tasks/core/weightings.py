@@ -1,0 +1,46 @@
+"""Learned weightings by what a person calls them: an aspect, or the beginning of an id."""
+
+from __future__ import annotations
+
+from gradtrail.attribution.weighting.aspects import OBJECTIVE as ASPECT
+from gradtrail.errors import NotFoundError, UsageError
+from gradtrail.lineage.read import listings
+from gradtrail.nouns import Weighting
+from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.workspace import Workspace
+
+NOT_LEARNED = ("auto", "uniform", "")
+
+
+def found_weighting(workspace: Workspace, model_version_id: str, asked: str) -> Weighting:
+    """The weighting that a person asked for; `auto`, where nothing has resolved it, is the uniform one.
+
+    `aspect:ATTRIBUTE` is the latest that was learned for it on the serving checkpoint.
+
+    Raises:
+        NotFoundError: when there is none; it says how to learn one.
+        UsageError: when an id begins several.
+    """
+    if asked in NOT_LEARNED:
+        return Weighting()
+    with workspace.ledger().read() as connection:
+        known = listings.weightings(connection)
+        serving = recorded_model_version(connection, model_version_id).checkpoint_ids[-1]
+    if asked.startswith(f"{ASPECT}:"):
+        fitting = [each for each in known if each.objective == asked and each.evidence.get("checkpoint_id") == serving]
+        if not fitting:
+            attribute = asked.removeprefix(f"{ASPECT}:")
+            raise NotFoundError(
+                f"No weighting for the aspect {attribute!r} was learned on {model_version_id}.",
+                f"Learn one: gradtrail calibrate {model_version_id} --aspect {attribute}.",
+            )
+        return fitting[-1]
+    named = [each for each in known if each.weighting_id.startswith(asked)]
+    if len(named) > 1:
+        raise UsageError(f"The id of {len(named)} weightings begins with {asked}.", "Give more of it.")
+    if not named:
+        raise NotFoundError(
+            f"There is no weighting whose id begins with {asked}.",
+            "Look at gradtrail weightings, or choose auto, uniform or aspect:ATTRIBUTE.",
+        )
+    return named[0]

@@ -1,0 +1,174 @@
+"""Verify: the ledger against its own history, and every file against the digest the ledger recorded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradtrail.digests import sha256_file, short
+from gradtrail.errors import GradtrailError
+from gradtrail.lineage.chain.proofs import audit_evidence
+from gradtrail.lineage.erasure.erasures import erased_subjects
+from gradtrail.lineage.events.revisions import index_revisions
+from gradtrail.lineage.read import listings
+from gradtrail.lineage.verify.signatures import read_public_key, signature_of
+from gradtrail.lineage.verify.verifying import Problem, verify_ledger
+from gradtrail.reports.write import JSON_NAME
+from gradtrail.tasks.core.progress import progress_bar
+from gradtrail.tasks.core.recorded import manifest_sha256
+from gradtrail.tasks.core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How many things of each kind were checked, and what was wrong, in order of checking.
+
+    `notes` say what is no problem but must be known: what was erased, or measured again, by which event.
+    """
+
+    checked: dict[str, int]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+
+
+def verify_workspace(workspace: Workspace, public_key: Path | None = None) -> Verification:
+    """Check ledger, manifests, checkpoints, indexes, payloads and reports. Reads everything, changes nothing.
+
+    Args:
+        workspace: what to check.
+        public_key: PEM file; every audit must be signed by this key, and its report must say so.
+
+    Raises:
+        UsageError: the file holds no Ed25519 key.
+    """
+    key = read_public_key(public_key) if public_key else ""
+    ledger_report = verify_ledger(workspace.ledger(), key)
+    checked = dict(ledger_report.checked)
+    problems = list(ledger_report.problems)
+    notes = list(ledger_report.notes)
+    if problems:
+        return Verification(checked, tuple(problems), tuple(notes))
+    checks: tuple[tuple[str, Callable[[Workspace], Iterator[Problem | None]]], ...] = (
+        ("manifests", _manifests),
+        ("checkpoints", _checkpoints),
+        ("indexes", _indexes),
+        ("payloads", _payloads),
+        ("report files", _reports),
+        ("printed roots", _printed_roots),
+    )
+    with progress_bar("verifying", len(checks)) as bar:
+        for name, check in checks:
+            outcomes = list(check(workspace))
+            checked[name] = len(outcomes)
+            problems += [outcome for outcome in outcomes if outcome is not None]
+            bar.advance(1)
+    with workspace.ledger().read() as connection:
+        erased = erased_subjects(connection, ["output", "payload"])
+        remeasured = index_revisions(connection)
+    notes += [f"Index {short(each)} was measured again, by event {event}: {why}." for each, event, why in remeasured]
+    by_event = Counter(erased.values())
+    for event, count in sorted(by_event.items()):
+        notes.append(f"{count:,} {'payload' if count == 1 else 'payloads'} erased by event {event}.")
+    return Verification(checked, tuple(problems), tuple(notes))
+
+
+def _manifests(workspace: Workspace) -> Iterator[Problem | None]:
+    with workspace.ledger().read() as connection:
+        datasets = [
+            (dataset, manifest_sha256(connection, dataset.dataset_version_id))
+            for dataset in listings.dataset_versions(connection)
+        ]
+    for dataset, sha256 in datasets:
+        yield _file("manifest", dataset.dataset_version_id, Path(dataset.manifest_uri), sha256)
+
+
+def _checkpoints(workspace: Workspace) -> Iterator[Problem | None]:
+    with workspace.ledger().read() as connection:
+        checkpoints = listings.checkpoints(connection)
+    for checkpoint in checkpoints:
+        yield _file("checkpoint", checkpoint.checkpoint_id, Path(checkpoint.weights_uri), checkpoint.weights_sha256)
+
+
+def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
+    with workspace.ledger().read() as connection:
+        indexes = listings.indexes(connection)
+    store = workspace.gradients()
+    for index in indexes:
+        try:
+            table = store.existing(index.index_id)
+            seal = table.seal_record() if table is not None else None
+            found = table.verify() if table is not None else ["its table is gone"]
+            if seal is not None and (seal.version, seal.rows_sha256) != (index.table_version, index.rows_sha256):
+                found.append("its seal is not the one that the ledger recorded")
+        except GradtrailError as error:
+            found = [str(error)]
+        yield Problem("index", index.index_id, "; ".join(found)) if found else None
+
+
+def _payloads(workspace: Workspace) -> Iterator[Problem | None]:
+    with workspace.ledger().read() as connection:
+        outputs = listings.payloads_by_output(connection)
+        erased = erased_subjects(connection, ["output", "payload"])
+    kept = {sha256 for output_id, sha256 in outputs.items() if output_id not in erased}
+    payloads = workspace.payloads()
+    for output_id, payload_sha256 in outputs.items():
+        if output_id in erased:
+            is_back = payload_sha256 in payloads and payload_sha256 not in kept
+            message = f"it was erased by event {erased[output_id]}, and is there again"
+            yield Problem("payload", output_id, message) if is_back else None
+            continue
+        try:
+            payloads.get(payload_sha256)
+        except GradtrailError as error:
+            yield Problem("payload", output_id, str(error))
+        else:
+            yield None
+
+
+def _reports(workspace: Workspace) -> Iterator[Problem | None]:
+    with workspace.ledger().read() as connection:
+        reports = listings.reports(connection)
+    for report in reports:
+        folder = Path(report.html_uri).parent
+        for name, sha256 in {Path(report.html_uri).name: report.html_sha256, **report.file_sha256}.items():
+            yield _file("report", f"{short(report.audit_id)}/{name}", folder / name, sha256)
+
+
+def _printed_roots(workspace: Workspace) -> Iterator[Problem | None]:
+    """Each report against the ledger: root, event and signature that it prints."""
+    with workspace.ledger().read() as connection:
+        expected = [
+            (report, audit_evidence(connection, report.audit_id), signature_of(connection, report.audit_id))
+            for report in listings.reports(connection)
+        ]
+    for report, evidence, signature in expected:
+        path = Path(report.html_uri).with_name(JSON_NAME)
+        try:
+            printed = json.loads(path.read_bytes()).get("evidence")
+        except (OSError, ValueError):
+            continue  # said already, among the report files
+        if printed is None:
+            continue  # written by a gradtrail that printed no root; its digest was checked
+        wanted = {
+            "audit_id": report.audit_id,
+            "audit_root": evidence.audit_root,
+            "event_hash": evidence.event_hash,
+            "signature": signature.signature if signature else None,
+        }
+        found = {**printed, "signature": (printed.get("signature") or {}).get("signature")}
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        subject = f"{short(report.audit_id)}/{path.name}"
+        message = f"its {', '.join(differing)} is not what the ledger recorded"
+        yield Problem("report", subject, message) if differing else None
+
+
+def _file(kind: str, subject: str, path: Path, expected_sha256: str) -> Problem | None:
+    if not path.is_file():
+        return Problem(kind, subject, f"the file {path} is gone")
+    found = sha256_file(path)
+    if found != expected_sha256:
+        return Problem(kind, subject, f"the file {path} was changed: sha256 {found}, recorded {expected_sha256}")
+    return None

@@ -1,0 +1,100 @@
+"""The eigenbases of indexes with eigen projection: fitted once, kept as files under their digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from gradtrail.attribution.curvature.blocks import default_curvature_kind
+from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
+from gradtrail.attribution.features.plan import FeaturePlan
+from gradtrail.attribution.projection.eigen import EIGEN_VERSION, EigenBasis
+from gradtrail.digests import canonical_json, sha256_json
+from gradtrail.errors import StoreError
+from gradtrail.nouns import Checkpoint, Example
+from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.storage.models.checkpoints import write_safetensors
+from gradtrail.tasks.core.models import PinnedModel
+from gradtrail.tasks.core.progress import progress_bar
+from gradtrail.tasks.core.workspace import Workspace
+
+
+def eigen_plan(
+    workspace: Workspace, pinned: PinnedModel, checkpoint: Checkpoint, plan: FeaturePlan, kind: str, device: str
+) -> FeaturePlan:
+    """`plan` in the eigenbasis of a checkpoint's Kronecker factors, fitted in one pass or read from an earlier one.
+
+    An empty `kind` picks the default curvature of the adapter. Examples without a finite loss and gradient are left
+    out of the factors; the index quarantines them.
+    """
+    kind = kind or default_curvature_kind(pinned.adapter)
+    recipe = sha256_json(
+        {
+            "checkpoint": checkpoint.checkpoint_id,
+            "dataset_version": pinned.dataset.dataset_version_id,
+            "features": dataclasses.replace(plan, basis=None).config(),
+            "factors": kind,
+            "version": EIGEN_VERSION,
+        }
+    )
+    note = workspace.curvatures / f"basis-of-{recipe}.json"
+    kept = _path(workspace, json.loads(note.read_bytes())["digest"]) if note.is_file() else None
+    if kept is not None and kept.is_file():
+        basis = _read(kept, kind)
+    else:
+        basis = _fit(pinned, checkpoint, plan, kind, device)
+        workspace.curvatures.mkdir(parents=True, exist_ok=True)
+        write_safetensors(basis.to_tensors(), _path(workspace, basis.digest))
+        write_atomically(note, canonical_json({"digest": basis.digest}))
+    return dataclasses.replace(plan, basis=basis)
+
+
+def stored_basis(workspace: Workspace, feature_config: Mapping[str, Any]) -> EigenBasis | None:
+    """The basis an index was measured in; None for random projection.
+
+    Raises:
+        StoreError: if its file is gone or was changed.
+    """
+    projection = feature_config["projection"]
+    if projection["kind"] != "eigen":
+        return None
+    return _read(_path(workspace, str(projection["digest"])), str(projection["factors"]))
+
+
+def _fit(pinned: PinnedModel, checkpoint: Checkpoint, plan: FeaturePlan, kind: str, device: str) -> EigenBasis:
+    data = pinned.adapter.training_data()
+    unusable: dict[str, str] = {}
+    with progress_bar("fitting Kronecker factors", len(data)) as bar:
+
+        def examples() -> Iterator[Example]:
+            for position in range(len(data)):
+                yield data[position]
+                bar.advance(1)
+
+        return fit_eigen_basis(
+            pinned.adapter,
+            pinned.load(checkpoint).to(device),
+            examples(),
+            plan,
+            kind=kind,
+            device=device,
+            on_non_finite=unusable.__setitem__,
+        )
+
+
+def _path(workspace: Workspace, digest: str) -> Path:
+    return workspace.curvatures / f"basis-{digest}.safetensors"
+
+
+def _read(path: Path, kind: str) -> EigenBasis:
+    if not path.is_file():
+        raise StoreError(
+            f"The eigenbasis {path} of an index is gone, so that outputs cannot be measured as the index was.",
+            "Restore the file from a backup, or run gradtrail index again with the options of that index.",
+        )
+    return EigenBasis.from_tensors(load_file(path), kind, path.stem.removeprefix("basis-"))

@@ -1,0 +1,270 @@
+"""One pass over the training data: what an index lacks is measured and stored, then the index is sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gradtrail.attribution.adapters.base import TrainingData
+from gradtrail.attribution.features.health import gradient_health
+from gradtrail.attribution.features.plan import FeaturePlan
+from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.weights import stored_vectors
+from gradtrail.attribution.gradients.capture import iterate_features
+from gradtrail.attribution.gradients.checks import check_capture, check_determinism
+from gradtrail.attribution.gradients.memory import MOST_EXAMPLES
+from gradtrail.attribution.gradients.shards import Shard
+from gradtrail.errors import DataError, StoreError
+from gradtrail.lineage.read import queries
+from gradtrail.nouns import FROZEN, Checkpoint, Coverage, Example, Index, ManifestRow, index_id
+from gradtrail.storage.files.write_behind import write_behind
+from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
+from gradtrail.storage.gradients.store import IndexTable
+from gradtrail.storage.models.manifests import read_manifest
+from gradtrail.tasks.core.datasets import checked_example, refuse_drift
+from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.progress import ProgressBar, progress_bar, say
+from gradtrail.tasks.core.recorded import manifest_sha256
+from gradtrail.tasks.core.weightings import found_weighting
+from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.eigenbases import eigen_plan
+from gradtrail.tasks.index.estimates import PassEstimate, estimate_pass
+from gradtrail.tasks.index.options import IndexOptions
+from gradtrail.tasks.index.worker_processes import run_in_processes
+
+LARGEST_BATCH = MOST_EXAMPLES
+DETERMINISM_BATCH = 8
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class PlannedIndex:
+    """An index before its pass: of which model and checkpoint, and how each group is stored."""
+
+    workspace: Workspace
+    pinned: PinnedModel
+    checkpoint: Checkpoint
+    options: IndexOptions
+    plan: FeaturePlan
+
+    @property
+    def index_id(self) -> str:
+        """What the index is called, before it exists: a digest of all that determines its rows."""
+        return index_id(self.checkpoint.checkpoint_id, self.pinned.dataset.dataset_version_id, self.plan.config())
+
+
+def plan_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions) -> PlannedIndex:
+    """Decide what the pass stores; `eigen` measures the Kronecker factors for this.
+
+    Raises:
+        ModelError: if nothing of the model can be measured.
+        UsageError: if the weighting is of other groups.
+    """
+    pinned = pinned_model(workspace, model_version_id)
+    checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == checkpoint_id)
+    plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting))
+    if options.projection == "eigen":
+        plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
+    return PlannedIndex(workspace, pinned, checkpoint, options, plan)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows that a pass wrote, those that it found there, and the examples without a finite gradient, each with why."""
+
+    written: int
+    resumed: int
+    quarantined: dict[str, str]
+
+
+class IndexPass:
+    """The pass that fills the table of one index. Rows are keyed by example id, so that a killed pass is resumed."""
+
+    def __init__(self, planned: PlannedIndex) -> None:
+        self._planned = planned
+        self._shard = Shard.of_text(planned.options.shard)
+        self._manifest, self._attribute_names = _manifest(planned.workspace, planned.pinned)
+        self._training_data = _training_data(planned.pinned, len(self._manifest))
+        self._table = _open_table(planned, self._attribute_names)
+
+    def measure(self) -> Measured:
+        """Measure what is missing of the shard, by several processes if the options say so.
+
+        Raises:
+            ModelError: if the model's losses are random or coupled.
+            DataError: if an example is not what the dataset version recorded.
+            UsageError: if the budget is too small for one example.
+            WorkerLostError: if one of several processes was killed.
+        """
+        planned, options = self._planned, self._planned.options
+        model = planned.pinned.load(planned.checkpoint).to(options.device)
+        estimate = self._checked_estimate(model)
+        present = self._table.present()
+        resumed, quarantined = len(present), dict[str, str]()
+        missing = sum(name not in present and self._shard.holds(place) for place, name in enumerate(self._manifest))
+        if missing:
+            say(estimate.sentence(missing, options.workers))
+        with (
+            progress_bar("measuring gradients", len(self._manifest)) as bar,
+            Appending(self._table, commit_bytes=COMMIT_BYTES) as appending,
+        ):
+            bar.advance(resumed)
+            if options.workers > 1 and missing:
+                self._measure_by_workers(bar)
+                present = self._table.present()
+            # What workers have left: nothing, or examples to quarantine.
+            rows = iterate_features(
+                planned.pinned.adapter,
+                model,
+                self._missing(present),
+                planned.plan,
+                batch_size=estimate.batch_size,
+                device=options.device,
+                on_non_finite=quarantined.__setitem__,
+            )
+            ahead = max(1, COMMIT_BYTES // (4 * planned.plan.dimension * estimate.batch_size))
+            add = partial(self._append, appending)
+            for batch, _ in write_behind(self._as_stored(rows), add, ahead=ahead):
+                bar.advance(len(batch.example_ids))
+        return Measured(len(present) - resumed + appending.written, resumed, quarantined)
+
+    def seal(self, quarantined: dict[str, str]) -> Index:
+        """Check that no example is missing, pin the table's version, and say what the index covers.
+
+        Raises:
+            StoreError: if an example is missing, or another process took the seal away.
+        """
+        planned = self._planned
+        expected = {key: row.content_sha256 for key, row in self._manifest.items() if key not in quarantined}
+        self._table.seal(expected)
+        seal = self._table.seal_record()
+        if seal is None:
+            raise StoreError(
+                f"Index {planned.index_id} lost its seal while it was built.",
+                "Run gradtrail index again, in one process only.",
+            )
+        coverage = Coverage(
+            covered_parameters=planned.plan.covered_parameters,
+            total_parameters=planned.plan.total_parameters,
+            uncovered=(*planned.plan.uncovered, *(name + FROZEN for name in planned.plan.frozen)),
+            indexed_examples=len(expected),
+            total_examples=len(self._manifest),
+            quarantined=quarantined,
+        )
+        return Index(
+            planned.checkpoint.checkpoint_id,
+            planned.pinned.dataset.dataset_version_id,
+            planned.plan.config(),
+            coverage,
+            self._table.uri,
+            seal.version,
+            seal.rows_sha256,
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        """What of the model or the data has no gradient, from the rows that are stored."""
+        norms = (torch.tensor(batch.squared_norms) for batch in self._table.stream(columns=["squared_norms"]))
+        return gradient_health(norms, self._planned.plan).warnings()
+
+    def _checked_estimate(self, model: torch.nn.Module) -> PassEstimate:
+        """What the pass will need, once the first examples have shown that it can be trusted."""
+        planned, options, data = self._planned, self._planned.options, self._training_data
+        adapter = planned.pinned.adapter
+        first = [checked_example(data[place], place) for place in range(min(DETERMINISM_BATCH, len(data)))]
+        check_determinism(adapter, model, first, options.device)
+        check_capture(adapter, model, first, planned.plan, options.device)
+        return estimate_pass(
+            adapter,
+            model,
+            first,
+            planned.plan,
+            rows=len(data),
+            dtype=options.dtype,
+            memory_budget=options.memory_budget // options.workers,
+            largest_batch=LARGEST_BATCH,
+            device=options.device,
+        )
+
+    def _measure_by_workers(self, bar: ProgressBar) -> None:
+        """Let several processes fill the table; what they have stored when one of them fails stays."""
+        planned, options = self._planned, self._planned.options
+        threads = max(1, torch.get_num_threads() // options.workers)
+        seen = self._table.count()
+
+        def show() -> None:
+            nonlocal seen
+            before, seen = seen, self._table.count()
+            bar.advance(seen - before)
+
+        of_what = (planned.workspace, planned.pinned.model_version.model_version_id, planned.checkpoint.checkpoint_id)
+        own = [options.for_worker(number) for number in range(1, options.workers + 1)]
+        run_in_processes(
+            _measure_part, [(*of_what, each, threads) for each in own], meanwhile=show, every=_LOOK_SECONDS
+        )
+
+    def _missing(self, present: dict[str, str]) -> Iterator[Example]:
+        for position, (example_id, row) in enumerate(self._manifest.items()):
+            if example_id not in present and self._shard.holds(position):
+                example = checked_example(self._training_data[position], position)
+                yield refuse_drift(example, example_id, row.content_sha256)
+
+    def _as_stored(self, rows: Iterator[FeatureRows]) -> Iterator[FeatureRows]:
+        plan = self._planned.plan
+        for batch in rows:
+            yield replace(batch, vectors=stored_vectors(batch.vectors, plan, plan.stored_weighting))
+
+    def _append(self, appending: Appending, rows: FeatureRows) -> int:
+        recorded = [self._manifest[example_id] for example_id in rows.example_ids]
+        return appending.add(
+            example_ids=rows.example_ids,
+            content_sha256=[row.content_sha256 for row in recorded],
+            vectors=rows.vectors.cpu().numpy(),
+            losses=rows.losses.cpu().numpy(),
+            squared_norms=rows.squared_norms.cpu().numpy(),
+            attributes={name: [row.attributes.get(name, "") for row in recorded] for name in self._attribute_names},
+        )
+
+
+def _measure_part(
+    workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions, threads: int
+) -> None:
+    """What one worker does."""
+    torch.set_num_threads(threads)
+    IndexPass(plan_index(workspace, model_version_id, checkpoint_id, options)).measure()
+
+
+def _manifest(workspace: Workspace, pinned: PinnedModel) -> tuple[dict[str, ManifestRow], list[str]]:
+    """The recorded examples by id, in order, and the names of their attributes that are not personal."""
+    with workspace.ledger().read() as connection:
+        digest = manifest_sha256(connection, pinned.dataset.dataset_version_id)
+        personal = queries.personal_names(connection, pinned.dataset.dataset_version_id)
+    manifest = {row.example_id: row for row in read_manifest(Path(pinned.dataset.manifest_uri), expected_sha256=digest)}
+    names = {name for row in manifest.values() for name in row.attributes}
+    return manifest, sorted(names - personal.union(workspace.personal_attributes))
+
+
+def _training_data(pinned: PinnedModel, recorded: int) -> TrainingData:
+    training_data = pinned.adapter.training_data()
+    if len(training_data) != recorded:
+        raise DataError(
+            f"The adapter {pinned.model_version.adapter} returns {len(training_data)} training examples; the dataset "
+            f"version has {recorded}.",
+            "Let it return the data that the model was registered with, or register the model again.",
+        )
+    return training_data
+
+
+def _open_table(planned: PlannedIndex, attribute_names: Sequence[str]) -> IndexTable:
+    return planned.workspace.gradients().open_index(
+        planned.index_id,
+        dimension=planned.plan.dimension,
+        group_count=len(planned.plan.groups),
+        attribute_names=list(attribute_names),
+        config=planned.plan.config(),
+        dtype=planned.options.dtype,
+        group_dimensions=[group.dimension for group in planned.plan.groups],
+    )

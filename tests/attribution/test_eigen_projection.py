@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.curvature.blocks import DiagonalCurvature, kronecker
+from gradtrail.attribution.curvature import kronecker
+from gradtrail.attribution.curvature.blocks import DiagonalCurvature
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config

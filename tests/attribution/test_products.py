@@ -11,7 +11,7 @@ from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients import instrument
 from gradtrail.attribution.gradients.capture import compute_features
-from gradtrail.attribution.layers.rules import stand_ins
+from gradtrail.attribution.layers import stand_ins
 from gradtrail.attribution.numerics.products import faster_products, frozen_linear, has_faster_products
 from gradtrail.nouns import Example
 

@@ -8,8 +8,9 @@ import duckdb
 import pytest
 
 from gradtrail.errors import LedgerError
+from gradtrail.lineage.ledger import migrations
 from gradtrail.lineage.ledger.migrations import newest_version, schema_files, version_of
-from gradtrail.lineage.ledger.writing import Ledger, migrations
+from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.schema.tables import TABLES
 from gradtrail.lineage.sql.answering import run_sql

@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from gradtrail.errors import DataError, StoreError, UsageError
-from gradtrail.storage.gradients.store import GradientStore, vector_codes
+from gradtrail.storage.gradients import vector_codes
+from gradtrail.storage.gradients.store import GradientStore
 
 INDEX_ID = "1f" * 32
 DIMENSION, GROUPS = 48, (4, 12, 32)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from gradtrail.attribution.adapter_loading import load_adapter
 from gradtrail.settings import Settings
 
 MODEL = "old@champion"
@@ -69,7 +68,11 @@ class OldProject:
         (self.folder / f"{ADAPTER.partition(':')[0]}.py").write_text(_ADAPTER_TEXT.lstrip())
 
     def adapter(self) -> Any:
-        """The adapter, loaded as gradtrail loads it."""
+        """The adapter, loaded as gradtrail loads it: by the name that the commit at hand has for that."""
+        try:
+            from gradtrail.attribution.adapters.loading import load_adapter
+        except ImportError:
+            from gradtrail.attribution.adapter_loading import load_adapter  # type: ignore[import-not-found,no-redef]
         return load_adapter(ADAPTER, allowed=[ADAPTER], search_path=self.folder).adapter
 
     def weights(self, step: int) -> torch.nn.Module:

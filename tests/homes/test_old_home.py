@@ -17,11 +17,11 @@ import pytest
 from gradtrail.digests import sha256_file
 from gradtrail.flows.audit import audit
 from gradtrail.flows.reaudit import reaudit
-from gradtrail.lineage import listings, queries
-from gradtrail.lineage.migrations import newest_version, version_of
-from gradtrail.lineage.sql import run_sql
-from gradtrail.tasks.audit_options import AuditOptions
-from gradtrail.tasks.verifying import verify_workspace
+from gradtrail.lineage.ledger.migrations import newest_version, version_of
+from gradtrail.lineage.read import listings, queries
+from gradtrail.lineage.sql.answering import run_sql
+from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.govern.verifying import verify_workspace
 
 HERE = Path(__file__).parent
 SAID: dict[str, Any] = json.loads((HERE / "f0bbf55.json").read_text())

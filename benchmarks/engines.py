@@ -18,7 +18,7 @@ from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.attribution.layers.stand_ins import affine_layers, multiply_faster
 from gradtrail.nouns import Example
-from gradtrail.storage.files.write_behind import write_behind
+from gradtrail.storage.files.writing_behind import write_behind
 from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients.store import GradientStore, IndexTable
 

@@ -23,7 +23,7 @@ from machine import RESULTS, environment, write_results
 
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
-from gradtrail.lineage.read.blast_radius import blast_radius
+from gradtrail.lineage.read.reach import blast_radius
 from gradtrail.nouns import (
     Attribution,
     Audit,

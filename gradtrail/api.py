@@ -11,10 +11,10 @@ from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import Explanation, LineageNode
-from gradtrail.lineage.read.blast_radius import BlastRadius, blast_radius
 from gradtrail.lineage.read.closure import resolve
 from gradtrail.lineage.read.comparisons import Comparison, compare_audits
 from gradtrail.lineage.read.graphs import LineageEdge, edges_among
+from gradtrail.lineage.read.reach import BlastRadius, blast_radius
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.nouns import Share
 from gradtrail.settings import load_settings

@@ -16,16 +16,16 @@ from gradtrail.digests import sha256_json
 from gradtrail.lineage.events import withdrawals
 from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.lineage.read import queries
-from gradtrail.lineage.read.earlier_shares import earlier_shares
+from gradtrail.lineage.read.share_history import earlier_shares
 from gradtrail.nouns import Audit, Weighting
 from gradtrail.reports.policies.evaluation import EarlierAudit, Policy, PolicyFacts, evaluate, load_policy
 from gradtrail.tasks.audit.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
+from gradtrail.tasks.audit.facts import policy_facts
 from gradtrail.tasks.audit.group_contributions import audited_groups
 from gradtrail.tasks.audit.options import AuditOptions
-from gradtrail.tasks.audit.policy_facts import policy_facts
 from gradtrail.tasks.audit.preparing import PreparedAudit, method_parameters, prepare_audit
 from gradtrail.tasks.audit.scored import OVERALL_TOP, PERMUTATIONS, Scored, score_prepared
-from gradtrail.tasks.collect.output_examples import output_examples
+from gradtrail.tasks.collect.outputs_as_examples import output_examples
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 from gradtrail.tasks.core.measured_outputs import MeasuredOutputs
 from gradtrail.tasks.core.models import PinnedModel, pinned_model

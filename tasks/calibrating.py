@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.nouns import Weighting
 from gradtrail.tasks.calibrate.aspects import aspect_candidates, refuse_unknown_aspects
-from gradtrail.tasks.calibrate.candidates import Predictor, candidates
+from gradtrail.tasks.calibrate.candidate_methods import Predictor, candidates
 from gradtrail.tasks.calibrate.figures import MethodFidelity, best, ledger_rows, reported, tried
 from gradtrail.tasks.calibrate.plans import (
     COUNTED_THREADS,

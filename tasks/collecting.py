@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.errors import StoreError, said
-from gradtrail.lineage.events.watermarks import newest_watermark, record_watermark
+from gradtrail.lineage.events.source_watermarks import newest_watermark, record_watermark
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.deliveries import recorded_payloads
 from gradtrail.nouns import Target, Watermark

@@ -17,7 +17,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example
 from gradtrail.storage.sources.outputs import payload_record
 from gradtrail.tasks.audit.options import AuditOptions
-from gradtrail.tasks.collect.output_examples import output_example
+from gradtrail.tasks.collect.outputs_as_examples import output_example
 from gradtrail.tasks.core.datasets import checked_example
 from gradtrail.tasks.core.measured_outputs import MEASURING, MeasuredOutput, MeasuredOutputs
 from gradtrail.tasks.core.models import PinnedModel, pinned_model

@@ -15,7 +15,7 @@ from gradtrail.digests import short
 from gradtrail.errors import UsageError
 from gradtrail.lineage.read.audit_history import NumberedAudit, PastAudit, findings_of, numbered_audits
 from gradtrail.lineage.read.comparisons import compare_audits
-from gradtrail.reports.index.compare_page import compare_page
+from gradtrail.reports.index.comparison import compare_page
 from gradtrail.reports.index.model import IndexedAudit
 from gradtrail.reports.index.page import index_page
 from gradtrail.reports.index.parts import AUDITS_A_PART, IndexPart, index_parts

@@ -23,7 +23,7 @@ from torch import nn
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.fidelity.effects import EffectKind, Effects, check_sets
 from gradtrail.attribution.fidelity.left_out import random_halves, single_examples
-from gradtrail.attribution.fidelity.resumed_runs import (
+from gradtrail.attribution.fidelity.resumable import (
     Keep,
     Known,
     Request,

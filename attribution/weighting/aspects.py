@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.scoring.contributions import ContributionBlock, Contributions
+from gradtrail.attribution.scoring.contribution_blocks import ContributionBlock, Contributions
 from gradtrail.attribution.weighting.learning import TopKSettings, ascend, learned_weighting
 from gradtrail.attribution.weighting.levels import Level, group_ties
 from gradtrail.errors import DataError, UsageError

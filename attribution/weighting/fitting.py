@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor
 
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.scoring.contributions import Contributions
+from gradtrail.attribution.scoring.contribution_blocks import Contributions
 from gradtrail.attribution.weighting.aspects import Aspect, learn_aspect
 from gradtrail.attribution.weighting.choices import top_k_choices
 from gradtrail.attribution.weighting.effects import EffectSplit, best_or_uniform, chosen_or_uniform, fit_effects

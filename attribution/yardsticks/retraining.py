@@ -20,7 +20,7 @@ from torch import nn
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.fidelity.effects import check_sets
 from gradtrail.attribution.fidelity.further_training import check_seeds
-from gradtrail.attribution.fidelity.resumed_runs import Keep, Known, Request, keep_nothing, nothing_known, resumed_runs
+from gradtrail.attribution.fidelity.resumable import Keep, Known, Request, keep_nothing, nothing_known, resumed_runs
 from gradtrail.attribution.fidelity.training_loop import Recipe, RunCost, TrainingLoop
 from gradtrail.attribution.yardsticks.lds import Retrained
 from gradtrail.errors import UsageError

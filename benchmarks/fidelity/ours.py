@@ -27,7 +27,7 @@ from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.unrolling import Segment, unrolled_queries
 from gradtrail.attribution.numerics.linear_solvers import SolverOptions
-from gradtrail.attribution.scoring.contributions import contributions
+from gradtrail.attribution.scoring.contribution_blocks import contributions
 from gradtrail.errors import UsageError
 
 LINEAR_ONLY = ("*.wte", "*.wpe", "*.ln_1", "*.ln_2", "*.ln_f")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fidelity.candidates import Candidate
 from fidelity.judgement import Matrix, Prediction, Question, foretold
-from gradtrail.attribution.scoring.contributions import ContributionBlock
+from gradtrail.attribution.scoring.contribution_blocks import ContributionBlock
 from gradtrail.attribution.weighting.effects import EffectSplit
 from gradtrail.attribution.weighting.fitting import (
     FittingSettings,

@@ -81,7 +81,7 @@ def mlbom(
 ) -> None:
     """One model version as a CycloneDX bill of materials: weights, dataset versions, licences, measured fidelity."""
     _require("cyclonedx")
-    from gradtrail.lineage.exports.bill_of_materials import bill_of_materials
+    from gradtrail.lineage.exports.cyclonedx import bill_of_materials
 
     with _snapshot(home) as connection:
         text = bill_of_materials(connection, model_version)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow
 
     from gradtrail.lineage.read.answers import LineageNode
-    from gradtrail.lineage.read.blast_radius import BlastRadius
     from gradtrail.lineage.read.comparisons import Comparison
+    from gradtrail.lineage.read.reach import BlastRadius
 
 _MOST_SHOWN = 20
 _LONGEST_TEXT = 40

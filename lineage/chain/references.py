@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import duckdb
 
 from gradtrail.errors import DataError, LedgerError
-from gradtrail.lineage.chain.append import unrecorded
+from gradtrail.lineage.chain.appending import unrecorded
 from gradtrail.lineage.connections import first_row
 from gradtrail.nouns import Audit
 

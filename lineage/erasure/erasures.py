@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import duckdb
 
 from gradtrail.digests import sha256_json, short
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.integrity import key_text
 from gradtrail.lineage.chain.row_check import Problem
 from gradtrail.lineage.chain.rows import rows_of

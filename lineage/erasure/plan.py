@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from gradtrail.digests import canonical_json
 from gradtrail.errors import NotFoundError
-from gradtrail.lineage.chain.append import unrecorded
+from gradtrail.lineage.chain.appending import unrecorded
 from gradtrail.lineage.chain.integrity import row_keys
 from gradtrail.lineage.chain.rows import Rows
 from gradtrail.lineage.schema.statements import statement

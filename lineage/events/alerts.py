@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import duckdb
 
 from gradtrail.digests import sha256_json
-from gradtrail.lineage.chain.append import append, keep_new
+from gradtrail.lineage.chain.appending import append, keep_new
 from gradtrail.lineage.chain.references import require
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.ledger.writing import Ledger

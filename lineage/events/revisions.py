@@ -8,7 +8,7 @@ from typing import Literal
 import duckdb
 
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger

@@ -9,10 +9,10 @@ import duckdb
 
 from gradtrail.digests import sha256_json
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.chain.append import append, keep_new
+from gradtrail.lineage.chain.appending import append, keep_new
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.ledger.writing import Ledger
-from gradtrail.lineage.read.blast_radius import EXAMPLE_ID, blast_radius
+from gradtrail.lineage.read.reach import EXAMPLE_ID, blast_radius
 
 WITHDRAWAL = "withdrawal"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 from gradtrail.errors import LedgerError, UsageError
-from gradtrail.lineage.chain.append import head
+from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import first_line
 from gradtrail.lineage.ledger.migrations import version_of
 from gradtrail.lineage.schema.statements import statement

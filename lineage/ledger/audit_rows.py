@@ -8,7 +8,7 @@ from typing import Any
 
 from gradtrail.errors import DataError
 from gradtrail.lineage.chain.rows import Rows, rows_of
-from gradtrail.lineage.schema.json_text import as_json, json_text
+from gradtrail.lineage.schema.json_columns import as_json, json_text
 from gradtrail.nouns import (
     Attribution,
     Audit,

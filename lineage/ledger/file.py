@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from gradtrail.errors import LedgerError, NotFoundError
-from gradtrail.lineage.chain.append import head
+from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database, open_snapshot
 from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.ledger.migrations import migrate, newest_version, version_of

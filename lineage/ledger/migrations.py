@@ -11,7 +11,7 @@ import duckdb
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 

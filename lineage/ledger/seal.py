@@ -26,7 +26,7 @@ import duckdb
 
 from gradtrail.digests import canonical_json, sha256_file, sha256_json
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.chain.append import head
+from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_row, open_snapshot, shared_file
 
 _COPY_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 
-from gradtrail.lineage.chain.append import append, is_recorded, keep_new, require_same
+from gradtrail.lineage.chain.appending import append, is_recorded, keep_new, require_same
 from gradtrail.lineage.chain.references import require, require_audited
 from gradtrail.lineage.chain.rows import Rows, rows_of
 from gradtrail.lineage.ledger import nouns_to_rows

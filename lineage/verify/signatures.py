@@ -12,7 +12,7 @@ import duckdb
 
 from gradtrail.digests import canonical_json, sha256_bytes, short
 from gradtrail.errors import NotFoundError, UsageError, VerificationError
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.proofs import AuditEvidence, audit_evidence
 from gradtrail.lineage.chain.row_check import Problem
 from gradtrail.lineage.chain.rows import rows_of

@@ -9,7 +9,7 @@ import pyarrow as pa
 from lancedb.expr import Expr, col
 
 from gradtrail.errors import StoreError
-from gradtrail.storage.files.read_ahead import read_ahead
+from gradtrail.storage.files.reading_ahead import read_ahead
 from gradtrail.storage.gradients.check import IndexContents
 from gradtrail.storage.gradients.lance_tables import lance_faults, open_existing, scan
 from gradtrail.storage.gradients.rows import Column, IndexDescription, StoredRows, column_names, stored_rows

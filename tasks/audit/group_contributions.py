@@ -9,8 +9,8 @@ import torch
 
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.methods.registry import find_method
-from gradtrail.attribution.scoring.group_contributions import KeptRows, group_contributions
 from gradtrail.attribution.scoring.joint import Member
+from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions
 from gradtrail.nouns import Attribution, GroupContribution
 from gradtrail.tasks.index.opened import OpenIndex
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature, default_curvature_kind
-from gradtrail.attribution.curvature.conditioning import conditioning, conditioning_warnings
+from gradtrail.attribution.curvature.condition_numbers import conditioning, conditioning_warnings
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.inverse_products import Solutions, full_curvature, inverse_curvature_products
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors

@@ -19,7 +19,7 @@ from gradtrail.errors import StoreError
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import AuditDetails
 from gradtrail.tasks.audit.preparing import MethodOptions, prepare_audit
-from gradtrail.tasks.collect.output_examples import output_examples
+from gradtrail.tasks.collect.outputs_as_examples import output_examples
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.recorded import recorded_weighting
 from gradtrail.tasks.core.workspace import Workspace

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradtrail.attribution.methods.registry import find_method
-from gradtrail.attribution.scoring.self_influence import SelfInfluence, self_influence, summed_self_influence
+from gradtrail.attribution.scoring.self_scores import SelfInfluence, self_influence, summed_self_influence
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.read import queries
 from gradtrail.storage.files.atomic import replacing

@@ -10,14 +10,14 @@ import numpy as np
 from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.fidelity.evaluation import FEWEST_QUERIES
-from gradtrail.attribution.scoring.contributions import Contributions, contributions
+from gradtrail.attribution.scoring.contribution_blocks import Contributions, contributions
 from gradtrail.attribution.weighting.aspects import same_value_share
 from gradtrail.attribution.weighting.fitting import Aspect, fit_weighting
 from gradtrail.errors import UsageError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example, Weighting
 from gradtrail.tasks.audit.preparing import prepare_audit
-from gradtrail.tasks.calibrate.candidates import Prediction, query_features
+from gradtrail.tasks.calibrate.candidate_methods import Prediction, query_features
 from gradtrail.tasks.calibrate.figures import Tried, tried
 from gradtrail.tasks.calibrate.plans import CalibrateOptions
 from gradtrail.tasks.calibrate.queries import QueryRoles, as_queries

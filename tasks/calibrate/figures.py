@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.fidelity.evaluation import FidelityFigure, fidelity
 from gradtrail.nouns import Fidelity, Weighting
-from gradtrail.tasks.calibrate.candidates import Prediction
+from gradtrail.tasks.calibrate.candidate_methods import Prediction
 from gradtrail.tasks.calibrate.plans import CalibrateOptions, CalibrationPlan
 from gradtrail.tasks.calibrate.queries import QueryRoles
 from gradtrail.tasks.core.models import PinnedModel

@@ -15,7 +15,7 @@ from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example, Output, Target
 from gradtrail.storage.sources.outputs import payload_record
-from gradtrail.tasks.collect.output_examples import output_example
+from gradtrail.tasks.collect.outputs_as_examples import output_example
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 

@@ -19,7 +19,7 @@ from gradtrail.attribution.fidelity.further_training import (
     random_halves,
     single_examples,
 )
-from gradtrail.attribution.fidelity.resumed_runs import Losses
+from gradtrail.attribution.fidelity.resumable import Losses
 from gradtrail.attribution.fidelity.stationarity import Stationarity, measure_stationarity
 from gradtrail.errors import UsageError
 from gradtrail.storage.files.atomic import write_atomically

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrail.attribution.fidelity.effects import Effects
-from gradtrail.attribution.scoring.contributions import ContributionBlock, Contributions, contributions
+from gradtrail.attribution.scoring.contribution_blocks import ContributionBlock, Contributions, contributions
 from gradtrail.attribution.weighting.fitting import (
     EffectSplit,
     FittingSettings,
@@ -20,7 +20,7 @@ from gradtrail.attribution.weighting.horizons import fit_horizon
 from gradtrail.attribution.weighting.learning import TopKSettings
 from gradtrail.digests import canonical_json
 from gradtrail.nouns import Weighting
-from gradtrail.tasks.calibrate.candidates import Prediction
+from gradtrail.tasks.calibrate.candidate_methods import Prediction
 from gradtrail.tasks.calibrate.figures import MethodFidelity, Tried, best, tried
 from gradtrail.tasks.calibrate.plans import CalibrateOptions, CalibrationPlan, LearnedObjective
 from gradtrail.tasks.calibrate.queries import QueryRoles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from gradtrail.lineage.events.watermarks import watermarks
+from gradtrail.lineage.events.source_watermarks import watermarks
 from gradtrail.lineage.read.deliveries import pending_by_source
 from gradtrail.nouns import Watermark
 from gradtrail.storage.sources.spool import open_spool

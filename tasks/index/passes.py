@@ -21,7 +21,7 @@ from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import FROZEN, Checkpoint, Coverage, Example, Index, ManifestRow, index_id
-from gradtrail.storage.files.write_behind import write_behind
+from gradtrail.storage.files.writing_behind import write_behind
 from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients.store import IndexTable
 from gradtrail.storage.models.manifests import read_manifest

@@ -1,0 +1,8 @@
+"""Registering a trained model in MLflow, and reading a registered one.
+
+Imports no Prefect.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, Outpu
 from gradtrail.reports.policies.file import listed
 from gradtrail.storage.models.audit_runs import Links
 from gradtrail.storage.sources.outputs import payload_record
-from gradtrail.tasks.collect.output_examples import output_example
+from gradtrail.tasks.collect.outputs_as_examples import output_example
 from gradtrail.tasks.core.datasets import ExampleFinder
 from gradtrail.tasks.core.measured_fidelity import fidelity_notes, question_of
 from gradtrail.tasks.core.models import PinnedModel

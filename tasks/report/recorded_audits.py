@@ -9,7 +9,7 @@ from functools import partial
 from gradtrail.digests import short
 from gradtrail.lineage.chain.proofs import AuditEvidence, audit_evidence
 from gradtrail.lineage.erasure.erasures import erased_subjects
-from gradtrail.lineage.events.watermarks import watermarks_before
+from gradtrail.lineage.events.source_watermarks import watermarks_before
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import AuditDetails, RecordedExample
 from gradtrail.lineage.verify.signatures import AuditSignature, signature_of

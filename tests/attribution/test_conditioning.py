@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature
-from gradtrail.attribution.curvature.conditioning import conditioning, conditioning_warnings
+from gradtrail.attribution.curvature.condition_numbers import conditioning, conditioning_warnings
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.plan import plan_features

@@ -12,8 +12,8 @@ from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
-from gradtrail.attribution.scoring.group_contributions import KeptRows, group_contributions, split_scores
 from gradtrail.attribution.scoring.joint import Member, joint_pass
+from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions, split_scores
 from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import StoreError
 from gradtrail.nouns import Attribution, Example, Weighting
@@ -154,8 +154,8 @@ def test_a_weighting_that_leaves_one_group_gives_it_everything():
 
 
 def test_only_kept_rows_are_read_once_and_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr("gradtrail.attribution.scoring.group_contributions._EXAMPLES_AT_ONCE", 5)
-    monkeypatch.setattr("gradtrail.attribution.scoring.group_contributions._MOST_VALUES", 100)
+    monkeypatch.setattr("gradtrail.attribution.scoring.kept_contributions._EXAMPLES_AT_ONCE", 5)
+    monkeypatch.setattr("gradtrail.attribution.scoring.kept_contributions._MOST_VALUES", 100)
     scored = Scored("grad_dot")
     small = scored.contributions()
     assert max(map(len, scored.reads)) == 5

@@ -10,7 +10,7 @@ from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.fidelity.evaluation import predicted_effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.methods.rules import prepare_queries
-from gradtrail.attribution.scoring.contributions import contributions, group_effects, left_out_sums
+from gradtrail.attribution.scoring.contribution_blocks import contributions, group_effects, left_out_sums
 from gradtrail.attribution.scoring.passes import single_pass
 from gradtrail.attribution.weighting.horizons import fit_horizon
 from gradtrail.errors import DataError, StoreError, UsageError

@@ -19,7 +19,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.numerics.linear_solvers import refuse_asymmetric
-from gradtrail.attribution.scoring.self_influence import self_influence
+from gradtrail.attribution.scoring.self_scores import self_influence
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 
 EXACT = FeatureSettings(group_dimension=10**6, dtype="float64")

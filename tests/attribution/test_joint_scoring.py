@@ -15,7 +15,7 @@ from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import find_method, prepare_queries
 from gradtrail.attribution.scoring.joint import Member, joint_pass
 from gradtrail.attribution.scoring.passes import overall_influence, overall_of_pass, score, score_pass
-from gradtrail.attribution.scoring.self_influence import self_influence, summed_self_influence
+from gradtrail.attribution.scoring.self_scores import self_influence, summed_self_influence
 from gradtrail.errors import DataError, UsageError
 
 RATES = (0.1, 0.05, 0.02)

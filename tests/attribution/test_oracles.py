@@ -13,7 +13,7 @@ from gradtrail.attribution.curvature.vectors import model_vectors, observed_vect
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features, iterate_features
 from gradtrail.attribution.methods.rules import prepare_queries
-from gradtrail.attribution.scoring.self_influence import self_influence, summed_self_influence
+from gradtrail.attribution.scoring.self_scores import self_influence, summed_self_influence
 from gradtrail.demo.digits import DigitsAdapter, load_digits_data, train
 from gradtrail.nouns import Example
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gradtrail.attribution.features.weights import group_weights
-from gradtrail.attribution.scoring.contributions import ContributionBlock
+from gradtrail.attribution.scoring.contribution_blocks import ContributionBlock
 from gradtrail.attribution.weighting.aspects import same_value_share
 from gradtrail.attribution.weighting.effects import EffectSplit, chosen_or_uniform, fit_effects
 from gradtrail.attribution.weighting.fitting import Aspect, FittingSettings, fit_weighting

@@ -8,7 +8,7 @@ from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
-from gradtrail.attribution.scoring.contributions import contributions
+from gradtrail.attribution.scoring.contribution_blocks import contributions
 from gradtrail.attribution.scoring.passes import single_pass
 from gradtrail.attribution.weighting.fitting import FittingSettings, fit_weighting
 from gradtrail.attribution.weighting.learning import (

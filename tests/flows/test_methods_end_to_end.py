@@ -22,7 +22,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Weighting
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audit.self_influences import write_self_influence
-from gradtrail.tasks.calibrate.candidates import Predictor, candidates
+from gradtrail.tasks.calibrate.candidate_methods import Predictor, candidates
 from gradtrail.tasks.calibrate.plans import CalibrateOptions
 from gradtrail.tasks.calibrate.runs import drawn_queries
 from gradtrail.tasks.core.models import pinned_model

@@ -11,7 +11,7 @@ from gradtrail.nouns import Index, Weighting
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audit.preparing import method_parameters, prepare_audit
 from gradtrail.tasks.audit.self_influences import write_self_influence
-from gradtrail.tasks.calibrate.candidates import query_features
+from gradtrail.tasks.calibrate.candidate_methods import query_features
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.index.opened import method_indexes, open_index
 from gradtrail.tasks.index.options import IndexOptions

@@ -23,7 +23,7 @@ from referencing import Registry, Resource
 from gradtrail.errors import GradtrailError, NotFoundError, UsageError
 from gradtrail.lineage.chain.proofs import audit_evidence
 from gradtrail.lineage.exports import openlineage_events
-from gradtrail.lineage.exports.bill_of_materials import bill_of_materials
+from gradtrail.lineage.exports.cyclonedx import bill_of_materials
 from gradtrail.lineage.exports.openlineage_events import GradtrailAttributionRunFacet, run_events
 from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
 from gradtrail.lineage.exports.provenance import provenance_json

@@ -4,7 +4,7 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.ledger.audit_rows import audit_rows
 from gradtrail.lineage.ledger.migrations import newest_version, schema_files

@@ -8,8 +8,8 @@ import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.ledger.writing import Ledger
-from gradtrail.lineage.read.blast_radius import EXAMPLE_ID, blast_radius
 from gradtrail.lineage.read.comparisons import compare_audits
+from gradtrail.lineage.read.reach import EXAMPLE_ID, blast_radius
 from gradtrail.lineage.sql.answering import schema_text
 from gradtrail.nouns import Audit, ExampleInfluence, OutputResult, Share
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity

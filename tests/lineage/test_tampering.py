@@ -18,7 +18,7 @@ from gradtrail.lineage.erasure.erasures import erase, finish
 from gradtrail.lineage.erasure.plan import ErasureRequest
 from gradtrail.lineage.events.alerts import Alert, record_alerts
 from gradtrail.lineage.events.revisions import record_index_revision, record_revision
-from gradtrail.lineage.events.watermarks import record_watermark
+from gradtrail.lineage.events.source_watermarks import record_watermark
 from gradtrail.lineage.events.withdrawals import WithdrawalRequest, withdraw
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import listings

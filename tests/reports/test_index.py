@@ -19,7 +19,7 @@ from gradtrail.lineage.read.audit_history import FiredRule, PastAudit
 from gradtrail.lineage.read.comparisons import Compared
 from gradtrail.nouns import Fidelity, Finding, Share
 from gradtrail.reports.index.charts import HEIGHT, LEFT, WIDTH, fidelity_chart, findings_chart, share_chart
-from gradtrail.reports.index.compare_page import changed_findings, compare_page, compared_shares
+from gradtrail.reports.index.comparison import changed_findings, compare_page, compared_shares
 from gradtrail.reports.index.model import IndexedAudit
 from gradtrail.reports.index.page import MOST_DRAWN, index_page
 from gradtrail.reports.index.parts import index_parts

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from gradtrail.storage.files.write_behind import write_behind
+from gradtrail.storage.files.writing_behind import write_behind
 
 
 def test_every_batch_is_written_once_in_order_while_the_next_is_made():

@@ -3,7 +3,7 @@
 from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.nouns import Attribution, Coverage, OutputResult
 from gradtrail.reports.policies.evaluation import evaluate, load_policy
-from gradtrail.tasks.audit.policy_facts import policy_facts
+from gradtrail.tasks.audit.facts import policy_facts
 
 
 def _withdrawn_findings(withdrawn):

@@ -18,7 +18,7 @@ from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
 from gradtrail.attribution.methods.registry import METHODS, find_method
-from gradtrail.attribution.scoring.contributions import group_effects, left_out_sums
+from gradtrail.attribution.scoring.contribution_blocks import group_effects, left_out_sums
 from gradtrail.attribution.scoring.joint import Member
 from gradtrail.nouns import Example, Weighting
 from gradtrail.tasks.audit.preparing import MethodOptions, method_parameters, prepare_audit, training_segments

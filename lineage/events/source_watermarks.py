@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import duckdb
 
-from gradtrail.lineage.chain.append import append
+from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger

@@ -1,0 +1,11 @@
+from .base import Batch as Batch
+from .base import ClassificationAdapter as ClassificationAdapter
+from .base import ModelAdapter as ModelAdapter
+from .base import RegressionAdapter as RegressionAdapter
+from .base import TrainingData as TrainingData
+from .base import iterate_examples as iterate_examples
+from .causal_language_model import CausalLMAdapter as CausalLMAdapter
+from .collation import map_tensors as map_tensors
+from .loading import adapter_reference as adapter_reference
+from .loading import adapter_source_sha256 as adapter_source_sha256
+from .loading import load_adapter as load_adapter

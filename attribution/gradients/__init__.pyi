@@ -1,0 +1,15 @@
+from .capture import compute_features as compute_features
+from .capture import iterate_features as iterate_features
+from .checks import check_capture as check_capture
+from .checks import check_determinism as check_determinism
+from .eval_mode import frozen_in_eval as frozen_in_eval
+from .hooks import Recording as Recording
+from .hooks import recording as recording
+from .instrument import Instrument as Instrument
+from .instrument import build_instrument as build_instrument
+from .memory import FEW_EXAMPLES as FEW_EXAMPLES
+from .memory import MEMORY_BUDGET as MEMORY_BUDGET
+from .memory import MOST_EXAMPLES as MOST_EXAMPLES
+from .memory import choose_batch_size as choose_batch_size
+from .memory import measure_memory as measure_memory
+from .shards import Shard as Shard

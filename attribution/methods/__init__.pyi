@@ -1,0 +1,10 @@
+from .prepared import PreparedQueries as PreparedQueries
+from .registry import Combination as Combination
+from .registry import METHODS as METHODS
+from .registry import Method as Method
+from .registry import find_method as find_method
+from .registry import inverse_norms as inverse_norms
+from .rules import prepare_queries as prepare_queries
+from .unrolling import Segment as Segment
+from .unrolling import carried_rows as carried_rows
+from .unrolling import unrolled_queries as unrolled_queries

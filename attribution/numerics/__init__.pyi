@@ -1,0 +1,15 @@
+from .correlation import centred as centred
+from .correlation import cosines as cosines
+from .correlation import ranks as ranks
+from .correlation import spearmans as spearmans
+from .linear_solvers import Product as Product
+from .linear_solvers import SolverOptions as SolverOptions
+from .linear_solvers import conjugate_gradients as conjugate_gradients
+from .linear_solvers import largest_eigenvalue as largest_eigenvalue
+from .linear_solvers import mean_eigenvalue as mean_eigenvalue
+from .linear_solvers import neumann_series as neumann_series
+from .linear_solvers import refuse_asymmetric as refuse_asymmetric
+from .nonnegative import nonnegative_least_squares as nonnegative_least_squares
+from .products import faster_products as faster_products
+from .products import frozen_linear as frozen_linear
+from .products import has_faster_products as has_faster_products

@@ -1,0 +1,9 @@
+from .allocation import allocate as allocate
+from .eigen import EIGEN_VERSION as EIGEN_VERSION
+from .eigen import EigenBasis as EigenBasis
+from .eigen import leading_basis as leading_basis
+from .eigen import side_key as side_key
+from .eigen import whole_basis as whole_basis
+from .random import PROJECTION_VERSION as PROJECTION_VERSION
+from .random import ProjectionSide as ProjectionSide
+from .random import projection_matrix as projection_matrix

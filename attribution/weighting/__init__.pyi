@@ -1,0 +1,13 @@
+from .aspects import Aspect as Aspect
+from .aspects import OBJECTIVE as OBJECTIVE
+from .aspects import same_value_share as same_value_share
+from .effects import EffectSplit as EffectSplit
+from .effects import best_or_uniform as best_or_uniform
+from .effects import chosen_or_uniform as chosen_or_uniform
+from .fitting import FittingSettings as FittingSettings
+from .fitting import fit_weighting as fit_weighting
+from .fitting import self_supervised_choices as self_supervised_choices
+from .horizons import fit_horizon as fit_horizon
+from .learning import TopKSettings as TopKSettings
+from .learning import effective_groups as effective_groups
+from .levels import Level as Level

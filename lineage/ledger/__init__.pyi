@@ -1,0 +1,9 @@
+from .migrations import schema_differences as schema_differences
+from .migrations import schema_files as schema_files
+from .migrations import version_of as version_of
+from .seal import Seal as Seal
+from .seal import is_continued as is_continued
+from .seal import publications_held as publications_held
+from .seal import read_seal as read_seal
+from .seal import seal_path as seal_path
+from .writing import Ledger as Ledger

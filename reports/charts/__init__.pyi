@@ -1,0 +1,12 @@
+from .groups import GroupChart as GroupChart
+from .groups import GroupFigure as GroupFigure
+from .groups import group_figure as group_figure
+from .groups import weight_chart as weight_chart
+from .lineage_graph import Drawing as Drawing
+from .lineage_graph import GraphEdge as GraphEdge
+from .lineage_graph import GraphNode as GraphNode
+from .lineage_graph import draw as draw
+from .lineage_graph import drawing_of_output as drawing_of_output
+from .shares import ShareFigure as ShareFigure
+from .shares import reading_order as reading_order
+from .shares import share_figures as share_figures

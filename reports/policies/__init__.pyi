@@ -1,0 +1,9 @@
+from .evaluation import evaluate as evaluate
+from .facts import EarlierAudit as EarlierAudit
+from .facts import Likeness as Likeness
+from .facts import PolicyFacts as PolicyFacts
+from .facts import RankedExample as RankedExample
+from .file import Policy as Policy
+from .file import listed as listed
+from .file import load_policy as load_policy
+from .sql import evidence_sql as evidence_sql

@@ -1,0 +1,10 @@
+from .arrow_text import ArrowText as ArrowText
+from .arrow_text import CodedText as CodedText
+from .atomic import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+from .atomic import replacing as replacing
+from .atomic import write_atomically as write_atomically
+from .exclusive import holding as holding
+from .kept_runs import KeptRuns as KeptRuns
+from .payloads import PayloadStore as PayloadStore
+from .reading_ahead import read_ahead as read_ahead
+from .writing_behind import write_behind as write_behind

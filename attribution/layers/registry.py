@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradtrail.attribution.registry import Registry
+
 
 @dataclass(frozen=True)
 class GradientShape:
@@ -102,7 +104,7 @@ class LayerRule(ABC):
         return torch.cat(parts, dim=2)
 
 
-_RULES: dict[type[nn.Module] | str, LayerRule] = {}
+_RULES: Registry[type[nn.Module] | str, LayerRule] = Registry("gradtrail.attribution.layers.rules")
 
 
 def layer_rule(*layer_types: type[nn.Module] | str) -> Callable[[type[LayerRule]], type[LayerRule]]:
@@ -110,7 +112,7 @@ def layer_rule(*layer_types: type[nn.Module] | str) -> Callable[[type[LayerRule]
 
     def register(rule_type: type[LayerRule]) -> type[LayerRule]:
         for layer_type in layer_types:
-            _RULES[layer_type] = rule_type()
+            _RULES.add(layer_type, rule_type())
         return rule_type
 
     return register

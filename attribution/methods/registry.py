@@ -18,6 +18,7 @@ from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.registry import Registry
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
@@ -105,8 +106,7 @@ class Method:
         return "; ".join(NEEDS[need][0] for need in self.needs) or "nothing more"
 
 
-_METHODS: dict[str, Method] = {}
-METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+METHODS: Registry[str, Method] = Registry("gradtrail.attribution.methods.rules")
 """Every method by name."""
 
 
@@ -124,7 +124,7 @@ def attribution_method(
 
     def register(precondition: Callable[[Preparation], Tensor]) -> Callable[[Preparation], Tensor]:
         name = precondition.__name__
-        _METHODS[name] = Method(name, source, description, cost, needs, train_scale, combination, precondition, carry)
+        METHODS.add(name, Method(name, source, description, cost, needs, train_scale, combination, precondition, carry))
         return precondition
 
     return register

@@ -12,7 +12,7 @@ from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger
-from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.catalogue import index
 from gradtrail.nouns import Index
 
 FileKind = Literal["report", "manifest"]
@@ -46,7 +46,7 @@ def record_index_revision(ledger: Ledger, measured: Index, reason: str) -> bool:
         LedgerError: it was never recorded, or holds other examples than when it was.
     """
     with ledger.transaction() as connection:
-        recorded = queries.index(connection, measured.index_id)
+        recorded = index(connection, measured.index_id)
         if recorded is None or _examples(recorded) != _examples(measured):
             raise LedgerError(
                 f"Index {measured.index_id} does not hold the examples that the ledger recorded of it.",

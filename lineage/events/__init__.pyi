@@ -4,8 +4,6 @@ from .alerts import DELIVERED as DELIVERED
 from .alerts import DUE as DUE
 from .alerts import record_alerts as record_alerts
 from .alerts import undelivered_alerts as undelivered_alerts
-from .revisions import current_digests as current_digests
-from .revisions import index_revisions as index_revisions
 from .revisions import record_index_revision as record_index_revision
 from .revisions import record_revision as record_revision
 from .source_watermarks import newest_watermark as newest_watermark

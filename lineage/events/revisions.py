@@ -1,11 +1,8 @@
-"""What was made again after it was recorded, files and indexes: the digests that hold since, with the reason."""
+"""Recording what was made again, files and indexes: the digests that hold since, with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import duckdb
 
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.chain.appending import append
@@ -13,16 +10,8 @@ from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read.catalogue import index
+from gradtrail.lineage.read.revisions import FileKind, current_digests
 from gradtrail.nouns import Index
-
-FileKind = Literal["report", "manifest"]
-
-
-def current_digests(connection: duckdb.DuckDBPyConnection, kind: FileKind, subject_id: str) -> dict[str, str] | None:
-    """Digest by file name after the latest rewriting; None where there was none."""
-    query = "SELECT file_sha256 FROM file_revision WHERE kind = ? AND subject_id = ? ORDER BY revision DESC LIMIT 1"
-    row = first_row(connection, query, [kind, subject_id])
-    return dict(row[0]) if row else None
 
 
 def record_revision(
@@ -58,12 +47,6 @@ def record_index_revision(ledger: Ledger, measured: Index, reason: str) -> bool:
         record = (measured.index_id, row[0] + 1 if row else 1, measured.table_version, measured.rows_sha256, reason)
         append(connection, "index_revision", measured.index_id, [rows_of("index_revision", [record])])
         return True
-
-
-def index_revisions(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str]]:
-    """Indexes that were measured again, each time with the event that says so and the reason."""
-    query = "SELECT index_id, event_sequence, reason FROM index_revision ORDER BY event_sequence"
-    return connection.execute(query).fetchall()
 
 
 def _examples(index: Index) -> tuple[int, int, set[str]]:

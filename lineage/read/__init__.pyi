@@ -12,6 +12,7 @@ from .audit_history import fidelity_events as fidelity_events
 from .audit_history import findings_of as findings_of
 from .audit_history import numbered_audits as numbered_audits
 from .audit_history import past_audits as past_audits
+from .catalogue import index as index
 from .closure import resolve as resolve
 from .comparisons import Compared as Compared
 from .comparisons import Comparison as Comparison
@@ -24,4 +25,7 @@ from .graphs import edges_among as edges_among
 from .reach import BlastRadius as BlastRadius
 from .reach import EXAMPLE_ID as EXAMPLE_ID
 from .reach import blast_radius as blast_radius
+from .revisions import FileKind as FileKind
+from .revisions import current_digests as current_digests
+from .revisions import index_revisions as index_revisions
 from .share_history import earlier_shares as earlier_shares

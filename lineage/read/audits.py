@@ -11,9 +11,9 @@ import duckdb
 
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.connections import first_row
-from gradtrail.lineage.events.revisions import current_digests
 from gradtrail.lineage.read.answers import AuditDetails, AuditTold, RecordedReport
 from gradtrail.lineage.read.catalogue import model_version
+from gradtrail.lineage.read.revisions import current_digests
 from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
 
 Connection = duckdb.DuckDBPyConnection

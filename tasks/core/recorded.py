@@ -7,8 +7,8 @@ from typing import TypeVar
 import duckdb
 
 from gradtrail.errors import LedgerError, NotReadyError
-from gradtrail.lineage.events.revisions import current_digests
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.revisions import current_digests
 from gradtrail.nouns import DatasetVersion, Index, ModelVersion, Run, Weighting
 
 _Noun = TypeVar("_Noun")

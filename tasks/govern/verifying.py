@@ -12,8 +12,8 @@ from gradtrail.digests import sha256_file, short
 from gradtrail.errors import GradtrailError
 from gradtrail.lineage.chain.proofs import audit_evidence
 from gradtrail.lineage.erasure.erasures import erased_subjects
-from gradtrail.lineage.events.revisions import index_revisions
 from gradtrail.lineage.read import listings
+from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.lineage.verify.signatures import read_public_key, signature_of
 from gradtrail.lineage.verify.verifying import Problem, verify_ledger
 from gradtrail.reports.write import JSON_NAME

@@ -17,8 +17,9 @@ from gradtrail.errors import DataError, LedgerError, StoreError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.lineage.events.revisions import index_revisions, record_index_revision
+from gradtrail.lineage.events.revisions import record_index_revision
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.options import IndexOptions

@@ -29,7 +29,7 @@ from fidelity.truths import CACHE, KINDS, Truths
 from machine import RESULTS, environment, start_again_under_conditions, write_results
 from peer_environment import PEERS
 
-from gradtrail.attribution.scoring.passes import ScoringPass
+from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.attribution.yardsticks.baselines import lexical_pass, neighbour_pass, random_pass
 
 LONGEST_FIRST = ("language", "cancer", "digits", "diabetes")

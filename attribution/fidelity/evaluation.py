@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.numerics.correlation import cosines, spearmans
-from gradtrail.attribution.scoring.passes import ScoringPass
+from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.errors import DataError, UsageError
 
 FEWEST_QUERIES = 3

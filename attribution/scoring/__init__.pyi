@@ -4,13 +4,13 @@ from .contribution_blocks import contributions as contributions
 from .contribution_blocks import group_effects as group_effects
 from .contribution_blocks import left_out_sums as left_out_sums
 from .joint import Member as Member
-from .joint import joint_pass as joint_pass
+from .joint import scoring_pass as scoring_pass
 from .kept_contributions import KeptRows as KeptRows
 from .kept_contributions import group_contributions as group_contributions
 from .passes import Ranked as Ranked
 from .passes import ScoreResult as ScoreResult
-from .passes import ScoredBatch as ScoredBatch
-from .passes import ScoringPass as ScoringPass
+from .batches import ScoredBatch as ScoredBatch
+from .batches import ScoringPass as ScoringPass
 from .passes import overall_of_pass as overall_of_pass
 from .passes import score as score
 from .passes import score_pass as score_pass

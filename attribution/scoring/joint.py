@@ -1,4 +1,4 @@
-"""One score from several indexes (one a checkpoint), joined by example id in one streaming pass.
+"""The scoring pass over one index, or over several (one a checkpoint) whose scores are joined by example id.
 
 `sum` adds the scores of all members: of tracin_cp, whose queries carry the learning rate of their checkpoint, or of
 influence functions, each with the curvature of its checkpoint. `mean_margin` averages
@@ -18,23 +18,26 @@ from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_proba
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import Combination
-from gradtrail.attribution.scoring.passes import ScoredBatch, ScoringPass, score_batches
+from gradtrail.attribution.scoring.batches import ScoredBatch, ScoringPass, score_batches
 from gradtrail.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
 class Member:
-    """One index of several: the outputs prepared for it, and its rows as often as asked."""
+    """One index: the outputs prepared for it, and its rows as often as asked."""
 
     queries: PreparedQueries
     rows: Callable[[], Iterable[FeatureRows]]
 
 
-def joint_pass(
-    members: Sequence[Member], combination: Combination, on_missing: Callable[[str], None] | None = None
+def scoring_pass(
+    members: Sequence[Member],
+    combination: Combination = "one",
+    on_missing: Callable[[str], None] | None = None,
 ) -> ScoringPass:
     """Score the examples that every member holds.
 
+    The scores of one index are streamed in the type of the queries; those of several are added in float64.
     Members whose rows come in the same order are joined batch by batch. Rows in another order wait for their partners,
     as one column of scores each, so memory grows with the disorder and not with the number of rows. An example that
     some member lacks is handed to `on_missing`, in each pass; without it, it raises.
@@ -57,6 +60,8 @@ def joint_pass(
         )
 
     def batches() -> Iterator[ScoredBatch]:
+        if len(members) == 1 and combination != "mean_margin":
+            return score_batches(members[0].queries, members[0].rows())
         return _joined([_scored(member, combination) for member in members], combination, on_missing)
 
     return ScoringPass(len(members[0].queries.vectors), batches)

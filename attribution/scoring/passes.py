@@ -6,7 +6,7 @@ pass (`overall_influence`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.methods.prepared import PreparedQueries
-from gradtrail.attribution.methods.registry import inverse_norms
-from gradtrail.attribution.numerics.products import faster_products
 from gradtrail.attribution.scoring.attribute_sums import SIDES, AttributeCodes, AttributeSums
+from gradtrail.attribution.scoring.batches import ScoringPass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.scoring.permutation_intervals import IntervalShare, interval_shares
 from gradtrail.attribution.scoring.ranking import RunningTop
 from gradtrail.errors import DataError, StoreError, UsageError
@@ -27,7 +27,6 @@ from gradtrail.nouns import Share, Side
 
 Ranked = list[tuple[str, float]]
 ByValue = Mapping[str, Mapping[str, Tensor]]
-ScoredBatch = tuple[FeatureRows, NDArray[np.floating]]
 Value = TypeVar("Value")
 
 
@@ -64,52 +63,6 @@ class OverallInfluence:
     shares: Mapping[Side, Mapping[str, Mapping[str, IntervalShare]]]
 
 
-@dataclass(frozen=True)
-class ScoringPass:
-    """Every training row with its scores, as often as asked: batches of rows and (queries, batch) floats.
-
-    Scores are in the type of the queries, float32 or float64; sums over them are taken in float64.
-    """
-
-    query_count: int
-    batches: Callable[[], Iterator[ScoredBatch]]
-
-
-def single_pass(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]]) -> ScoringPass:
-    """Score one index; `rows()` streams it."""
-    return ScoringPass(len(queries.vectors), lambda: score_batches(queries, rows()))
-
-
-def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iterator[ScoredBatch]:
-    """Each batch with its scores (queries, batch): the one place where equation (1) is multiplied out.
-
-    Raises:
-        StoreError: when rows have another dimension than the queries.
-        DataError: naming an example or output with a score that is not finite.
-    """
-    transposed = queries.vectors.T.contiguous()
-    for batch in rows:
-        if batch.columns != queries.vectors.shape[1]:
-            raise StoreError(
-                f"Index rows have {batch.columns} columns, but the queries {queries.vectors.shape[1]}.",
-                "Prepare the queries with the plan of this index.",
-            )
-        with faster_products():
-            by_row = torch.cat([piece.to(transposed.dtype) @ transposed for piece in batch.pieces()])
-        if queries.train_scale == "inverse_norm":
-            by_row = by_row * inverse_norms(batch.squared_norms)[:, None]
-        scores = by_row.T
-        # One sum tells whether anything is not finite; only then is it worth a look at each score.
-        if not torch.isfinite(scores.sum()) and not torch.isfinite(scores).all():
-            query, row = torch.nonzero(~torch.isfinite(scores))[0].tolist()
-            name = queries.query_ids[query] if queries.query_ids else f"number {query}"
-            raise DataError(
-                f"The score of example {batch.example_ids[row]} for output {name} is not finite.",
-                "Check the index with `gradtrail verify`; with method influence, raise the damping.",
-            )
-        yield batch, scores.numpy()
-
-
 def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *, top_k: int) -> ScoreResult:
     """Score every row that `rows()` yields against every query, exactly.
 
@@ -117,7 +70,7 @@ def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *
         DataError: when there are no rows, or a score is not finite.
         StoreError: when rows do not fit the queries.
     """
-    return score_pass(single_pass(queries, rows), top_k=top_k)
+    return score_pass(scoring_pass([Member(queries, rows)]), top_k=top_k)
 
 
 def score_pass(scoring: ScoringPass, *, top_k: int) -> ScoreResult:
@@ -167,7 +120,8 @@ def overall_influence(
         StoreError: when the index is no longer the one `result` was computed from.
         DataError: as `score`.
     """
-    return overall_of_pass(single_pass(queries, rows), result, top_k=top_k, permutations=permutations, seed=seed)
+    scoring = scoring_pass([Member(queries, rows)])
+    return overall_of_pass(scoring, result, top_k=top_k, permutations=permutations, seed=seed)
 
 
 def overall_of_pass(
@@ -213,19 +167,17 @@ def shares(result: ScoreResult, overall: OverallInfluence, output_ids: Sequence[
         )
     found = []
     for side in SIDES:
+        totals = result.mass(side).tolist()
         for attribute, counts in result.attribute_counts.items():
             training = {value: count / result.example_count for value, count in counts.items()}
             for value, chance in _descending(overall.shares[side][attribute], lambda measured: measured.share):
                 found.append(
                     Share(None, side, attribute, value, chance.share, training[value], chance.low, chance.high)
                 )
+            masses = {value: mass.tolist() for value, mass in result.attribute_mass[side][attribute].items()}
             for position, output_id in enumerate(output_ids):
-                total = result.mass(side)[position].item()
-                parts = {
-                    value: mass[position].item() / total
-                    for value, mass in result.attribute_mass[side][attribute].items()
-                    if mass[position] > 0
-                }
+                total = totals[position]
+                parts = {value: mass[position] / total for value, mass in masses.items() if mass[position] > 0}
                 for value, part in _descending(parts, lambda share: share):
                     found.append(Share(output_id, side, attribute, value, part, training[value]))
     return found

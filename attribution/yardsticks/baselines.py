@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.scoring.passes import ScoredBatch, ScoringPass
+from gradtrail.attribution.scoring.batches import ScoredBatch, ScoringPass
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example
 

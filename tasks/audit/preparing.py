@@ -28,8 +28,8 @@ from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.unrolling import carried_rows
 from gradtrail.attribution.numerics.linear_solvers import SolverOptions
-from gradtrail.attribution.scoring.joint import Member, joint_pass
-from gradtrail.attribution.scoring.passes import ScoringPass
+from gradtrail.attribution.scoring.batches import ScoringPass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.models.checkpoints import write_safetensors
@@ -165,7 +165,7 @@ def prepare_audit(
         carried = carried_rows(rows, prepared)
         members.insert(0, Member(prepared, partial(each.rows, len(rows.example_ids))))
     missing: set[str] = set()
-    scoring = joint_pass(members, method.combination, missing.add)
+    scoring = scoring_pass(members, method.combination, missing.add)
     return PreparedAudit(scoring, tuple(members), output_queries[-1], examples, tuple(dict.fromkeys(warnings)), missing)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gradtrail.attribution.scoring.passes import ScoringPass
+from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.errors import StoreError
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import AuditDetails
@@ -52,7 +52,7 @@ class ScoreStream:
         for rows, scores in self._scoring.batches():
             for start in range(0, len(rows.example_ids), size):
                 example_ids = pa.array(rows.example_ids[start : start + size], pa.string())
-                piece = np.ascontiguousarray(scores[:, start : start + size])
+                piece = np.ascontiguousarray(scores[:, start : start + size], np.float64)
                 yield pa.RecordBatch.from_arrays(
                     [
                         self._output_ids.take(pa.array(np.repeat(np.arange(count), len(example_ids)))),

@@ -18,7 +18,7 @@ from gradtrail.attribution.fidelity.further_training import (
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.numerics.correlation import cosines, ranks, spearmans
-from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Example
 
@@ -60,7 +60,7 @@ def _scoring(classifier, queries, method="grad_dot"):
     plan = plan_features(model, FeatureSettings(group_dimension=4096, dtype="float64"))
     rows = compute_features(classifier, model, classifier.examples, plan)
     prepared = prepare_queries(method, compute_features(classifier, model, queries, plan), plan)
-    return single_pass(prepared, lambda: [rows])
+    return scoring_pass([Member(prepared, lambda: [rows])])
 
 
 def _effects(classifier, queries, left_out, kind, rate=1e-4, steps=(1,)):

@@ -12,7 +12,7 @@ from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
-from gradtrail.attribution.scoring.joint import Member, joint_pass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions, split_scores
 from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import StoreError
@@ -56,7 +56,7 @@ class Scored:
             rows = replace(rows, vectors=stored_vectors(rows.vectors, self.plan, stored))
             self.members.append(Member(prepared, lambda rows=rows: [rows]))
             self.kept.append(KeptRows(prepared, lambda ids, rows=rows: self._read(rows, ids)))
-        self.result = score_pass(joint_pass(self.members, self.combination), top_k=TOP)
+        self.result = score_pass(scoring_pass(self.members, self.combination), top_k=TOP)
         self.attributions = [
             Attribution(output_id, example_id, side, rank, score)
             for number, output_id in enumerate(self.members[0].queries.query_ids)

@@ -11,7 +11,7 @@ from gradtrail.attribution.fidelity.evaluation import predicted_effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.scoring.contribution_blocks import contributions, group_effects, left_out_sums
-from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.weighting.horizons import fit_horizon
 from gradtrail.errors import DataError, StoreError, UsageError
 
@@ -159,7 +159,9 @@ def test_effects_of_groups_add_up_to_the_predicted_effects(method):
     plan = _plan()
     queries = prepare_queries(method, MEASURED, plan)
     effects = group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
-    np.testing.assert_allclose(effects.sum(2), predicted_effects(single_pass(queries, _stream), LEFT_OUT), rtol=1e-10)
+    np.testing.assert_allclose(
+        effects.sum(2), predicted_effects(scoring_pass([Member(queries, _stream)]), LEFT_OUT), rtol=1e-10
+    )
     streamed = torch.cat([block.values for block in contributions(queries, _stream, plan)()], dim=1)
     members = np.array([[name in without for name in TRAINING.example_ids] for without in LEFT_OUT])
     np.testing.assert_allclose(effects, np.einsum("sz,qzg->sqg", members, streamed.numpy()), rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import find_method, prepare_queries
-from gradtrail.attribution.scoring.joint import Member, joint_pass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.scoring.passes import overall_influence, overall_of_pass, score, score_pass
 from gradtrail.attribution.scoring.self_scores import self_influence, summed_self_influence
 from gradtrail.errors import DataError, UsageError
@@ -66,7 +66,7 @@ def test_tracin_cp_in_one_pass_is_the_sum_over_checkpoints_by_hand(checkpoints, 
         size = 5 + (position if disorder != "same order" else 0)
         prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=rate)
         members.append(Member(prepared, lambda rows=rows, order=order, size=size: batches(chosen(rows, order), size)))
-    scoring = joint_pass(members, "sum")
+    scoring = scoring_pass(members, "sum")
     result = score_pass(scoring, top_k=100)
     assert result.example_count == 12
     for query in range(12):
@@ -88,7 +88,7 @@ def test_influence_over_checkpoints_adds_up_what_each_finds_with_its_own_curvatu
         prepared = prepare_queries(method, rows, plan, relative_damping=0.5, **given)
         expected += prepared.vectors @ rows.vectors.T
         members.append(Member(prepared, lambda rows=rows: batches(rows, 5)))
-    result = score_pass(joint_pass(members, find_method(method).combination), top_k=100)
+    result = score_pass(scoring_pass(members, find_method(method).combination), top_k=100)
     for query in range(12):
         found = by_example(result, query)
         row = [found.get(example_id, 0.0) for example_id in measured[0].example_ids]
@@ -99,7 +99,7 @@ def test_one_member_gives_what_one_index_gives(checkpoints):
     plan, measured = checkpoints
     prepared = prepare_queries("grad_dot", measured[0], plan)
     alone = score(prepared, lambda: [measured[0]], top_k=5)
-    joint = joint_pass([Member(prepared, lambda: [measured[0]])], "one")
+    joint = scoring_pass([Member(prepared, lambda: [measured[0]])], "one")
     together = score_pass(joint, top_k=5)
     assert alone.proponents == together.proponents
     assert alone.attribute_mass["proponent"].keys() == together.attribute_mass["proponent"].keys()
@@ -121,12 +121,12 @@ def test_a_trak_ensemble_averages_kernels_and_margins_separately(checkpoints):
         prepared = prepare_queries("trak", rows, plan, kernel=kernel, relative_damping=0.1)
         members.append(Member(prepared, lambda rows=rows: batches(rows, 5)))
     expected = torch.stack(kernels).mean(0) * torch.stack(margins).mean(0)
-    result = score_pass(joint_pass(members, "mean_margin"), top_k=100)
+    result = score_pass(scoring_pass(members, "mean_margin"), top_k=100)
     for query in range(12):
         found = by_example(result, query)
         row = [found.get(example_id, 0.0) for example_id in measured[0].example_ids]
         assert row == pytest.approx(expected[query].tolist(), rel=1e-6, abs=1e-9)
-    single = score_pass(joint_pass(members[:1], "mean_margin"), top_k=100)
+    single = score_pass(scoring_pass(members[:1], "mean_margin"), top_k=100)
     plain = score(members[0].queries, members[0].rows, top_k=100)
     assert by_example(single, 3) == pytest.approx(by_example(plain, 3), rel=1e-9)
 
@@ -139,9 +139,9 @@ def test_examples_that_one_checkpoint_lacks_are_named_or_counted_but_never_dropp
         prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=0.1)
         members.append(Member(prepared, lambda kept=kept: batches(kept, 4)))
     with pytest.raises(DataError, match=r"2 example\(s\) are in some of the indexes only: example-000, example-001"):
-        score_pass(joint_pass(members, "sum"), top_k=3)
+        score_pass(scoring_pass(members, "sum"), top_k=3)
     missing: set[str] = set()
-    result = score_pass(joint_pass(members, "sum", missing.add), top_k=3)
+    result = score_pass(scoring_pass(members, "sum", missing.add), top_k=3)
     assert result.example_count == 10
     assert missing == {"example-000", "example-001"}
 
@@ -151,11 +151,11 @@ def test_members_that_do_not_belong_together_are_refused(checkpoints):
     first = Member(prepare_queries("grad_dot", measured[0], plan), lambda: [measured[0]])
     other = dataclasses.replace(first, queries=dataclasses.replace(first.queries, query_ids=("elsewhere",) * 12))
     with pytest.raises(UsageError, match="No index"):
-        joint_pass([], "sum")
+        scoring_pass([], "sum")
     with pytest.raises(UsageError, match="scores one index, and 2 were given"):
-        joint_pass([first, first], "one")
+        scoring_pass([first, first], "one")
     with pytest.raises(UsageError, match="different outputs"):
-        joint_pass([first, other], "sum")
+        scoring_pass([first, other], "sum")
 
 
 def test_self_influence_is_the_diagonal_of_the_scores(checkpoints):

@@ -9,7 +9,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.scoring.contribution_blocks import contributions
-from gradtrail.attribution.scoring.passes import single_pass
+from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.weighting.fitting import FittingSettings, fit_weighting
 from gradtrail.attribution.weighting.learning import (
     TopKSettings,
@@ -173,12 +173,12 @@ def test_contributions_add_up_to_the_scores_and_learned_weights_apply_to_them(me
     prepared = prepare_queries(method, queries, plan)
     streamed = contributions(prepared, lambda: [rows], plan)
     [block] = (each.values for each in streamed())
-    [(_, scores)] = single_pass(prepared, lambda: [rows]).batches()
+    [(_, scores)] = scoring_pass([Member(prepared, lambda: [rows])]).batches()
     torch.testing.assert_close(block.sum(2), torch.from_numpy(scores))
     weighting = fit_weighting(
         "self_supervised", plan, FittingSettings(ascent=TopKSettings(k=3)), contributions=streamed
     )
     assert set(weighting.group_weights) == {group.name for group in plan.groups}
     weighted = prepare_queries(method, queries, plan, weighting)
-    [(_, scores)] = single_pass(weighted, lambda: [rows]).batches()
+    [(_, scores)] = scoring_pass([Member(weighted, lambda: [rows])]).batches()
     torch.testing.assert_close(block @ _weights(weighting), torch.from_numpy(scores))

@@ -12,7 +12,7 @@ from gradtrail.attribution.curvature.vectors import model_vectors
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.methods.rules import METHODS
-from gradtrail.attribution.scoring.joint import joint_pass
+from gradtrail.attribution.scoring.joint import scoring_pass
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.calibrate import calibrate
@@ -302,7 +302,7 @@ def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give
     [joined, *_] = [each for each in candidates(ingested.workspace, pinned, serving, asked) if len(each.index_ids) == 2]
     predicted = predictor.predict(joined)
     scored = {}
-    for rows, scores in joint_pass(predicted.members, "sum").batches():
+    for rows, scores in scoring_pass(predicted.members, "sum").batches():
         scored |= dict(zip(rows.example_ids, scores.T, strict=True))
     expected = [sum(scored[example_id] for example_id in half) for half in halves]
     np.testing.assert_allclose(predicted.effects(Weighting()), expected, rtol=1e-4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,21 +59,34 @@ def split_scores(
     by_example: dict[str, list[int]] = {}
     for place, attribution in enumerate(attributions):
         by_example.setdefault(attribution.example_id, []).append(place)
-    numbers = [{output_id: number for number, output_id in enumerate(each.queries.query_ids)} for each in members]
+    outputs = [_output_numbers(each.queries, attributions) for each in members]
     named = sorted(by_example)
     for start in range(0, len(named), _EXAMPLES_AT_ONCE):
         wanted = named[start : start + _EXAMPLES_AT_ONCE]
-        places = [place for example_id in wanted for place in by_example[example_id]]
+        places = torch.tensor([place for example_id in wanted for place in by_example[example_id]])
+        counts = torch.tensor([len(by_example[example_id]) for example_id in wanted])
         rows = [_Rows.read(each, wanted, plan, combination) for each in members]
+        examples = [own.numbers_of(wanted).repeat_interleave(counts) for own in rows]
         size = max(1, _MOST_VALUES // plan.dimension)
-        for block in (places[first : first + size] for first in range(0, len(places), size)):
+        for first in range(0, len(places), size):
+            block = places[first : first + size]
+            here = [each[first : first + size] for each in examples]
             total = torch.zeros(len(block), len(plan.groups), dtype=torch.float64)
-            for each, own, by_output in zip(members, rows, numbers, strict=True):
-                total += own.split(each.queries, by_output, [attributions[place] for place in block], plan)
+            for each, own, of_outputs, of_examples in zip(members, rows, outputs, here, strict=True):
+                total += own.split(each.queries, of_outputs[block], of_examples, plan)
             if combination == "mean_margin":
-                margins = torch.stack([own.margins_of([attributions[p] for p in block]) for own in rows]).mean(0)
+                margins = torch.stack([own.margins[chosen] for own, chosen in zip(rows, here, strict=True)]).mean(0)
                 total *= margins.unsqueeze(1) / len(members)
-            yield ScoreSplit(torch.tensor(block), total)
+            yield ScoreSplit(block, total)
+
+
+def _output_numbers(queries: PreparedQueries, attributions: Sequence[Attribution]) -> Tensor:
+    """The row of each attribution's output among the queries, (attributions,)."""
+    by_output = {output_id: number for number, output_id in enumerate(queries.query_ids)}
+    strangers = sorted({each.output_id for each in attributions} - by_output.keys())
+    if strangers:
+        raise StoreError(f"Output {strangers[0]} is not among the queries.", "Pass the queries that were scored.")
+    return torch.tensor([by_output[each.output_id] for each in attributions])
 
 
 def group_contributions(
@@ -88,22 +102,19 @@ def group_contributions(
     Raises:
         StoreError: as `split_scores`, and where the parts do not add up to the scores.
     """
-    sums: dict[tuple[str, Side], _Sums] = {}
+    sums = _Sums(attributions, len(plan.groups))
     for split in split_scores(members, attributions, plan, combination):
-        for place, values in zip(split.places.tolist(), split.values, strict=True):
-            found = attributions[place]
-            sums.setdefault((found.output_id, found.side), _Sums(len(plan.groups))).add(found.score, values)
+        sums.add(split)
+    found = sums.shares()
     shares: dict[tuple[str | None, Side], Tensor] = {}
     for side in SIDES:
-        of_side = [share for key, each in sums.items() if key[1] == side and (share := each.share(key[0])) is not None]
+        of_side = [share for key, share in found.items() if key[1] == side]
         if of_side:
             shares[None, side] = torch.stack(of_side).mean(0)
     for output_id in dict.fromkeys(attribution.output_id for attribution in attributions):
         for side in SIDES:
-            each = sums.get((output_id, side))
-            share = None if each is None else each.share(output_id)
-            if share is not None:
-                shares[output_id, side] = share
+            if (output_id, side) in found:
+                shares[output_id, side] = found[output_id, side]
     return [
         GroupContribution(output_id, side, group.name, part)
         for (output_id, side), share in shares.items()
@@ -112,30 +123,39 @@ def group_contributions(
 
 
 class _Sums:
-    """Parts and scores of one output and side, added up."""
+    """Parts and scores of each output and side, added up in the order in which they come."""
 
-    def __init__(self, groups: int) -> None:
-        self._parts = torch.zeros(groups, dtype=torch.float64)
-        self._size = 0.0
-        self._scores = 0.0
+    def __init__(self, attributions: Sequence[Attribution], groups: int) -> None:
+        self._keys = [(each.output_id, each.side) for each in attributions]
+        self._given = np.array([each.score for each in attributions])
+        count = len(set(self._keys))
+        self._numbers: dict[tuple[str, Side], int] = {}
+        self._parts, self._sizes, self._scores = np.zeros((count, groups)), np.zeros(count), np.zeros(count)
 
-    def add(self, score: float, values: Tensor) -> None:
-        self._parts += values
-        self._size += values.abs().sum().item()
-        self._scores += score
+    def add(self, split: ScoreSplit) -> None:
+        numbers = self._numbers
+        own = [numbers.setdefault(self._keys[place], len(numbers)) for place in split.places.tolist()]
+        np.add.at(self._parts, own, split.values.numpy())
+        np.add.at(self._sizes, own, split.values.abs().sum(1).numpy())
+        np.add.at(self._scores, own, self._given[split.places.numpy()])
 
-    def share(self, output_id: str) -> Tensor | None:
-        """(groups,), adding up to 1; None where all scores are zero."""
-        if self._scores == 0:
-            return None
-        total = self._parts.sum().item()
-        if abs(total - self._scores) > _TOLERANCE * self._size or total == 0:
-            raise StoreError(
-                f"The scores of output {output_id} add up to {self._scores:.6g}, but their parts by group to "
-                f"{total:.6g}.",
-                "Take the queries and the version of the index that were scored; `gradtrail verify` checks the index.",
-            )
-        return self._parts / total
+    def shares(self) -> dict[tuple[str, Side], Tensor]:
+        """(groups,) adding up to 1, for each output and side whose scores are not all zero."""
+        found = {}
+        for key, parts, size, scores in zip(
+            self._numbers, torch.from_numpy(self._parts), self._sizes.tolist(), self._scores.tolist(), strict=True
+        ):
+            if scores == 0:
+                continue
+            total = parts.sum().item()
+            if abs(total - scores) > _TOLERANCE * size or total == 0:
+                raise StoreError(
+                    f"The scores of output {key[0]} add up to {scores:.6g}, but their parts by group to {total:.6g}.",
+                    "Take the queries and the version of the index that were scored; `gradtrail verify` checks the "
+                    "index.",
+                )
+            found[key] = parts / total
+        return found
 
 
 @dataclass(frozen=True)
@@ -172,24 +192,11 @@ class _Rows:
             vectors = vectors / margins.unsqueeze(1)
         return cls({example_id: number for number, example_id in enumerate(ids)}, vectors, margins)
 
-    def split(
-        self,
-        queries: PreparedQueries,
-        by_output: dict[str, int],
-        attributions: Sequence[Attribution],
-        plan: FeaturePlan,
-    ) -> Tensor:
-        """(attributions, groups) for this index alone."""
-        strangers = sorted({each.output_id for each in attributions} - by_output.keys())
-        if strangers:
-            raise StoreError(f"Output {strangers[0]} is not among the queries.", "Pass the queries that were scored.")
-        outputs = torch.tensor([by_output[each.output_id] for each in attributions])
-        products = queries.vectors[outputs].double() * self.vectors[self._rows(attributions)]
+    def split(self, queries: PreparedQueries, outputs: Tensor, examples: Tensor, plan: FeaturePlan) -> Tensor:
+        """(attributions, groups) for this index alone, by the rows of their outputs and of their examples."""
+        products = queries.vectors[outputs].double() * self.vectors[examples]
         return torch.stack([products[:, columns].sum(1) for columns in plan.slices], dim=1)
 
-    def margins_of(self, attributions: Sequence[Attribution]) -> Tensor:
-        """1 − p of each attribution's example, (attributions,)."""
-        return self.margins[self._rows(attributions)]
-
-    def _rows(self, attributions: Sequence[Attribution]) -> Tensor:
-        return torch.tensor([self.number[each.example_id] for each in attributions])
+    def numbers_of(self, example_ids: Sequence[str]) -> Tensor:
+        """The row of each example, (examples,)."""
+        return torch.tensor([self.number[example_id] for example_id in example_ids])

@@ -26,16 +26,17 @@ def policy_facts(
     `withdrawn` is what the ledger says was withdrawn; the policy file may name more.
     """
     beyond = beyond or BeyondAudit()
+    ranked = _ranked(results, attributions, attributes)
     return PolicyFacts(
         results=tuple(results),
         shares=tuple(shares),
-        proponents=_ranked("proponent", results, attributions, attributes),
+        proponents=ranked["proponent"],
         coverage=coverage,
         fidelity=fidelity,
         withdrawn_values=withdrawn.values if withdrawn else {},
         withdrawn_example_ids=withdrawn.example_ids if withdrawn else frozenset(),
         suspects=tuple(influence for influence in influences if influence.side == "opponent"),
-        opponents=_ranked("opponent", results, attributions, attributes),
+        opponents=ranked["opponent"],
         likeness=beyond.likeness,
         earlier=beyond.earlier,
         self_influences=beyond.self_influences,
@@ -45,17 +46,22 @@ def policy_facts(
 
 
 def _ranked(
-    side: Side,
-    results: Sequence[OutputResult],
-    attributions: Sequence[Attribution],
-    attributes: Mapping[str, Mapping[str, str]],
-) -> dict[str, tuple[RankedExample, ...]]:
-    mass = {r.output_id: r.proponent_mass if side == "proponent" else r.opponent_mass for r in results}
-    ranked: dict[str, list[RankedExample]] = {result.output_id: [] for result in results}
-    for found in sorted(attributions, key=lambda a: (a.output_id, a.rank)):
-        if found.side == side:
-            share = abs(found.score / mass[found.output_id])
-            ranked[found.output_id].append(
-                RankedExample(found.example_id, found.rank, share, attributes[found.example_id])
-            )
-    return {output_id: tuple(examples) for output_id, examples in ranked.items()}
+    results: Sequence[OutputResult], attributions: Sequence[Attribution], attributes: Mapping[str, Mapping[str, str]]
+) -> dict[Side, dict[str, tuple[RankedExample, ...]]]:
+    """The kept examples of each side and output, by rank, with their share of the output's mass on that side."""
+    mass: dict[Side, dict[str, float]] = {
+        "proponent": {each.output_id: each.proponent_mass for each in results},
+        "opponent": {each.output_id: each.opponent_mass for each in results},
+    }
+    ranked: dict[Side, dict[str, list[RankedExample]]] = {side: {name: [] for name in of} for side, of in mass.items()}
+    for each in attributions:
+        share = abs(each.score / mass[each.side][each.output_id])
+        own = RankedExample(each.example_id, each.rank, share, attributes[each.example_id])
+        ranked[each.side][each.output_id].append(own)
+    return {
+        side: {name: tuple(sorted(examples, key=_rank)) for name, examples in of.items()} for side, of in ranked.items()
+    }
+
+
+def _rank(example: RankedExample) -> int:
+    return example.rank

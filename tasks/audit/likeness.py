@@ -73,13 +73,11 @@ def _likeness(
         return Likeness()
     units = torch.stack([rows[name] for name in names])
     cosines = dict(zip(names, (units @ query).tolist(), strict=True))
-    between = (units @ units.T).tolist() if least_pair else []
-    pairs = tuple(
-        (names[one], names[other], between[one][other])
-        for one in range(len(between))
-        for other in range(one + 1, len(between))
-        if between[one][other] >= least_pair
-    )
+    pairs: tuple[tuple[str, str, float], ...] = ()
+    if least_pair:
+        between = units @ units.T
+        near = torch.nonzero(torch.triu(between >= least_pair, diagonal=1)).tolist()
+        pairs = tuple((names[one], names[other], between[one, other].item()) for one, other in near)
     return Likeness(frozenset(same), cosines, pairs)
 
 

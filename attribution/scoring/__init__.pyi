@@ -1,3 +1,5 @@
+from .batches import ScoredBatch as ScoredBatch
+from .batches import ScoringPass as ScoringPass
 from .contribution_blocks import ContributionBlock as ContributionBlock
 from .contribution_blocks import Contributions as Contributions
 from .contribution_blocks import contributions as contributions
@@ -9,8 +11,6 @@ from .kept_contributions import KeptRows as KeptRows
 from .kept_contributions import group_contributions as group_contributions
 from .passes import Ranked as Ranked
 from .passes import ScoreResult as ScoreResult
-from .batches import ScoredBatch as ScoredBatch
-from .batches import ScoringPass as ScoringPass
 from .passes import overall_of_pass as overall_of_pass
 from .passes import score as score
 from .passes import score_pass as score_pass

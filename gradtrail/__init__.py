@@ -5,11 +5,13 @@ Public names load on first use, so that `import gradtrail` stays instant and hea
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from gradtrail.api import Connection as Connection
     from gradtrail.api import connect as connect
     from gradtrail.attribution.adapters.base import ClassificationAdapter as ClassificationAdapter
@@ -54,16 +56,24 @@ __all__ = [
     "register",
 ]
 
-try:
-    __version__ = version("gradtrail")
-except PackageNotFoundError:
-    __version__ = "0+checkout"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'gradtrail' has no attribute {name!r}")
+
+
+@cache
+def _version() -> str:
+    # Takes longer to import than all that a command needs for its help.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gradtrail")
+    except PackageNotFoundError:
+        return "0+checkout"
 
 
 def __dir__() -> list[str]:

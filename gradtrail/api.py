@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.ledger.writing import Ledger
-from gradtrail.lineage.read import queries
-from gradtrail.lineage.read.answers import Explanation, LineageNode
-from gradtrail.lineage.read.closure import resolve
-from gradtrail.lineage.read.comparisons import Comparison, compare_audits
-from gradtrail.lineage.read.graphs import LineageEdge, edges_among
-from gradtrail.lineage.read.reach import BlastRadius, blast_radius
-from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.nouns import Share
-from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
+    from gradtrail.lineage.read.answers import Explanation, LineageNode
+    from gradtrail.lineage.read.comparisons import Comparison
+    from gradtrail.lineage.read.graphs import LineageEdge
+    from gradtrail.lineage.read.reach import BlastRadius
     from gradtrail.tasks.audit.scores import AuditScores
     from gradtrail.tasks.core.workspace import Workspace
 
@@ -90,7 +85,6 @@ class Connection:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._ledger: Ledger = workspace.ledger()
         self._snapshot: Path = workspace.snapshot
 
     def sql(
@@ -116,6 +110,8 @@ class Connection:
             NotFoundError: if there is no such audit.
             StoreError: if the stored gradients of the audit are gone.
         """
+        from gradtrail.lineage.sql.answering import run_sql
+
         if scores_of is None:
             table = run_sql(self._snapshot, statement, parameters=parameters, timeout_seconds=timeout_seconds or 30)
             return SqlResult(table)
@@ -149,6 +145,8 @@ class Connection:
         Raises:
             NotFoundError: if no example has such a value, or there is no such audit.
         """
+        from gradtrail.lineage.read.reach import blast_radius
+
         with self._read() as connection:
             return blast_radius(connection, attribute, values, as_of=as_of)
 
@@ -158,6 +156,8 @@ class Connection:
         Raises:
             NotFoundError: if there is no such audit.
         """
+        from gradtrail.lineage.read.comparisons import compare_audits
+
         with self._read() as connection:
             return compare_audits(connection, a, b)
 
@@ -167,18 +167,24 @@ class Connection:
         Raises:
             NotFoundError: for an unknown output; it names those that are close.
         """
+        from gradtrail.lineage.read.explanations import explain
+
         with self._read() as connection:
-            return queries.explain(connection, output_id)
+            return explain(connection, output_id)
 
     def upstream(self, node_id: str, *, as_of: str | None = None) -> list[LineageNode]:
         """Everything that an output, audit, checkpoint, … came from; with `as_of`, as it was at that audit."""
+        from gradtrail.lineage.read.closure import upstream
+
         with self._read() as connection:
-            return queries.upstream(connection, node_id, as_of=as_of)
+            return upstream(connection, node_id, as_of=as_of)
 
     def downstream(self, node_id: str, *, as_of: str | None = None) -> list[LineageNode]:
         """Everything that came from an example, source, dataset version, …; with `as_of`, as it was at that audit."""
+        from gradtrail.lineage.read.closure import downstream
+
         with self._read() as connection:
-            return queries.downstream(connection, node_id, as_of=as_of)
+            return downstream(connection, node_id, as_of=as_of)
 
     def resolve(self, text: str, kind: str) -> str:
         """The full id of a thing of that kind, from its id or the beginning of it.
@@ -187,18 +193,23 @@ class Connection:
             NotFoundError: nothing has that id.
             UsageError: several things have it, or it is of another kind.
         """
+        from gradtrail.lineage.read.closure import resolve
+
         with self._read() as connection:
-            found, identifier = queries.resolve(connection, text)
+            found, identifier = resolve(connection, text)
         if found != kind:
             raise UsageError(f"{identifier} is a {found.replace('_', ' ')}, not a {kind}.", f"Give the id of a {kind}.")
         return identifier
 
     def edges_among(self, nodes: Sequence[LineageNode]) -> list[LineageEdge]:
         """Every edge between nodes of a closure, for a picture of it."""
+        from gradtrail.lineage.read.graphs import edges_among
+
         with self._read() as connection:
             return edges_among(connection, nodes)
 
     def _scores(self, audit_id: str) -> AuditScores:
+        from gradtrail.lineage.read.closure import resolve
         from gradtrail.tasks.audit.scores import audit_scores
 
         with self._read() as connection:
@@ -210,6 +221,8 @@ class Connection:
     def _sql_over(
         self, scores: AuditScores, statement: str, parameters: Sequence[Any], timeout_seconds: float | None
     ) -> pyarrow.Table:
+        from gradtrail.lineage.sql.answering import run_sql
+
         return run_sql(
             self._snapshot,
             statement,
@@ -220,7 +233,12 @@ class Connection:
 
     @contextmanager
     def _read(self) -> Iterator[Any]:
-        with closing(self._ledger.read_snapshot()) as connection:
+        from gradtrail.lineage.ledger.published import read_published
+
+        def publish() -> None:
+            self._workspace.ledger().publish_snapshot()
+
+        with closing(read_published(self._snapshot, publish)) as connection:
             yield connection
 
 
@@ -233,4 +251,6 @@ def connect(home: str | Path | None = None) -> Connection:
     Raises:
         LedgerError: on first use, if nothing was published there yet.
     """
+    from gradtrail.settings import load_settings
+
     return Connection(load_settings(home=home).workspace())

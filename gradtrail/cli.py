@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradtrail import __version__, printing
+from gradtrail import printing
 from gradtrail.commands import audits, exporting, installation, ledger, models, reports, running, trust
 from gradtrail.errors import GradtrailError
 from gradtrail.session import quiet_libraries
@@ -39,6 +39,8 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
+        from gradtrail import __version__
+
         typer.echo(f"gradtrail {__version__}")
         raise typer.Exit
 

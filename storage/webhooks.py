@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from gradtrail.digests import sha256_bytes
@@ -120,6 +119,8 @@ class RefusedError(StoreError):
 
 
 def _is_address(text: str) -> bool:
+    import httpx
+
     try:
         parsed = httpx.URL(text)
     except httpx.InvalidURL:
@@ -168,6 +169,8 @@ def post(
 def _post_once(
     outlet: str, address: str, secret: str, body: bytes, idempotency_key: str, timeout_seconds: float
 ) -> None:
+    import httpx
+
     timestamp = str(int(time.time()))
     headers = {
         "Content-Type": "application/json",

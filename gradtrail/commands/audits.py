@@ -9,9 +9,8 @@ import typer
 
 from gradtrail.commands import audits_printing, outputs
 from gradtrail.commands import options as shared
-from gradtrail.commands.options import AsJson, Home, Reference
+from gradtrail.commands.options import AsJson, Home, Reference, load_settings
 from gradtrail.session import flow_session
-from gradtrail.settings import load_settings
 
 app = typer.Typer()
 app.add_typer(outputs.app, name="outputs")

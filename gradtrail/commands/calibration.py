@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradtrail import printing
-from gradtrail.commands.options import AsJson, Home, Reference
+from gradtrail.commands.options import AsJson, Home, Reference, load_settings
 from gradtrail.digests import short
 from gradtrail.session import flow_session
-from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
     from gradtrail.attribution.fidelity.evaluation import FidelityFigure

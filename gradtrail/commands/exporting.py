@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradtrail import printing
-from gradtrail.commands.options import AsJson, Home
+from gradtrail.commands.options import AsJson, Home, load_settings
 from gradtrail.errors import UsageError
-from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
     import duckdb

@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradtrail import printing
-from gradtrail.commands.options import AsJson, Home
+from gradtrail.commands.options import AsJson, Home, load_settings
 from gradtrail.errors import GradtrailError
 from gradtrail.session import flow_session
-from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
     from gradtrail.doctor import Examination

@@ -10,9 +10,8 @@ import typer
 
 from gradtrail import printing
 from gradtrail.commands import ledger_printing
-from gradtrail.commands.options import AsJson, Home, write_file
+from gradtrail.commands.options import AsJson, Home, load_settings, write_file
 from gradtrail.errors import UsageError
-from gradtrail.settings import load_settings
 
 app = typer.Typer()
 AsOf = Annotated[

@@ -9,9 +9,8 @@ import typer
 
 from gradtrail.commands import models_printing
 from gradtrail.commands.calibration import calibrate, weightings
-from gradtrail.commands.options import AsJson, Home, Reference
+from gradtrail.commands.options import AsJson, Home, Reference, load_settings
 from gradtrail.session import flow_session
-from gradtrail.settings import load_settings
 
 app = typer.Typer()
 

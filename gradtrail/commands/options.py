@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gradtrail.errors import UsageError
+
+if TYPE_CHECKING:
+    from gradtrail.settings import Settings
 
 Reference = Annotated[str, typer.Argument(help="Model version: NAME@alias, NAME/3, or NAME for the newest.")]
 Home = Annotated[
@@ -42,6 +45,17 @@ EveryCheckpoint = Annotated[
     typer.Option("--every-checkpoint", help="Score with all checkpoints together (trak, methods with curvature)."),
 ]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="Policy file.", show_default=False)]
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings, as `gradtrail.settings.load_settings` does; help is printed without loading what they need.
+
+    Raises:
+        UsageError: for a file that cannot be read, unknown keys and unusable values, naming file or variable.
+    """
+    from gradtrail import settings
+
+    return settings.load_settings(**overrides)
 
 
 def write_file(path: Path, content: bytes) -> None:

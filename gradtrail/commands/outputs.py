@@ -11,8 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradtrail import printing
-from gradtrail.commands.options import AsJson, Home
-from gradtrail.settings import load_settings
+from gradtrail.commands.options import AsJson, Home, load_settings
 
 app = typer.Typer(help="Outputs of production models, waiting to be audited.", no_args_is_help=True)
 

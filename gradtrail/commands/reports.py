@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradtrail import printing
 from gradtrail.commands import audits_printing
-from gradtrail.commands.options import AsJson, Home
+from gradtrail.commands.options import AsJson, Home, load_settings
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
-from gradtrail.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from gradtrail.settings import Settings
 
 app = typer.Typer()
 DEFAULT_PORT = 8650

@@ -8,10 +8,9 @@ import typer
 
 from gradtrail import printing
 from gradtrail.commands import audits_printing, options
-from gradtrail.commands.options import AsJson, Home, Reference
+from gradtrail.commands.options import AsJson, Home, Reference, load_settings
 from gradtrail.errors import UsageError
 from gradtrail.session import flow_session
-from gradtrail.settings import load_settings
 
 if TYPE_CHECKING:
     from gradtrail.flows.watch import WatchOutcome

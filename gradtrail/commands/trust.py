@@ -11,13 +11,13 @@ import typer
 
 from gradtrail import printing
 from gradtrail.commands import trust_printing
-from gradtrail.commands.options import AsJson, Home
+from gradtrail.commands.options import AsJson, Home, load_settings
 from gradtrail.errors import NotFoundError, UsageError, VerificationError
 from gradtrail.session import flow_session
-from gradtrail.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from gradtrail.lineage.erasure.plan import ErasureRequest
+    from gradtrail.settings import Settings
 
 app = typer.Typer()
 keys_app = typer.Typer(help="Keys that sign audits.", no_args_is_help=True)

@@ -11,9 +11,10 @@ import duckdb
 
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.appending import head
-from gradtrail.lineage.connections import WRITING, first_line, marked, open_database, open_snapshot
+from gradtrail.lineage.connections import WRITING, first_line, marked, open_database
 from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.ledger.migrations import migrate, newest_version, version_of
+from gradtrail.lineage.ledger.published import read_published
 from gradtrail.lineage.ledger.seal import copy_and_seal, read_seal
 
 DEFAULT_PATIENCE_SECONDS = 60.0
@@ -93,17 +94,7 @@ class LedgerFile:
         Raises:
             NotFoundError: nothing was published yet.
         """
-        connection = open_snapshot(self.paths.snapshot)
-        try:
-            current = version_of(connection) == newest_version()
-        except LedgerError:
-            connection.close()
-            raise
-        if current:
-            return connection
-        connection.close()
-        self.publish_snapshot()
-        return open_snapshot(self.paths.snapshot)
+        return read_published(self.paths.snapshot, self.publish_snapshot)
 
     @contextmanager
     def read_unmigrated(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -11,8 +11,6 @@ import duckdb
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.chain.appending import append
-from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.connections import first_row
 
 
@@ -63,6 +61,10 @@ def version_of(connection: duckdb.DuckDBPyConnection) -> int:
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> None:
     """Bring the ledger to the newest version, within the caller's transaction. Does nothing when it is there."""
+    # Whoever only asks for the version needs no Arrow.
+    from gradtrail.lineage.chain.appending import append
+    from gradtrail.lineage.chain.rows import rows_of
+
     current = version_of(connection)
     pending = [each for each in schema_files() if each.version > current]
     if not pending:

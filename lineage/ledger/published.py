@@ -1,0 +1,36 @@
+"""Reading the published snapshot: all that questions about the past need, without what writes the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+
+from gradtrail.errors import LedgerError
+from gradtrail.lineage.connections import open_snapshot
+from gradtrail.lineage.ledger.migrations import newest_version, version_of
+
+
+def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.DuckDBPyConnection:
+    """A read-only connection on the published snapshot; the caller closes it.
+
+    Args:
+        snapshot: the snapshot's file.
+        publish: publishes it anew; called first where an older gradtrail published it.
+
+    Raises:
+        NotFoundError: nothing was published yet.
+        LedgerError: the file is damaged, or was written by a newer gradtrail.
+    """
+    connection = open_snapshot(snapshot)
+    try:
+        current = version_of(connection) == newest_version()
+    except LedgerError:
+        connection.close()
+        raise
+    if current:
+        return connection
+    connection.close()
+    publish()
+    return open_snapshot(snapshot)

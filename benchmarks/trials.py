@@ -61,7 +61,7 @@ def run_step(project: SmallProject, flow: str) -> None:
     from gradtrail.flows.ingest import ingest
     from gradtrail.flows.watch import watch
     from gradtrail.tasks.calibrate.plans import CalibrateOptions
-    from gradtrail.tasks.watching import WatchedModel
+    from gradtrail.tasks.core.watched import WatchedModel
 
     workspace = project.workspace
     if flow == "register":

@@ -6,8 +6,9 @@ from prefect import flow
 
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.index.building import IndexOutcome
 from gradtrail.tasks.index.options import IndexOptions
-from gradtrail.tasks.indexing import IndexOutcome, build_index, list_checkpoints, publish_snapshot
+from gradtrail.tasks.indexing import build_index, list_checkpoints, publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 
 

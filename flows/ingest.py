@@ -10,6 +10,7 @@ from gradtrail.tasks import ingesting
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
+from gradtrail.tasks.ingest.taking_in import already_ingested
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def ingest(
         allow_code_execution: read pickled or exported models too, which can execute code that they carry.
     """
     version = ingesting.resolve_version(workspace, reference)
-    if ingesting.already_ingested(workspace, version):
+    if already_ingested(workspace, version):
         return IngestOutcome(version.model_version_id, new=False)
     chosen = ingesting.choose_adapter(workspace, version, adapter)
     files = ingesting.fetch_files(workspace, version)

@@ -13,7 +13,8 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.tasks.core.watched import WatchedModel
 from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.watching import Preparation, note_failure, note_success, unprepared
+from gradtrail.tasks.ingest.preparations import Preparation
+from gradtrail.tasks.watching import note_failure, note_success, unprepared
 
 
 @dataclass(frozen=True)

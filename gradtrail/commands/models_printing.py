@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradtrail.flows.ingest import IngestOutcome
     from gradtrail.storage.models.registry import RegisteredVersion
     from gradtrail.tasks.audit.self_influences import SelfInfluenceTable
-    from gradtrail.tasks.indexing import IndexOutcome
+    from gradtrail.tasks.index.building import IndexOutcome
 
 
 def show_registered(version: RegisteredVersion, alias: str, *, as_json: bool) -> None:

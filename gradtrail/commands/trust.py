@@ -110,7 +110,7 @@ def erase(
     workspace = settings.workspace()
     request = _erasure_request(settings, example, output, person)
     with flow_session(settings.home):
-        from gradtrail.tasks.erasing import erase_data, preview_erasure
+        from gradtrail.tasks.govern.erasing import erase_data, preview_erasure
 
         if request is not None:
             preview = preview_erasure(workspace, request)
@@ -138,9 +138,9 @@ def retain(
     if not days:
         raise UsageError("No time was given.", "Give --payloads 90d, or set payload_retention_days.")
     with flow_session(settings.home):
-        from gradtrail.tasks.erasing import retain_payloads
+        from gradtrail.tasks.govern.erasing import retain_payloads
 
-        outcome = retain_payloads.fn(settings.workspace(), days)
+        outcome = retain_payloads(settings.workspace(), days)
     trust_printing.show_erasure(outcome, as_json=as_json)
 
 

@@ -15,7 +15,7 @@ from gradtrail.printing import print_json, say
 if TYPE_CHECKING:
     from gradtrail.lineage.chain.proof_check import Proven
     from gradtrail.lineage.events.withdrawals import Reach
-    from gradtrail.tasks.erasing import ErasureOutcome, ErasurePreview
+    from gradtrail.tasks.govern.erasing import ErasureOutcome, ErasurePreview
     from gradtrail.tasks.govern.verifying import Verification
     from gradtrail.tasks.govern.withdrawing import WithdrawalOutcome
 

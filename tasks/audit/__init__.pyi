@@ -1,3 +1,4 @@
+from . import audited_before as audited_before
 from .beyond_audit import BeyondAudit as BeyondAudit
 from .beyond_audit import asked_by as asked_by
 from .beyond_audit import largest_self_influences as largest_self_influences

@@ -19,7 +19,7 @@ from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import method_indexes, open_index
-from gradtrail.tasks.ingesting import resolve_version
+from gradtrail.tasks.ingest.taking_in import resolve_version
 
 _ROWS_PER_GROUP = 65_536
 _SCHEMA = pa.schema(
@@ -50,7 +50,7 @@ def write_self_influence(workspace: Workspace, reference: str, options: MethodOp
         NotFoundError: if an index was not built.
         UsageError: for a method or options that do not serve this.
     """
-    version = resolve_version.fn(workspace, reference)
+    version = resolve_version(workspace, reference)
     pinned = pinned_model(workspace, version.model_version_id)
     index_ids = method_indexes(workspace, version.model_version_id, options.method)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]

@@ -1,3 +1,9 @@
+from . import erasing as erasing
+from .erasing import ErasureOutcome as ErasureOutcome
+from .erasing import ErasurePreview as ErasurePreview
+from .erasing import erase_data as erase_data
+from .erasing import preview_erasure as preview_erasure
+from .erasing import retain_payloads as retain_payloads
 from .gating import gated_audits as gated_audits
 from .gating import require_gate as require_gate
 from .gating import write_gate as write_gate

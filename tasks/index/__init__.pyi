@@ -1,6 +1,6 @@
+from . import building as building
+from .building import IndexOutcome as IndexOutcome
 from .opened import OpenIndex as OpenIndex
 from .opened import method_indexes as method_indexes
 from .opened import open_index as open_index
 from .options import IndexOptions as IndexOptions
-from .passes import IndexPass as IndexPass
-from .passes import plan_index as plan_index

@@ -1,3 +1,4 @@
+from . import trends as trends
 from .building import build_report as build_report
 from .history import audit_history as audit_history
 from .history import audit_metrics as audit_metrics

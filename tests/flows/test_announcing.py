@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
-from gradtrail.tasks.announcing import CURSOR, announce
+from gradtrail.tasks.alert.announcements import CURSOR
+from gradtrail.tasks.announcing import announce
 
 
 def test_a_catalogue_that_was_away_gets_what_it_missed_and_nothing_twice(tiny, prefect_server, tmp_path):

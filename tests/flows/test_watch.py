@@ -29,7 +29,7 @@ from gradtrail.serving import deployments, prefect_file, prefect_server
 from gradtrail.settings import load_settings
 from gradtrail.storage.models.registry import ADAPTER_TAG
 from gradtrail.tasks.core.watched import WatchedModel
-from gradtrail.tasks.watching import ATTEMPTS, SOURCE
+from gradtrail.tasks.ingest.preparations import ATTEMPTS, SOURCE
 
 ALIAS = WatchedModel("tiny@champion", calibrate=False)
 EVERY = WatchedModel("tiny", calibrate=False)

@@ -23,7 +23,8 @@ from gradtrail.lineage.events.alerts import DELIVERED, DUE, Alert, record_alerts
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
-from gradtrail.tasks.alerting import alert_document, deliver_alerts
+from gradtrail.tasks.alert.deliveries import alert_document
+from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.core.workspace import Workspace
 
 SECRET = "correct horse"  # noqa: S105 - of this test only

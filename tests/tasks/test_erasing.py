@@ -27,7 +27,8 @@ from gradtrail.lineage.events.withdrawals import WithdrawalRequest
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.verify.signatures import new_keys
 from gradtrail.storage.files.exclusive import holding
-from gradtrail.tasks.erasing import erase_data, preview_erasure, retain_payloads
+from gradtrail.tasks.erasing import retain_payloads
+from gradtrail.tasks.govern.erasing import erase_data, preview_erasure
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.govern.withdrawing import withdraw_data
 from gradtrail.tasks.reporting import ensure_report
@@ -275,7 +276,7 @@ def test_the_same_data_ingested_again_does_not_bring_back_what_was_erased(audite
 
 KILLED = """
 import os, signal, sys
-import gradtrail.tasks.erasing as erasing
+import gradtrail.tasks.govern.erasing as erasing
 from gradtrail.lineage.erasure.plan import ErasureRequest
 from gradtrail.tasks.core.workspace import Workspace
 
@@ -290,11 +291,11 @@ erasing.erase_data(workspace, ErasureRequest(example_ids=("row-3",), output_ids=
 """
 STRIKES = [
     ("gradtrail.lineage.erasure.erasures", "append"),
-    ("gradtrail.tasks.erasing", "rewrite_database"),
+    ("gradtrail.tasks.govern.erasing", "rewrite_database"),
     ("gradtrail.lineage.erasure.rewriting", "_flush"),
-    ("gradtrail.tasks.erasing", "remove_records"),
-    ("gradtrail.tasks.erasing", "_rewrite_manifests"),
-    ("gradtrail.tasks.erasing", "record_revision"),
+    ("gradtrail.tasks.govern.erasing", "remove_records"),
+    ("gradtrail.tasks.govern.erasing", "_rewrite_manifests"),
+    ("gradtrail.tasks.govern.erasing", "record_revision"),
     ("gradtrail.tasks.reporting", "record_revision"),
     ("gradtrail.lineage.ledger.file", "copy_and_seal"),
     ("gradtrail.lineage.erasure.erasures", "finish"),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from gradtrail.digests import sha256_bytes
+from gradtrail.errors import DataError
 from gradtrail.nouns import Finding, GroupContribution, Preview, PreviewMode, Share
 from gradtrail.reports.model import AuditReport, ExampleCard, OutputSection, Trust
 from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.reports.previews import apply_mode, shown_answer, shown_reason
 
 SCHEMA = "gradtrail.report/1"
+_OUTPUTS = "outputs"
+_REMEMBERED = 512
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def report_json(report: AuditReport) -> dict[str, Any]:
@@ -24,42 +32,69 @@ def report_json(report: AuditReport) -> dict[str, Any]:
     Raises:
         DataError: a preview that is not a readable PNG.
     """
-    mode = report.preview_mode
-    return {
-        "schema": SCHEMA,
-        "title": report.title,
-        "created_at": _time(report.created_at),
-        "gradtrail_version": report.gradtrail_version,
-        "preview_mode": mode,
-        "audit": {"audit_id": report.audit.audit_id, **_plain(report.audit)},
-        "model_version": {
-            "model_version_id": report.model_version.model_version_id,
-            **_plain(report.model_version),
-            "links": dict(report.model_links),
-        },
-        "run": _plain(report.run),
-        "checkpoint": _plain(report.checkpoint),
-        "dataset": {
-            **_plain(report.dataset),
-            "attribute_counts": {name: dict(counts) for name, counts in report.attribute_counts.items()},
-        },
-        "trust": _trust(report.trust, mode),
-        "findings": [_finding(finding, report.audit.audit_id) for finding in report.findings],
-        "overall": {
+    return {name: list(value) if name == _OUTPUTS else value for name, value in _parts(report)}
+
+
+def json_lines(report: AuditReport) -> Iterator[str]:
+    """The document as JSON text, a line for each part and each output, so that no more than one is held at a time.
+
+    Raises:
+        DataError: a figure that is not finite, or a preview that is not a readable PNG.
+    """
+    try:
+        for place, (name, value) in enumerate(_parts(report)):
+            yield f'{"," if place else "{"}\n"{name}": '
+            if name != _OUTPUTS:
+                yield _ENCODER.encode(value)
+                continue
+            for number, section in enumerate(value):
+                yield f"{',' if number else '['}\n{_ENCODER.encode(section)}"
+            yield "\n]" if report.outputs else "[]"
+        yield "\n}\n"
+    except ValueError as error:
+        raise DataError(
+            f"The report of audit {report.audit.audit_id} holds a figure that is not finite.",
+            "Run the audit again; outputs with such a loss or score belong in quarantine.",
+        ) from error
+
+
+def _parts(report: AuditReport) -> Iterator[tuple[str, Any]]:
+    """The document by its names, in order; the outputs one by one."""
+    mode, audit_id = report.preview_mode, report.audit.audit_id
+    yield "schema", SCHEMA
+    yield "title", report.title
+    yield "created_at", _time(report.created_at)
+    yield "gradtrail_version", report.gradtrail_version
+    yield "preview_mode", mode
+    yield "audit", {"audit_id": audit_id, **_plain(report.audit)}
+    model_version = {"model_version_id": report.model_version.model_version_id, **_plain(report.model_version)}
+    yield "model_version", {**model_version, "links": dict(report.model_links)}
+    yield "run", _plain(report.run)
+    yield "checkpoint", _plain(report.checkpoint)
+    counts = {name: dict(values) for name, values in report.attribute_counts.items()}
+    yield "dataset", {**_plain(report.dataset), "attribute_counts": counts}
+    yield "trust", _trust(report.trust, mode)
+    yield "findings", [_finding(finding, audit_id) for finding in report.findings]
+    yield (
+        "overall",
+        {
             "shares": [_share(share) for share in report.overall.shares],
             "proponents": [_card(card, mode) for card in report.overall.proponents],
             "opponents": [_card(card, mode) for card in report.overall.opponents],
             "groups": [_group(contribution) for contribution in report.overall.groups],
         },
-        "outputs": [_section(section, mode, report.audit.audit_id) for section in report.outputs],
-        "ledger_head": report.ledger_head,
-        "evidence": {
-            "audit_id": report.audit.audit_id,
+    )
+    yield _OUTPUTS, (_section(section, mode, audit_id) for section in report.outputs)
+    yield "ledger_head", report.ledger_head
+    yield (
+        "evidence",
+        {
+            "audit_id": audit_id,
             "audit_root": report.audit_root,
             "event_hash": report.ledger_head,
             "signature": None if report.signature is None else _plain(report.signature),
         },
-    }
+    )
 
 
 def _trust(trust: Trust, mode: PreviewMode) -> dict[str, Any]:
@@ -105,7 +140,17 @@ def _section(section: OutputSection, mode: PreviewMode, audit_id: str) -> dict[s
 
 
 def _share(share: Share) -> dict[str, Any]:
-    return {**_plain(share), "ratio": share.ratio}
+    return {
+        "output_id": share.output_id,
+        "side": share.side,
+        "attribute": share.attribute,
+        "value": share.value,
+        "share": share.share,
+        "training_share": share.training_share,
+        "interval_low": share.interval_low,
+        "interval_high": share.interval_high,
+        "ratio": share.ratio,
+    }
 
 
 def _group(contribution: GroupContribution) -> dict[str, Any]:
@@ -130,8 +175,13 @@ def _preview(preview: Preview | None, mode: PreviewMode) -> dict[str, Any] | Non
     if shown is None:
         return None
     if shown.kind == "image":
-        return {"kind": "image", "png_sha256": sha256_bytes(shown.png)}
+        return {"kind": "image", "png_sha256": _png_sha256(shown.png)}
     return {"kind": "text", "text": shown.text} if shown.kind == "text" else {"kind": "row", "row": dict(shown.row)}
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _png_sha256(png: bytes) -> str:
+    return sha256_bytes(png)
 
 
 def _time(moment: datetime) -> str:
@@ -140,12 +190,14 @@ def _time(moment: datetime) -> str:
 
 def _plain(value: Any) -> Any:
     """Records and mappings as dictionaries, times as text, tuples as lists; what JSON holds already stays."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: _plain(item) for name, item in vars(value).items()}
     if isinstance(value, datetime):
         return _time(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    return value
+    if isinstance(value, set | frozenset):
+        return [_plain(item) for item in sorted(value)]
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -29,12 +29,40 @@ _REMEMBERED = 512
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG ready for an `<img>`: data URI, size in pixels, and whether its pixels should stay crisp squares."""
+    """A PNG ready for a style sheet: data URI, size in pixels, and whether its pixels should stay crisp squares.
 
+    `name` is the class of the elements that show it.
+    """
+
+    name: str
     uri: str
     width: int
     height: int
     pixelated: bool
+
+
+class Gallery:
+    """The distinct pictures of one page: each is there once, however many examples and outputs show it."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[bytes, Picture] = {}
+
+    def picture(self, png: bytes) -> Picture:
+        """The picture of these bytes, by its name on this page.
+
+        Raises:
+            DataError: the bytes are not a readable PNG.
+        """
+        if png not in self._pictures:
+            width, height = _open(png).size
+            uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+            crisp = max(width, height) <= _PIXELATED_UP_TO
+            self._pictures[png] = Picture(f"p{len(self._pictures) + 1}", uri, width, height, crisp)
+        return self._pictures[png]
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """All of them, in the order they were first shown."""
+        return tuple(self._pictures.values())
 
 
 def apply_mode(preview: Preview | None, mode: PreviewMode) -> Preview | None:
@@ -77,18 +105,6 @@ def shown_reason(reason: str, mode: PreviewMode) -> str:
     if mode == "full":
         return reason
     return _QUOTED.sub(lambda quoted: f"{quoted['mark']}{redact_text(quoted['text'])}{quoted['mark']}", reason)
-
-
-@lru_cache(maxsize=_REMEMBERED)
-def picture(png: bytes) -> Picture:
-    """The data URI and size of a PNG.
-
-    Raises:
-        DataError: the bytes are not a readable PNG.
-    """
-    width, height = _open(png).size
-    uri = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return Picture(uri, width, height, pixelated=max(width, height) <= _PIXELATED_UP_TO)
 
 
 def _open(png: bytes) -> Image.Image:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.ext import Extension
 from markupsafe import Markup
 
 from gradtrail.addresses import INDEX_PAGE, output_anchor
 from gradtrail.digests import short
 from gradtrail.reports import formats
-from gradtrail.reports.document import SCHEMA, report_json
+from gradtrail.reports.document import SCHEMA, json_lines, report_json
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.reports.table import ATTRIBUTION_SCHEMA, attribution_table
 from gradtrail.reports.views import view_of
 
-__all__ = ["ATTRIBUTION_SCHEMA", "SCHEMA", "attribution_table", "render_html", "report_json"]
+__all__ = ["ATTRIBUTION_SCHEMA", "SCHEMA", "attribution_table", "json_lines", "render_html", "report_json"]
 
+_INDENTATION = re.compile(r"^[ \t]+", re.MULTILINE)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -34,11 +37,19 @@ def render_html(report: AuditReport) -> str:
     return page.render(view=view_of(report), report=report, version=report.gradtrail_version)
 
 
+class _Unindented(Extension):
+    """Templates without the indentation of their lines, which repeats with every row and says nothing to a reader."""
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:  # noqa: ARG002
+        return _INDENTATION.sub("", source)
+
+
 @cache
 def environment() -> Environment:
     """The templates with their filters; every text that they print is escaped."""
     environment = Environment(
         autoescape=True,
+        extensions=[_Unindented],
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
         finalize=formats.printable,

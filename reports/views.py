@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from gradtrail.nouns import SEVERITIES, Finding, Preview, Severity
+from gradtrail.nouns import SEVERITIES, Finding, Preview, PreviewMode, Severity
 from gradtrail.reports.charts.groups import GroupChart, GroupFigure, group_figure, weight_chart
 from gradtrail.reports.charts.lineage_graph import Drawing, drawing_of_output
 from gradtrail.reports.charts.shares import ShareFigure, reading_order, share_figures
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection
-from gradtrail.reports.previews import Picture, apply_mode, picture, shown_answer, shown_reason
+from gradtrail.reports.previews import Gallery, Picture, apply_mode, shown_answer, shown_reason
 
 _OPEN_OUTPUTS = 3
 _WHOLE_OUTPUTS = 100
-"""Outputs that the page shows with all their evidence, 40 KB each; of the others it has a line."""
+"""Outputs that the page shows with all their evidence, 25 KB each; of the others it has a line."""
 _MOST_ROWS_OF_OUTPUT = 5
 _MOST_GROUPS_OF_OUTPUT = 12
 _STATIONS = {
@@ -118,6 +118,7 @@ class ReportView:
     opponents: tuple[ShownCard, ...]
     outputs: tuple[ShownOutput, ...]
     brief: tuple[BriefOutput, ...]
+    pictures: tuple[Picture, ...]
     named_examples: tuple[ExampleCard, ...]
     quarantined_examples: tuple[tuple[str, str], ...]
     quarantined_outputs: tuple[tuple[str, str], ...]
@@ -135,9 +136,11 @@ def view_of(report: AuditReport) -> ReportView:
         DataError: a preview that is not a readable PNG.
     """
     ordered = list(enumerate(_in_reading_order(report.outputs), 1))
-    outputs = tuple(_shown_output(report, number, section) for number, section in ordered[:_WHOLE_OUTPUTS])
+    eye = _Eye(report.preview_mode)
+    proponents, opponents = eye.cards(report.overall.proponents), eye.cards(report.overall.opponents)
+    outputs = tuple(eye.output(number, section) for number, section in ordered[:_WHOLE_OUTPUTS])
     brief = tuple(
-        BriefOutput(number, section, *_shown_answers(report, section), _worst(section.findings))
+        BriefOutput(number, section, *eye.answers(section), _worst(section.findings))
         for number, section in ordered[_WHOLE_OUTPUTS:]
     )
     numbers = {section.output.output_id: number for number, section in ordered}
@@ -152,10 +155,11 @@ def view_of(report: AuditReport) -> ReportView:
         figures=share_figures(report.overall.shares),
         groups=group_figure(report.overall.groups),
         weights=weight_chart(report.trust.weighting.group_weights, [each.group for each in report.overall.groups]),
-        proponents=_shown_cards(report, report.overall.proponents),
-        opponents=_shown_cards(report, report.overall.opponents),
+        proponents=proponents,
+        opponents=opponents,
         outputs=outputs,
         brief=brief,
+        pictures=eye.gallery.pictures(),
         named_examples=tuple(named[example_id] for example_id in sorted(named)),
         quarantined_examples=_shown_reasons(report, report.trust.coverage.quarantined),
         quarantined_outputs=_shown_reasons(report, report.trust.quarantined_outputs),
@@ -188,30 +192,56 @@ def _groups(findings: Sequence[Finding], output_numbers: Mapping[str, int]) -> t
     return tuple(FindingGroup(rule, SEVERITIES[severity], tuple(group)) for (severity, rule), group in groups)
 
 
-def _shown_output(report: AuditReport, number: int, section: OutputSection) -> ShownOutput:
-    stations = groupby(section.lineage, key=lambda step: step.kind)
-    prediction, true_label = _shown_answers(report, section)
-    return ShownOutput(
-        number=number,
-        section=section,
-        prediction=prediction,
-        true_label=true_label,
-        preview=_shown_preview(report, section.preview),
-        proponents=_shown_cards(report, section.proponents),
-        opponents=_shown_cards(report, section.opponents),
-        figures=share_figures(section.shares, _MOST_ROWS_OF_OUTPUT),
-        groups=group_figure(section.groups, _MOST_GROUPS_OF_OUTPUT),
-        stations=tuple(Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations),
-        drawing=drawing_of_output(section),
-        worst=_worst(section.findings),
-        is_open=number <= _OPEN_OUTPUTS,
-    )
+class _Eye:
+    """What may be shown under a preview mode; the same example looks the same wherever it stands."""
 
+    def __init__(self, mode: PreviewMode) -> None:
+        self.mode = mode
+        self.gallery = Gallery()
+        self._attributes: dict[str, tuple[tuple[str, str], ...]] = {}
 
-def _shown_answers(report: AuditReport, section: OutputSection) -> tuple[str, str | None]:
-    """What the model said and what is true, as far as either may be shown."""
-    mode, label = report.preview_mode, section.true_label
-    return shown_answer(section.result.prediction, mode), None if label is None else shown_answer(label, mode)
+    def output(self, number: int, section: OutputSection) -> ShownOutput:
+        stations = groupby(section.lineage, key=lambda step: step.kind)
+        prediction, true_label = self.answers(section)
+        return ShownOutput(
+            number=number,
+            section=section,
+            prediction=prediction,
+            true_label=true_label,
+            preview=self.preview(section.preview),
+            proponents=self.cards(section.proponents),
+            opponents=self.cards(section.opponents),
+            figures=share_figures(section.shares, _MOST_ROWS_OF_OUTPUT),
+            groups=group_figure(section.groups, _MOST_GROUPS_OF_OUTPUT),
+            stations=tuple(
+                Station(_STATIONS.get(kind, kind.replace("_", " ")), tuple(steps)) for kind, steps in stations
+            ),
+            drawing=drawing_of_output(section),
+            worst=_worst(section.findings),
+            is_open=number <= _OPEN_OUTPUTS,
+        )
+
+    def answers(self, section: OutputSection) -> tuple[str, str | None]:
+        """What the model said and what is true, as far as either may be shown."""
+        label = section.true_label
+        said = shown_answer(section.result.prediction, self.mode)
+        return said, None if label is None else shown_answer(label, self.mode)
+
+    def cards(self, cards: Sequence[ExampleCard]) -> tuple[ShownCard, ...]:
+        return tuple(ShownCard(card, self._sorted(card), self.preview(card.preview)) for card in cards)
+
+    def preview(self, preview: Preview | None) -> ShownPreview | None:
+        shown = apply_mode(preview, self.mode)
+        if shown is None:
+            return None
+        picture = self.gallery.picture(shown.png) if shown.kind == "image" else None
+        return ShownPreview(shown.kind, shown.text, tuple(shown.row.items()), picture)
+
+    def _sorted(self, card: ExampleCard) -> tuple[tuple[str, str], ...]:
+        if card.example_id not in self._attributes:
+            names = sorted(card.attributes, key=reading_order)
+            self._attributes[card.example_id] = tuple((name, card.attributes[name]) for name in names)
+        return self._attributes[card.example_id]
 
 
 def _shown_reasons(report: AuditReport, reasons: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -220,23 +250,3 @@ def _shown_reasons(report: AuditReport, reasons: Mapping[str, str]) -> tuple[tup
 
 def _worst(findings: Sequence[Finding]) -> Severity | None:
     return SEVERITIES[min(SEVERITIES.index(finding.severity) for finding in findings)] if findings else None
-
-
-def _shown_cards(report: AuditReport, cards: Sequence[ExampleCard]) -> tuple[ShownCard, ...]:
-    return tuple(
-        ShownCard(
-            card,
-            tuple((name, card.attributes[name]) for name in sorted(card.attributes, key=reading_order)),
-            _shown_preview(report, card.preview),
-        )
-        for card in cards
-    )
-
-
-def _shown_preview(report: AuditReport, preview: Preview | None) -> ShownPreview | None:
-    shown = apply_mode(preview, report.preview_mode)
-    if shown is None:
-        return None
-    return ShownPreview(
-        shown.kind, shown.text, tuple(shown.row.items()), picture(shown.png) if shown.kind == "image" else None
-    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +14,8 @@ import pyarrow.parquet as pq
 
 from gradtrail.addresses import REPORT_PAGE
 from gradtrail.digests import sha256_bytes
-from gradtrail.errors import DataError
 from gradtrail.reports.model import AuditReport
-from gradtrail.reports.render import attribution_table, render_html, report_json
+from gradtrail.reports.render import attribution_table, json_lines, render_html
 
 HTML_NAME, JSON_NAME, PARQUET_NAME = REPORT_PAGE, "report.json", "attributions.parquet"
 _ABANDONED_AFTER_SECONDS = 3600
@@ -46,7 +43,7 @@ def write_report(report: AuditReport, directory: Path) -> ReportFiles:
     """
     contents = {
         HTML_NAME: render_html(report).encode("utf-8"),
-        JSON_NAME: _json_bytes(report),
+        JSON_NAME: "".join(json_lines(report)).encode("utf-8"),
         PARQUET_NAME: _parquet_bytes(report),
     }
     folder = directory / report.audit.audit_id
@@ -62,23 +59,6 @@ def write_report(report: AuditReport, directory: Path) -> ReportFiles:
         folder / PARQUET_NAME,
         {name: sha256_bytes(content) for name, content in contents.items()},
     )
-
-
-def _json_bytes(report: AuditReport) -> bytes:
-    """Encoded piece by piece: `dumps` would first hold a million small pieces of a thousand outputs, 120 MB of them."""
-    content = BytesIO()
-    encoder = json.JSONEncoder(ensure_ascii=False, indent=2, allow_nan=False)
-    try:
-        with TextIOWrapper(content, "utf-8", newline="\n") as text:
-            text.writelines(encoder.iterencode(report_json(report)))
-            text.write("\n")
-            text.flush()
-            return content.getvalue()
-    except ValueError as error:
-        raise DataError(
-            f"The report of audit {report.audit.audit_id} holds a figure that is not finite.",
-            "Run the audit again; outputs with such a loss or score belong in quarantine.",
-        ) from error
 
 
 def _parquet_bytes(report: AuditReport) -> bytes:

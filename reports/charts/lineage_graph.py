@@ -71,7 +71,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """An edge as an SVG path. `style` is fact, proponent or opponent."""
+    """An edge as an SVG path. `style` is fact, proponent or opponent; a fact has no title, for its columns name it."""
 
     path: str
     style: str
@@ -89,6 +89,16 @@ class Drawing:
     lines: tuple[Line, ...]
     titles: tuple[tuple[float, str], ...]
     left_out: int
+
+    @property
+    def facts(self) -> str:
+        """All recorded facts as one SVG path."""
+        return "".join(line.path for line in self.lines if line.style == "fact")
+
+    @property
+    def influences(self) -> tuple[Line, ...]:
+        """The measured influences, each drawn as wide as it is strong."""
+        return tuple(line for line in self.lines if line.style != "fact")
 
 
 def drawing_of_output(section: OutputSection) -> Drawing | None:
@@ -184,12 +194,12 @@ def _line(edge: GraphEdge, boxes: Mapping[tuple[str, str], Box], strongest: floa
     x2, y2 = user.x, user.y + BOX_HEIGHT / 2
     bend = max((x2 - x1) / 2, BETWEEN / 2)
     path = f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}"
-    style, width, said = "fact", 1.2, edge.relation.replace("_", " ")
-    if edge.relation == INFLUENCE:
-        style = "opponent" if edge.strength is not None and edge.strength < 0 else "proponent"
-        width = 1 + (_WIDEST_LINE - 1) * abs(edge.strength or 0.0) / strongest
-        said = f"{style}, score {edge.strength:.4g}" if edge.strength is not None else style
-    return Line(path, style, round(width, 2), f"{user.node.label} · {said} · {used.node.label}")
+    if edge.relation != INFLUENCE:
+        return Line(path, "fact", 1.2, "")
+    style = "opponent" if edge.strength is not None and edge.strength < 0 else "proponent"
+    width = 1 + (_WIDEST_LINE - 1) * abs(edge.strength or 0.0) / strongest
+    said = f"{style}, score {edge.strength:.4g}" if edge.strength is not None else style
+    return Line(path, style, round(width, 2), f"{used.node.label}: {said}")
 
 
 def _title(column: Sequence[GraphNode]) -> str:

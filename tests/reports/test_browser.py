@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from gradtrail.nouns import Preview
 from gradtrail.reports.model import AuditReport
@@ -91,15 +92,43 @@ def test_the_top_proponent_of_each_output_is_displayed_crisply(show: Show, sampl
     chrome = show(render_html(sample_report), 1280)
     outputs = chrome.find_elements(By.CSS_SELECTOR, "details.output")
     assert len(outputs) == 4
-    picture = outputs[0].find_element(By.CSS_SELECTOR, ".card.proponent img")
+    picture = outputs[0].find_element(By.CSS_SELECTOR, ".proponent.cards .picture")
     assert picture.is_displayed()
-    assert picture.get_property("naturalWidth") == 8
-    assert picture.size["width"] >= 64
+    assert picture.size["width"] == picture.size["height"] >= 64
     assert picture.value_of_css_property("image-rendering") == "pixelated"
     top = sample_report.outputs[0].proponents[0]
+    assert top.preview is not None
+    assert seen(chrome, picture) == pixels(top.preview.png)
     assert top.example_id in outputs[0].text
-    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).length"
-    assert chrome.execute_script(broken) == 0
+    widths = chrome.execute_async_script(_WIDTHS_OF_PICTURES)
+    assert len(widths) > 40
+    assert set(widths) == {8}
+
+
+def pixels(png: bytes) -> list[int]:
+    """The grey levels of a picture, row by row."""
+    return list(Image.open(BytesIO(png)).convert("L").tobytes())
+
+
+def seen(chrome: webdriver.Chrome, picture: WebElement) -> list[int]:
+    """The grey level in the middle of each of the 8 × 8 squares of a picture, as the window shows it."""
+    chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    shot = Image.open(BytesIO(picture.screenshot_as_png)).convert("L")
+    step = shot.width / 8
+    return [shot.getpixel((int((x + 0.5) * step), int((y + 0.5) * step))) for y in range(8) for x in range(8)]
+
+
+# The natural width of what the style sheet gives each picture to show; 0 where it is no picture.
+_WIDTHS_OF_PICTURES = """
+const done = arguments[0];
+const width = element => new Promise(said => {
+  const image = new Image();
+  image.onload = () => said(image.naturalWidth);
+  image.onerror = () => said(0);
+  image.src = getComputedStyle(element).backgroundImage.slice(5, -2);
+});
+Promise.all([...document.querySelectorAll('.picture')].map(width)).then(done);
+"""
 
 
 def test_the_page_renders_in_a_sandboxed_frame_without_origin(show: Show, sample_report: AuditReport) -> None:
@@ -108,8 +137,7 @@ def test_the_page_renders_in_a_sandboxed_frame_without_origin(show: Show, sample
     chrome.switch_to.frame(chrome.find_element(By.TAG_NAME, "iframe"))
     try:
         assert chrome.find_element(By.TAG_NAME, "h1").text == sample_report.title
-        picture = chrome.find_element(By.CSS_SELECTOR, ".output .card.proponent img")
-        assert picture.get_property("naturalWidth") == 8
+        assert set(chrome.execute_async_script(_WIDTHS_OF_PICTURES)) == {8}
         assert chrome.execute_script("return self.origin") == "null"
     finally:
         chrome.switch_to.default_content()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gradtrail.errors import DataError
 from gradtrail.nouns import Preview
-from gradtrail.reports.previews import MASK, apply_mode, picture, redact_text, shown_answer, shown_reason
+from gradtrail.reports.previews import MASK, Gallery, apply_mode, redact_text, shown_answer, shown_reason
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -119,9 +119,19 @@ def test_a_picture_that_is_no_png_is_refused(content: bytes, mode: str) -> None:
 
 
 def test_small_pictures_are_shown_with_crisp_pixels_and_large_ones_smoothly() -> None:
-    assert picture(png(8, 8)).pixelated
-    assert not picture(png(200, 8)).pixelated
-    assert picture(png(8, 6)).uri.startswith("data:image/png;base64,")
+    gallery = Gallery()
+    assert gallery.picture(png(8, 8)).pixelated
+    assert not gallery.picture(png(200, 8)).pixelated
+    assert gallery.picture(png(8, 6)).uri.startswith("data:image/png;base64,")
+
+
+def test_a_gallery_holds_each_picture_once() -> None:
+    gallery = Gallery()
+    shown = [gallery.picture(png(*size)) for size in ((8, 8), (8, 6), (8, 8))]
+    assert shown[0] == shown[2]
+    assert gallery.pictures() == (shown[0], shown[1])
+    assert [each.name for each in gallery.pictures()] == ["p1", "p2"]
+    assert (shown[1].width, shown[1].height) == (8, 6)
 
 
 def test_a_class_name_stays_readable_and_a_generated_text_does_not() -> None:

@@ -35,10 +35,13 @@ def test_the_three_files_hold_what_was_rendered(sample_report: AuditReport, tmp_
     assert table.schema.metadata == attribution_table(sample_report).schema.metadata
 
 
-def test_the_document_is_indented_as_pythons_encoder_does(sample_report: AuditReport, tmp_path: Path) -> None:
-    files = write_report(sample_report, tmp_path)
-    expected = json.dumps(report_json(sample_report), ensure_ascii=False, indent=2) + "\n"
-    assert files.json.read_bytes() == expected.encode()
+def test_the_document_has_a_line_for_each_part_and_each_output(sample_report: AuditReport, tmp_path: Path) -> None:
+    lines = write_report(sample_report, tmp_path).json.read_text(encoding="utf-8").splitlines()
+    document = report_json(sample_report)
+    assert len(lines) == len(document) + len(document["outputs"]) + 3
+    assert [json.loads(line.removesuffix(",")) for line in lines if line.startswith('{"output"')] == document["outputs"]
+    bare = write_report(replace(sample_report, outputs=()), tmp_path / "bare").json.read_bytes()
+    assert json.loads(bare)["outputs"] == []
 
 
 def test_the_digests_are_those_of_the_files(sample_report: AuditReport, tmp_path: Path) -> None:

@@ -206,7 +206,9 @@ class ClassificationAdapter(ModelAdapter):
         return [self.target_text(number) for number in outputs.argmax(1).tolist()]
 
     def target_text(self, target: Any) -> str:
-        """A class number as its name, or as digits where it has none."""
+        """A class number as its name, or as digits where it has none; what is no class number stays as it is."""
+        if not float(target).is_integer():
+            return str(target)
         number = int(target)
         return str(self.class_names[number]) if 0 <= number < len(self.class_names) else str(number)
 

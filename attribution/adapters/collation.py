@@ -12,6 +12,8 @@ from torch import Tensor
 from gradtrail.errors import DataError
 from gradtrail.nouns import Example
 
+_WITHOUT_ARITHMETIC = {torch.uint16, torch.uint32, torch.uint64}
+
 
 def as_tensor(value: Any, owner: str) -> Tensor:
     """A tensor of `value`: a tensor, an array, a number, or (nested) lists or arrays of numbers, as Parquet gives them.
@@ -36,8 +38,11 @@ def as_tensor(value: Any, owner: str) -> Tensor:
 def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     """Stack `inputs` or `target` (`part`) of all examples to (batch, …) of `dtype`.
 
+    Real numbers may be rounded to the precision of `dtype`; nothing else may change a value.
+
     Raises:
-        DataError: naming the example, when one is no array of numbers or has another shape than the first.
+        DataError: naming the example, when one is no array of numbers, has another shape than the first, or holds a
+            value that `dtype` cannot hold.
     """
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
@@ -45,16 +50,27 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     # Tensors of one type and shape, the usual case, need no look at each of them.
     if set(map(type, values)) == {Tensor} and len({value.dtype for value in values}) == 1:
         try:
-            return torch.stack(values).detach().to(dtype)
+            joined = torch.stack(values).detach()
         except RuntimeError:
             pass  # of different shapes: the error names the example
+        else:
+            if _changed(joined, dtype) is None:
+                return joined.to(dtype)
     return torch.stack(_tensors(examples, part, dtype)).detach()
 
 
 def _tensors(examples: Sequence[Example], part: str, dtype: torch.dtype) -> list[Tensor]:
     tensors: list[Tensor] = []
     for example in examples:
-        tensor = as_tensor(getattr(example, part), f"The {part} of example {example.example_id}").to(dtype)
+        given = as_tensor(getattr(example, part), f"The {part} of example {example.example_id}")
+        changed = _changed(given, dtype)
+        if changed is not None:
+            raise DataError(
+                f"The {part} of example {example.example_id} holds {changed}, which {_name(dtype)} cannot hold: it "
+                f"would become {torch.tensor(changed, dtype=given.dtype).to(dtype).item()}.",
+                f"Correct the value, or let the adapter's {'input' if part == 'inputs' else part}_dtype fit the data.",
+            )
+        tensor = (given.real if given.is_complex() and not dtype.is_complex else given).to(dtype)
         if tensors and tensor.shape != tensors[0].shape:
             raise DataError(
                 f"The {part} of example {example.example_id} has shape {tuple(tensor.shape)}, but that of "
@@ -63,6 +79,42 @@ def _tensors(examples: Sequence[Example], part: str, dtype: torch.dtype) -> list
             )
         tensors.append(tensor)
     return tensors
+
+
+def _changed(values: Tensor, dtype: torch.dtype) -> bool | complex | None:
+    """The first of `values` that `dtype` cannot hold; None where there is none.
+
+    Rounding a real number to the precision of a floating point type is no change, unless it is too large for it.
+    """
+    if values.dtype == dtype or not values.numel():
+        return None
+    given = values.detach()
+    if given.layout != torch.strided:
+        given = given.coalesce().values() if given.layout == torch.sparse_coo else given.values()
+    if given.dtype in _WITHOUT_ARITHMETIC:
+        given = given.to(torch.int64)
+        if given.min() < 0:
+            return int(given[given < 0][0]) + (1 << 64)
+    if given.is_complex() and not dtype.is_complex:
+        if given.imag.any():
+            return complex(given[given.imag != 0].flatten()[0].item())
+        given = given.real
+    kept = given.to(dtype)
+    if given.is_floating_point() and dtype.is_floating_point:
+        wrong = kept.isfinite() != given.isfinite()
+    elif dtype.is_complex:
+        return None
+    else:
+        # Back in the type it came from, and with the same sign: unsigned numbers come back from a change of sign.
+        wrong = (kept.to(given.dtype) != given) | ((kept < 0) != (given < 0))
+    if not wrong.any():
+        return None
+    found: bool | float = given[wrong].flatten()[0].item()
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def move(value: Any, device: str | torch.device) -> Any:

@@ -55,6 +55,52 @@ def test_an_example_that_does_not_fit_the_batch_is_named(inputs, message):
         Named().collate([Example("fine", [1, 2], 0), Example("odd", inputs, 0)])
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (1.5, torch.int64, "1.5"),
+        ([0.0, 3.75], torch.int64, "3.75"),
+        (np.float32(-0.25), torch.int64, "-0.25"),
+        (torch.tensor([2.0, torch.nan]), torch.int64, "nan"),
+        (torch.tensor(float("inf")), torch.int64, "inf"),
+        (3e18 * 4, torch.int64, "1.2e\\+19"),
+        (torch.tensor(0.4, dtype=torch.bfloat16), torch.int64, "0.4"),
+        (0.5, torch.bool, "0.5"),
+        (256, torch.uint8, "256"),
+        (-1, torch.uint8, "-1"),
+        (np.uint64(2**63 + 8), torch.int64, str(2**63 + 8)),
+        (2**24 + 1, torch.float32, str(2**24 + 1)),
+        (1e200, torch.float32, "1e\\+200"),
+        (70_000.0, torch.float16, "70000"),
+        (torch.tensor(1 + 2j), torch.float32, "1\\+2j"),
+    ],
+)
+@pytest.mark.parametrize("part", ["inputs", "target"])
+def test_a_value_that_a_cast_would_change_is_refused_naming_the_example(value, dtype, said, part):
+    class Typed(Named):
+        input_dtype = target_dtype = dtype
+
+    fine = (
+        torch.zeros_like(torch.as_tensor(value)) if isinstance(value, torch.Tensor) else np.zeros_like(value).tolist()
+    )
+    examples = [Example("fine", fine, fine), Example("odd", *((value, fine) if part == "inputs" else (fine, value)))]
+    with pytest.raises(DataError, match=f"The {part} of example odd holds .*{said}.*cannot hold"):
+        Typed().collate([*examples, examples[0]])
+
+
+def test_a_cast_that_changes_no_value_or_only_rounds_a_real_number_is_taken():
+    exact = [2.0, np.float32(1), torch.tensor(3.0, dtype=torch.float64), True, np.uint64(7), np.uint8(255)]
+    batch = Named().collate(
+        [Example(str(row), [0.1, 2**24, float("nan"), 1], number) for row, number in enumerate(exact)]
+    )
+    assert batch.targets.tolist() == [2, 1, 3, 1, 7, 255]
+    assert torch.equal(batch.inputs[5].nan_to_num(), torch.tensor([0.1, 2**24, 0, 1]))
+
+
+def test_a_target_between_two_classes_is_not_told_as_one_of_them():
+    assert [Named().target_text(value) for value in (0.9, float("nan"), 1.0)] == ["0.9", "nan", "dog"]
+
+
 def test_batches_move_through_tuples_dicts_and_named_tuples():
     pair = namedtuple("pair", ["left", "right"])
     tensor = torch.ones(2)

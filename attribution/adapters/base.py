@@ -68,6 +68,16 @@ class Batch:
         return found
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Real numbers in float32 where their type holds less: eight bits do not hold a sum over many tokens."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)) if values.is_floating_point() else values
+
+
+def measured_outputs(adapter: ModelAdapter, model: nn.Module, batch: Batch) -> Tensor:
+    """The outputs that losses are computed from: as the adapter runs the model, in float32 at least."""
+    return at_least_float32(adapter.outputs(model, batch))
+
+
 class ModelAdapter(ABC):
     """How gradtrail reads one model. Subclass `ClassificationAdapter` or `RegressionAdapter` where they fit.
 
@@ -199,7 +209,7 @@ class ClassificationAdapter(ModelAdapter):
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross entropy of each example's class: (batch,)."""
         self._check(outputs, batch.targets)
-        return functional.cross_entropy(outputs, batch.targets, reduction="none")
+        return functional.cross_entropy(at_least_float32(outputs), batch.targets, reduction="none")
 
     def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
         """The name (or number) of the most likely class."""
@@ -275,11 +285,11 @@ class RegressionAdapter(ModelAdapter):
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """½‖y − ŷ‖² of each example: (batch,)."""
-        return 0.5 * (_flat(outputs) - self._targets(outputs, batch)).square().sum(1)
+        return 0.5 * (_flat(at_least_float32(outputs)) - self._targets(outputs, batch)).square().sum(1)
 
     def emitted_losses(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 (the interface)
         """Minus the prediction (the sum of its components): its loss against itself would have no gradient."""
-        return -_flat(outputs).sum(1)
+        return -_flat(at_least_float32(outputs)).sum(1)
 
     def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
         """The predicted numbers, to six digits."""

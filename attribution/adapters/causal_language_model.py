@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from gradtrail.attribution.adapters.base import Batch, ModelAdapter
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter, at_least_float32
 from gradtrail.attribution.adapters.collation import as_tensor, required_field
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example, Preview, Target
@@ -123,7 +123,7 @@ class CausalLMAdapter(ModelAdapter):
         """
         self._check(outputs, batch.targets)
         each = functional.cross_entropy(
-            outputs.flatten(0, 1), batch.targets.flatten(), ignore_index=UNCOUNTED, reduction="none"
+            at_least_float32(outputs).flatten(0, 1), batch.targets.flatten(), ignore_index=UNCOUNTED, reduction="none"
         )
         return each.reshape(batch.targets.shape).sum(1)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, iterate_examples, measured_outputs
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
@@ -141,7 +141,7 @@ class _Measured(nn.Module):
         self._adapter = adapter
 
     def forward(self, batch: Batch) -> Tensor:
-        return self._adapter.outputs(self.model, batch)
+        return measured_outputs(self._adapter, self.model, batch)
 
 
 class _SummedLoss(nn.Module):
@@ -245,7 +245,7 @@ def _gradients(
         for query in queries:
             batch = adapter.collate([query]).to(device)
             measure = adapter.emitted_losses if target == "emitted" else adapter.losses
-            loss = measure(adapter.outputs(model, batch), batch).sum()
+            loss = measure(measured_outputs(adapter, model, batch), batch).sum()
             found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
             columns.append(torch.cat([gradient.flatten() for gradient in found]))
     finally:

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, iterate_examples
+from gradtrail.attribution.adapters.base import (
+    Batch,
+    ModelAdapter,
+    TrainingData,
+    at_least_float32,
+    iterate_examples,
+    measured_outputs,
+)
 from gradtrail.attribution.curvature.vectors import curvature_kind, output_factors, refuse_non_finite, require_curvature
 from gradtrail.attribution.features.plan import FeaturePlan, Group
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
@@ -169,7 +176,7 @@ class _Factors:
     def _add_inputs(self, layer: nn.Module, inputs: Tensor) -> None:
         if self._inputs is None:
             return
-        values = _at_least_float32(inputs)
+        values = at_least_float32(inputs)
         dtype = values.dtype if values.is_floating_point() else torch.float32
         identity = torch.eye(self.group.d_in, dtype=dtype, device=values.device)
         whole = identity.expand(self.group.blocks, -1, -1)
@@ -180,7 +187,7 @@ class _Factors:
 
     def _add_outputs(self, layer: nn.Module, gradients: Tensor, rows: slice) -> None:
         if self._outputs is not None:
-            blocks = self._rule.output_blocks(layer, _at_least_float32(gradients))
+            blocks = self._rule.output_blocks(layer, at_least_float32(gradients))
             blocks = self._without_padding(blocks, gradients.shape[:-1])
             with faster_products():
                 self._waiting.append((self._outputs[:, rows, rows], torch.einsum("nbot,nbpt->bop", blocks, blocks)))
@@ -232,7 +239,7 @@ def _accumulate(
             each.attach(model, stack, starts, None if mask is None else ~mask.bool())
         _take_attention_apart(model, factors, stack)
         multiply_faster(affine_layers(model, device), stack)
-        outputs = adapter.outputs(model, batch)
+        outputs = measured_outputs(adapter, model, batch)
         refuse_non_finite("model's output", outputs.detach(), examples)
         quantities = _measured(adapter, outputs, batch, kind, generator)
         for position, values in enumerate(quantities):
@@ -262,7 +269,3 @@ def _measured(
 
 def _zeros(blocks: int, width: int) -> Tensor | None:
     return torch.zeros(blocks, width, width, dtype=torch.float64) if width <= LARGEST_FACTOR else None
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32)) if values.is_floating_point() else values

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradtrail.attribution.adapters.base import measured_outputs
 from gradtrail.attribution.fidelity.further_training import FurtherTraining
 
 NOTICEABLE_CHANGE = 0.1
@@ -93,6 +94,6 @@ def _gradient(training: FurtherTraining, model: nn.Module, places: range | list[
     batch = adapter.collate([training.training[place] for place in places]).to(training.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.inference_mode(False), torch.enable_grad():
-        loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
+        loss = adapter.losses(measured_outputs(adapter, model, batch), batch).sum()
         found = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.detach().double().flatten() for gradient in found])

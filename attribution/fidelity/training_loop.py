@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, measured_outputs
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
@@ -185,7 +185,7 @@ class TrainingLoop:
     def _objective(self, model: nn.Module, optimiser: Optimizer, batch: Batch, kept: Tensor, when: str) -> float:
         """Sum of the kept losses over the batch's size, with gradients in place."""
         optimiser.zero_grad(set_to_none=False)
-        losses = self.adapter.losses(self.adapter.outputs(model, batch), batch)
+        losses = self.adapter.losses(measured_outputs(self.adapter, model, batch), batch)
         objective = torch.where(kept, losses, torch.zeros_like(losses)).sum() / len(kept)
         torch.autograd.backward(objective)
         found = objective.item()
@@ -200,7 +200,7 @@ class TrainingLoop:
             with torch.no_grad():
                 for start in range(0, len(examples), self.recipe.batch_size):
                     batch = self.adapter.collate(examples[start : start + self.recipe.batch_size]).to(self.device)
-                    yield self.adapter.outputs(model, batch), batch
+                    yield measured_outputs(self.adapter, model, batch), batch
         finally:
             for module, training in modes:
                 module.training = training

@@ -3,63 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from dataclasses import dataclass
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.adapters.base import ModelAdapter, at_least_float32
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.hooks import Instrument, build_instrument, planned_layer, recording
+from gradtrail.attribution.gradients.precision import coarsest_dtype
 from gradtrail.attribution.gradients.weight_gradients import weight_gradients
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
 _COUPLING_REMEDY = (
     "Look for BatchNorm that uses batch statistics even in eval mode (track_running_stats=False, or train() in "
-    "forward), normalisation over the batch, or losses averaged over it."
+    "forward), normalisation over the batch, or losses averaged over it or over what of it counts (tokens, pixels)."
 )
+_COMPARED = 4
+"""Examples of a batch whose gradients are compared with autograd."""
+_CANCELLED = 0.1
+"""Share of the whole gradient by whose rounding a layer's own may be off."""
 
 
 def check_determinism(
     adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device = "cpu"
-) -> None:
-    """Run the batch `examples` twice, and its last example alone; all must agree, in eval mode.
+) -> float:
+    """Run the batch `examples` twice, and each of them alone; all must agree, in eval mode.
+
+    Returns how far an example's loss in the batch lies from its loss alone, relatively and at most: the rounding.
 
     Raises:
         ModelError: when losses are mis-shaped, random, coupled between examples or averaged over the batch.
     """
-    first_outputs, first = _run(adapter, model, examples, device)
-    second_outputs, second = _run(adapter, model, examples, device)
-    slack = _loss_slack(first_outputs)
-    if not (_agree(first, second, slack) and _agree(first_outputs, second_outputs)):
+    first = _run(adapter, model, examples, device)
+    second = _run(adapter, model, examples, device)
+    slack = _loss_slack(first)
+    if not (
+        _agree(first.losses, second.losses, first.dtype, slack) and _agree(first.outputs, second.outputs, first.dtype)
+    ):
         raise ModelError(
             "The same batch gave two different results: the model or its loss is random even in eval mode.",
             "Look for dropout with training=True, sampling or noise in forward, outputs or losses; fix its seed.",
         )
-    if len(examples) == 1:
-        return
-    example_id = examples[-1].example_id
-    try:
-        lone_outputs, lone = _run(adapter, model, examples[-1:], device)
-    except (RuntimeError, ValueError) as cause:
-        raise ModelError(
-            f"Example {example_id} runs in a batch but not alone: {cause}.",
-            _COUPLING_REMEDY,
-        ) from cause
-    same_loss = _agree(lone, first[-1:], slack)
-    if not same_loss and _agree(lone / len(examples), first[-1:], slack):
-        raise ModelError(
-            f"The loss of example {example_id} is divided by the number of examples in its batch.",
-            "Return per-example losses that are not averaged: no division by the batch size.",
-        )
-    comparable = first_outputs[-1:].shape == lone_outputs.shape
-    if not same_loss or (comparable and not _agree(lone_outputs, first_outputs[-1:])):
-        raise ModelError(
-            f"Example {example_id} gives another result alone than in a batch: the examples of a batch are coupled.",
-            _COUPLING_REMEDY,
-        )
+    furthest = 0.0
+    for row in reversed(range(len(examples) if len(examples) > 1 else 0)):
+        lone = _run_alone(adapter, model, examples[row], device)
+        own = _Results(first.outputs[row : row + 1], first.losses[row : row + 1], first.dtype)
+        furthest = max(furthest, _checked_alone(examples[row].example_id, own, lone, len(examples), slack))
+    return furthest
 
 
 def check_capture(
@@ -68,32 +62,53 @@ def check_capture(
     examples: Sequence[Example],
     plan: FeaturePlan,
     device: str | torch.device = "cpu",
-) -> None:
-    """Compare the features of the batch's first and last example with autograd's own weight gradients, once.
+) -> float:
+    """Compare the features of some of the batch's examples with autograd's own weight gradients of each alone.
 
     This finds what no rule can know: a weight used without calling its layer, or a batch that is not the first
-    dimension inside the model.
+    dimension inside the model. Returns the largest relative error found.
 
     Raises:
-        ModelError: naming the group whose features are not the gradient.
+        ModelError: naming the group whose features are not the gradient; or when no example has a finite gradient.
     """
     instrument = build_instrument(adapter, model, plan, device)
     with recording(instrument, examples) as record:
         losses = adapter.losses(record.outputs, record.batch)
         vectors = record.vectors(losses)
-    for row in sorted({0, len(examples) - 1}):
+    largest, finite = 0.0, False
+    for row in _compared_rows(vectors):
         expected = _autograd_vector(instrument, examples[row])
-        if not torch.isfinite(expected).all():
+        if not torch.isfinite(expected).all() and not torch.isfinite(vectors[row]).all():
             continue
-        allowed = _rounding(plan.lower_precision or losses.dtype) * expected.norm()
+        finite = True
+        own, whole = _rounding(coarsest_dtype(model, plan.lower_precision)), expected.norm()
         for group, columns in zip(plan.groups, plan.slices, strict=True):
-            if (vectors[row, columns] - expected[columns]).norm() > allowed:
+            error, wanted = (vectors[row, columns] - expected[columns]).norm(), expected[columns].norm()
+            # What cancels out in a layer leaves rounding of the size of the whole.
+            if not error <= own * (wanted + _CANCELLED * whole):
                 raise ModelError(
                     f"The features of layer {group.name} are not its gradient for example {examples[row].example_id}.",
                     "Its weight is used in another way than by calling the layer, the batch is not the first dimension "
-                    "there, or the adapter's position_mask hides positions that count; name the layer in "
-                    "FeatureSettings.fallback_for or in FeatureSettings.exclude.",
+                    "there, the examples of a batch are coupled, or the adapter's position_mask hides positions that "
+                    "count; name the layer in fallback_for or in exclude.",
                 )
+        if whole > 0:
+            largest = max(largest, ((vectors[row] - expected).norm() / whole).item())
+    if not finite:
+        raise ModelError(
+            f"None of {len(examples)} examples has a finite gradient, so that nothing can be compared with autograd.",
+            "Look at the checkpoint, and correct or remove examples with values that are not finite.",
+        )
+    return largest
+
+
+def _compared_rows(vectors: Tensor) -> list[int]:
+    """Rows drawn for comparison: some with a gradient, and some without or with one that is not finite."""
+    drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0)).tolist()
+    norms = vectors.double().norm(dim=1).tolist()
+    telling = [row for row in drawn if isfinite(norms[row]) and norms[row] > 0]
+    others = [row for row in drawn if not (isfinite(norms[row]) and norms[row] > 0)]
+    return telling[:_COMPARED] + others[: _COMPARED // 2]
 
 
 def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
@@ -120,12 +135,20 @@ def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
     return torch.cat(pieces)
 
 
-def _run(
-    adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Results:
+    """Outputs and losses of a batch, and the type with the fewest digits on the way to them."""
+
+    outputs: Tensor
+    losses: Tensor
+    dtype: torch.dtype
+
+
+def _run(adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device) -> _Results:
     batch = adapter.collate(examples).to(device)
     with frozen_in_eval(model), torch.no_grad():
-        outputs = adapter.outputs(model, batch)
+        given = adapter.outputs(model, batch)
+        outputs = at_least_float32(given)
         losses = adapter.losses(outputs, batch)
     if losses.shape != (len(examples),):
         raise ModelError(
@@ -133,23 +156,52 @@ def _run(
             "The adapter's losses must return one loss per example: sum over tokens or pixels, and use "
             'reduction="none" so that nothing is averaged over examples.',
         )
-    return outputs, losses
+    return _Results(outputs, losses, coarsest_dtype(model, given.dtype if given.is_floating_point() else None))
 
 
-def _agree(left: Tensor, right: Tensor, slack: float = 0.0) -> bool:
-    """Equal up to rounding of the largest finite entry; entries that are not finite are judged elsewhere."""
-    finite = torch.isfinite(left) & torch.isfinite(right)
+def _run_alone(adapter: ModelAdapter, model: nn.Module, example: Example, device: str | torch.device) -> _Results:
+    try:
+        return _run(adapter, model, [example], device)
+    except (RuntimeError, ValueError) as cause:
+        raise ModelError(
+            f"Example {example.example_id} runs in a batch but not alone: {cause}.", _COUPLING_REMEDY
+        ) from cause
+
+
+def _checked_alone(example_id: str, own: _Results, lone: _Results, size: int, slack: float) -> float:
+    """How far the loss of an example in a batch of `size` lies from its loss alone, relatively."""
+    same_loss = _agree(lone.losses, own.losses, own.dtype, slack)
+    if not same_loss and _agree(lone.losses / size, own.losses, own.dtype, slack):
+        raise ModelError(
+            f"The loss of example {example_id} is divided by the number of examples in its batch.",
+            "Return per-example losses that are not averaged: no division by the batch size.",
+        )
+    comparable = own.outputs.shape == lone.outputs.shape
+    if not same_loss or (comparable and not _agree(lone.outputs, own.outputs, own.dtype)):
+        raise ModelError(
+            f"Example {example_id} gives another result alone than in a batch: the examples of a batch are coupled.",
+            _COUPLING_REMEDY,
+        )
+    gap, scale = (lone.losses - own.losses).abs().item(), lone.losses.abs().item()
+    return gap / scale if isfinite(gap) and scale > 0 else 0.0
+
+
+def _agree(left: Tensor, right: Tensor, dtype: torch.dtype, slack: float = 0.0) -> bool:
+    """Finite in the same places, and there equal up to rounding of the largest entry."""
+    finite = torch.isfinite(left)
+    if not torch.equal(finite, torch.isfinite(right)):
+        return False
     if not finite.any():
         return True
     pair = torch.stack([left[finite], right[finite]]).cpu().double()
-    allowed = _rounding(left.dtype) * pair.abs().max().item() + slack
+    allowed = _rounding(dtype) * pair.abs().max().item() + slack
     return (pair[0] - pair[1]).abs().max().item() <= allowed
 
 
-def _loss_slack(outputs: Tensor) -> float:
+def _loss_slack(results: _Results) -> float:
     """Rounding of a loss near zero, which comes from the size of the outputs and not from its own."""
-    finite = outputs[torch.isfinite(outputs)]
-    return 16 * torch.finfo(outputs.dtype).eps * finite.abs().max().item() if len(finite) else 0.0
+    finite = results.outputs[torch.isfinite(results.outputs)]
+    return 16 * torch.finfo(results.dtype).eps * finite.abs().max().item() if len(finite) else 0.0
 
 
 def _rounding(dtype: torch.dtype) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import Batch, ModelAdapter
+from gradtrail.attribution.adapters.base import Batch, ModelAdapter, measured_outputs
 
 
 @contextmanager
@@ -40,14 +41,13 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
 def forward_pass(
     adapter: ModelAdapter, lower: torch.dtype | None, device: str | torch.device
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """How the adapter runs a model: as it is, or by autocast in the `lower` precision, with outputs in float32."""
+    """How the adapter runs a model: as it is, or by autocast in the `lower` precision; outputs in float32 at least."""
     if lower is None:
-        return adapter.outputs
+        return partial(measured_outputs, adapter)
 
     def run(model: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(torch.device(device).type, dtype=lower):
-            outputs = adapter.outputs(model, batch)
-        return outputs.float()
+            return measured_outputs(adapter, model, batch)
 
     return run
 

@@ -16,7 +16,9 @@ from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
+from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
 from gradtrail.attribution.gradients.memory import MOST_EXAMPLES
+from gradtrail.attribution.gradients.precision import rounding_of_gradients
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage.read import queries
@@ -171,23 +173,42 @@ class IndexPass:
         return gradient_health(norms, self._planned.plan).warnings()
 
     def _checked_estimate(self, model: torch.nn.Module) -> PassEstimate:
-        """What the pass will need, once the first examples have shown that it can be trusted."""
+        """What the pass will need, once examples drawn from all have shown that it can be trusted.
+
+        Gradients are compared in a batch of the size that is used, since what couples examples may show only there.
+        """
         planned, options, data = self._planned, self._planned.options, self._training_data
-        adapter = planned.pinned.adapter
-        first = [checked_example(data[place], place) for place in range(min(DETERMINISM_BATCH, len(data)))]
-        check_determinism(adapter, model, first, options.device)
-        check_capture(adapter, model, first, planned.plan, options.device)
-        return estimate_pass(
+        adapter, plan, device = planned.pinned.adapter, planned.plan, options.device
+        drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+        few = [checked_example(data[place], place) for place in drawn[:DETERMINISM_BATCH]]
+        furthest = check_determinism(adapter, model, few, device)
+        estimate = estimate_pass(
             adapter,
             model,
-            first,
-            planned.plan,
+            [checked_example(data[place], place) for place in range(min(DETERMINISM_BATCH, len(data)))],
+            plan,
             rows=len(data),
             dtype=options.dtype,
             memory_budget=options.memory_budget // options.workers,
             largest_batch=LARGEST_BATCH,
-            device=options.device,
+            device=device,
         )
+        whole = [checked_example(data[place], place) for place in drawn[: estimate.batch_size]]
+        whole, error = self._checked_capture(model, whole)
+        rounding = rounding_of_gradients(adapter, model, few, plan, device)
+        say(_checked(len(few), furthest, len(whole), error, rounding))
+        return estimate
+
+    def _checked_capture(self, model: torch.nn.Module, examples: list[Example]) -> tuple[list[Example], float]:
+        """As many of the examples as fit into memory together, and the largest error of their gradients."""
+        adapter, plan, device = self._planned.pinned.adapter, self._planned.plan, self._planned.options.device
+        while True:
+            try:
+                return examples, check_capture(adapter, model, examples, plan, device)
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault) or len(examples) == 1:
+                    raise
+            examples = examples[: len(examples) // 2]
 
     def _measure_by_workers(self, bar: ProgressBar) -> None:
         """Let several processes fill the table; what they have stored when one of them fails stays."""
@@ -227,6 +248,15 @@ class IndexPass:
             squared_norms=rows.squared_norms.cpu().numpy(),
             attributes={name: [row.attributes.get(name, "") for row in recorded] for name in self._attribute_names},
         )
+
+
+def _checked(few: int, furthest: float, whole: int, error: float, rounding: float | None) -> str:
+    """What the checks before a pass have found, for people."""
+    half = "" if rounding is None else f"; in float32 they would be {rounding:.2g} away (half precision)"
+    return (
+        f"Checked on examples drawn from all: losses of {few} are the same alone and in a batch (to {furthest:.1g}), "
+        f"gradients in a batch of {whole} are those of autograd (to {error:.1g}){half}."
+    )
 
 
 def _measure_part(

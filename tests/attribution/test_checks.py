@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import check_determinism
 from gradtrail.attribution.gradients.checks import check_capture
@@ -180,3 +181,81 @@ def test_the_capture_check_finds_examples_in_the_second_dimension(make_classifie
     model = adapter.build_model()
     with pytest.raises(ModelError, match="inner"):
         check_capture(adapter, model, examples, plan_features(model))
+
+
+class Tagger(ClassificationAdapter):
+    """A tag for each word, some of which count for nothing; the sum over them is divided by `counted(targets)`."""
+
+    input_dtype = torch.int64
+
+    def __init__(self, counted, tags):
+        self.counted = counted
+        words = torch.randint(0, 7, tags.shape, generator=torch.Generator().manual_seed(3))
+        self.examples = [Example(f"text-{row}", words[row], tags[row]) for row in range(len(tags))]
+
+    def build_model(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3))
+
+    def training_data(self):
+        return self.examples
+
+    def losses(self, outputs, batch):
+        each = functional.cross_entropy(outputs.transpose(1, 2), batch.targets, ignore_index=-1, reduction="none")
+        return each.sum(1) / self.counted(batch.targets)
+
+
+def _tags(silent):
+    tags = torch.arange(30).reshape(6, 5) % 3
+    tags[silent] = -1
+    tags[2, 3:] = -1
+    return tags
+
+
+@pytest.mark.parametrize("silent", [[0, 5], [0, 1, 4, 5], []])
+def test_losses_divided_by_what_counts_in_the_batch_are_refused_whichever_examples_have_none(silent):
+    adapter = Tagger(lambda targets: (targets >= 0).sum().clamp(min=1), _tags(silent))
+    with pytest.raises(ModelError, match="the examples of a batch are coupled") as caught:
+        check_determinism(adapter, adapter.build_model(), adapter.examples)
+    assert "counts" in caught.value.remedy
+
+
+def test_losses_divided_by_what_counts_in_each_example_pass_with_the_rounding_as_figure():
+    adapter = Tagger(lambda targets: (targets >= 0).sum(1).clamp(min=1), _tags([0, 5]))
+    model = adapter.build_model()
+    assert check_determinism(adapter, model, adapter.examples) < 1e-6
+    assert check_capture(adapter, model, adapter.examples, plan_features(model)) < 1e-5
+
+
+def test_an_example_that_makes_others_not_finite_is_coupled_with_them(make_classifier, make_examples):
+    class Centred(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs) - 0 * inputs.sum()
+
+    examples = [*make_examples(3, 6), Example("infinite", torch.full((6,), torch.inf), 0), *make_examples(2, 6, seed=1)]
+    model = Centred(6, 5)
+    with pytest.raises(ModelError, match="the examples of a batch are coupled"):
+        check_determinism(make_classifier(lambda: model, examples), model, examples)
+
+
+def test_the_capture_check_needs_an_example_with_a_finite_gradient(make_classifier, make_examples):
+    broken = [Example(f"nan-{row}", torch.full((6,), torch.nan), 0) for row in range(9)]
+    model = nn.Linear(6, 5)
+    adapter = make_classifier(lambda: model, broken)
+    with pytest.raises(ModelError, match="None of 9 examples has a finite gradient"):
+        check_capture(adapter, model, broken, plan_features(model))
+    check_capture(adapter, model, [*broken, *make_examples(1, 6)], plan_features(model))
+
+
+def test_the_capture_check_finds_examples_that_are_coupled_in_the_gradient_alone(make_classifier, make_examples):
+    class Leaking(nn.Module):
+        def forward(self, outputs: Tensor) -> Tensor:
+            return outputs + outputs.sum(0) - outputs.sum(0).detach()
+
+    examples = make_examples(9, 6)
+    model = nn.Sequential(nn.Linear(6, 5), Leaking())
+    adapter = make_classifier(lambda: model, examples)
+    check_determinism(adapter, model, examples)
+    with pytest.raises(ModelError, match="are not its gradient") as caught:
+        check_capture(adapter, model, examples, plan_features(model))
+    assert "coupled" in caught.value.remedy

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
 import re
-import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import standardwebhooks
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from gradtrail.digests import sha256_bytes
@@ -22,6 +24,7 @@ SIGNATURE_HEADER = "Gradtrail-Signature"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 ATTEMPTS = 4
 _FROM_ENVIRONMENT = "env:"
+_BASE64_SECRET = "whsec_"  # noqa: S105 - how the specification marks one
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIMEOUT_SECONDS = 10.0
 _FIRST_SERVER_FAULT = 500
@@ -132,9 +135,27 @@ def _outlet_of(address: str) -> str:
     return f"webhook:{urlsplit(address).hostname}:{sha256_bytes(address.encode())[:16]}"
 
 
-def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """HMAC-SHA256 over the timestamp, a full stop and the body; hexadecimal."""
-    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+def signed_headers(key: bytes, message_id: str, sent_at: datetime, body: bytes) -> dict[str, str]:
+    """The headers that prove who sent a body and when, by the Standard Webhooks specification (standardwebhooks.com).
+
+    Args:
+        key: what both sides know.
+        message_id: the same for every repeat of one message.
+        sent_at: with its time zone.
+        body: UTF-8.
+    """
+    sent_at = sent_at.astimezone(UTC)  # the library takes the clock's digits for UTC, whatever zone stands beside them
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(sent_at.timestamp())),
+        "webhook-signature": standardwebhooks.Webhook(key).sign(message_id, sent_at, body.decode()),
+    }
+
+
+def _headers_of_0_2(secret: str, timestamp: str, body: bytes) -> dict[str, str]:
+    """What receivers from before Standard Webhooks verify: hexadecimal HMAC-SHA256 over timestamp, full stop, body."""
+    signature = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v1={signature}"}
 
 
 def post(
@@ -148,7 +169,7 @@ def post(
     """Post signed JSON; where the webhook is away, again after 1, 2 and 4 seconds. Redirects are not followed.
 
     Raises:
-        AwayError: it stayed away. RefusedError: it said no, or its address or secret is not set.
+        AwayError: it stayed away. RefusedError: it said no, or its address or secret is not set or is none.
     """
     address = webhook.resolved_url()
     secret = os.environ.get(webhook.secret_env, "")
@@ -157,28 +178,43 @@ def post(
             f"The environment variable {webhook.secret_env}, the secret of {webhook.outlet}, is not set.",
             "Set it where the audits run; the next run sends what is due.",
         )
+    key = _key(secret, webhook)
     patience = Retrying(
         retry=retry_if_exception_type(AwayError),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=first_pause_seconds) + wait_random(0, first_pause_seconds / 2),
         reraise=True,
     )
-    patience(_post_once, webhook.outlet, address, secret, body, idempotency_key, timeout_seconds)
+
+    def attempt() -> None:
+        headers = signed_headers(key, idempotency_key, datetime.now(UTC), body)
+        headers |= _headers_of_0_2(secret, headers["webhook-timestamp"], body)
+        headers |= {"Content-Type": "application/json", "User-Agent": "gradtrail", IDEMPOTENCY_HEADER: idempotency_key}
+        _post_once(webhook.outlet, address, headers, body, timeout_seconds)
+
+    patience(attempt)
 
 
-def _post_once(
-    outlet: str, address: str, secret: str, body: bytes, idempotency_key: str, timeout_seconds: float
-) -> None:
+def _key(secret: str, webhook: Webhook) -> bytes:
+    """The bytes that sign: what base64 stands for after whsec_, or else the text itself."""
+    if not secret.startswith(_BASE64_SECRET):
+        return secret.encode()
+    try:
+        key = base64.b64decode(secret.removeprefix(_BASE64_SECRET), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise RefusedError(
+            f"The environment variable {webhook.secret_env}, the secret of {webhook.outlet}, has no base64 after "
+            f"{_BASE64_SECRET}.",
+            "Copy the secret anew, or choose one that does not begin so; the next run sends what is due.",
+        )
+    return key
+
+
+def _post_once(outlet: str, address: str, headers: dict[str, str], body: bytes, timeout_seconds: float) -> None:
     import httpx
 
-    timestamp = str(int(time.time()))
-    headers = {
-        "Content-Type": "application/json",
-        "User-Agent": "gradtrail",
-        TIMESTAMP_HEADER: timestamp,
-        SIGNATURE_HEADER: f"v1={signature(secret, timestamp, body)}",
-        IDEMPOTENCY_HEADER: idempotency_key,
-    }
     try:
         answer = httpx.post(address, content=body, headers=headers, timeout=timeout_seconds)
     except httpx.HTTPError as fault:

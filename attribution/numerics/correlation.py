@@ -30,15 +30,7 @@ def cosines(left: Matrix, right: Matrix) -> Matrix:
 
 def ranks(values: Matrix) -> Matrix:
     """Ranks down each column; equal values share the mean of their ranks."""
-    order = np.argsort(values, axis=0, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=0)
-    places = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
-    differs = ordered[1:] != ordered[:-1]
-    # The first and the last place of each run of equal values.
-    starts, ends = places.copy(), places.copy()
-    starts[1:][~differs] = 0
-    ends[:-1][~differs] = len(values)
-    shared = (np.maximum.accumulate(starts) + np.minimum.accumulate(ends[::-1])[::-1]) / 2 + 1
-    found = np.empty(values.shape)
-    np.put_along_axis(found, order, shared, axis=0)
+    from scipy.stats import rankdata
+
+    found: Matrix = rankdata(values, axis=0)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,20 @@ def holding(lock: Path, *, busy: GradtrailError | None = None) -> Iterator[None]
 
     Raises:
         GradtrailError: `busy`, where it is given and somebody else holds the lock: then nobody waits.
+        RuntimeError: this thread holds the lock already and would wait for itself.
+        OSError: the lock cannot be made or the file system has no locks. Filelock's own way out of that, a file that
+            stands for the lock, would outlive a killed process.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            if busy is None:
-                raise
-            raise busy from None
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, blocking=busy is None, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except Timeout:
+        if busy is None:
+            raise
+        raise busy from None
+    try:
         yield
+    finally:
+        held.release()

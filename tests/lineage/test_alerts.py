@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -12,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from gradtrail.errors import UsageError
 from gradtrail.lineage.events.alerts import DELIVERED, DUE, Alert, record_alerts, undelivered_alerts
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.sql.answering import run_sql
-from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
+from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post, signed_headers
 from gradtrail.tasks.alert.deliveries import alert_document
 from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.core.workspace import Workspace
@@ -81,20 +85,59 @@ def send(receiver: Receiver, **options: float) -> None:
     post(Webhook(receiver.url, "HOOK_SECRET"), b'{"a": 1}', "the key", **given)
 
 
-def test_what_is_posted_is_signed_as_the_documentation_says(receiver: Receiver) -> None:
+@pytest.mark.parametrize("secret", [SECRET, "whsec_" + base64.b64encode(bytes(range(32))).decode()])
+def test_what_is_posted_is_signed_as_the_documentation_says(
+    secret: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     snippet = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "is_genuine" in code)
     names: dict[str, object] = {}
     exec(snippet, names)  # noqa: S102 - the documentation's own code
     is_genuine = names["is_genuine"]
     assert callable(is_genuine)
+    monkeypatch.setenv("HOOK_SECRET", secret)
     send(receiver)
     [(headers, body)] = receiver.received
-    assert is_genuine(headers, body, SECRET)
-    assert not is_genuine(headers, body + b" ", SECRET)
+    assert is_genuine(headers, body, secret)
+    assert not is_genuine(headers, body + b" ", secret)
     assert not is_genuine(headers, body, "another")
-    assert not is_genuine(headers | {"Gradtrail-Timestamp": "1"}, body, SECRET)
-    assert not is_genuine(headers, body, SECRET, most_seconds=-1)
-    assert headers["Idempotency-Key"] == "the key"
+    assert not is_genuine(headers | {"webhook-id": "another"}, body, secret)
+    late = str(int(headers["webhook-timestamp"]) - 1)
+    assert not is_genuine(headers | {"webhook-timestamp": late}, body, secret)
+    assert headers["Idempotency-Key"] == headers["webhook-id"] == "the key"
+
+
+def test_the_signature_is_that_of_the_specification_at_a_known_moment_in_any_time_zone() -> None:
+    for zone in (UTC, timezone(timedelta(hours=5, minutes=30))):
+        headers = signed_headers(b"key", "msg", datetime.fromtimestamp(1_700_000_000.9, zone), b'{"\xc3\xa9": 1}')
+        expected = hmac.new(b"key", b'msg.1700000000.{"\xc3\xa9": 1}', hashlib.sha256).digest()
+        assert headers == {
+            "webhook-id": "msg",
+            "webhook-timestamp": "1700000000",
+            "webhook-signature": f"v1,{base64.b64encode(expected).decode()}",
+        }
+
+
+@pytest.mark.parametrize("secret", [SECRET, "whsec_" + base64.b64encode(bytes(range(32))).decode()])
+def test_receivers_of_0_2_still_find_the_signature_that_they_verify(
+    secret: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOK_SECRET", secret)
+    send(receiver)
+    [(headers, body)] = receiver.received
+    signed = headers["Gradtrail-Timestamp"].encode() + b"." + body
+    assert abs(time.time() - int(headers["Gradtrail-Timestamp"])) < 60
+    assert headers["Gradtrail-Signature"] == f"v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
+
+
+@pytest.mark.parametrize("encoded", ["", "no base64!", "YWJ"])
+def test_a_marked_secret_that_is_no_base64_is_named_and_not_shown(
+    encoded: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOOK_SECRET", f"whsec_{encoded}")
+    with pytest.raises(RefusedError, match=r"HOOK_SECRET.* has no base64 after whsec_\.") as caught:
+        send(receiver)
+    assert receiver.received == []
+    assert not encoded or encoded not in str(caught.value)
 
 
 def test_a_webhook_that_is_away_is_tried_four_times(receiver: Receiver) -> None:

@@ -1,6 +1,7 @@
 """Exports say what the ledger says, in forms that the libraries of those standards read back."""
 
 import json
+import resource
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -126,6 +127,38 @@ def test_events_are_added_to_a_file_line_by_line(connection, tmp_path):
     assert append_to_file(run_events(connection), path) == 8
     assert append_to_file(run_events(connection), path) == 8
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 16
+
+
+def test_a_line_that_a_kill_left_unfinished_costs_no_event(connection, tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"eventTime": "2026-')
+    assert append_to_file(run_events(connection), path) == 8
+    torn, *lines = path.read_text().splitlines()
+    assert torn == '{"eventTime": "2026-'
+    assert len([json.loads(line) for line in lines]) == 8
+
+
+def test_a_file_that_has_no_room_keeps_what_it_had_and_gets_everything_later(connection, tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert append_to_file(run_events(connection), path) == 8
+    before = path.read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) * 5 // 4, unlimited[1]))
+    try:
+        with pytest.raises(GradtrailError, match=r"events\.jsonl did not take OpenLineage event [2-8]: .*too large"):
+            append_to_file(run_events(connection), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert path.read_bytes() == before
+    assert append_to_file(run_events(connection), path) == 8
+    assert path.read_bytes() == before * 2
+
+
+def test_a_file_that_cannot_be_opened_is_named(connection, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "events.jsonl"):
+        with pytest.raises(GradtrailError, match=f"{path} did not take OpenLineage event 1"):
+            append_to_file(run_events(connection), path)
 
 
 class Consumer(HTTPServer):

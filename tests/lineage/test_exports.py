@@ -31,7 +31,7 @@ from gradtrail.lineage.exports.provenance import provenance_json
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Output
 
-FACET_SCHEMA = Path(openlineage_events.__file__).parent / "facets" / "GradtrailAttributionRunFacet.json"
+FACET_SCHEMA = Path(openlineage_events.__file__).parents[1] / "facets" / "GradtrailAttributionRunFacet.json"
 RUN_FACET = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
 
 

@@ -43,6 +43,13 @@ def test_the_conditions_of_a_minimum_hold_at_zero_and_above():
     assert (descent[found == 0] <= 0).all()
 
 
+def test_the_last_digits_are_those_of_least_squares_over_the_unknowns_above_zero():
+    generator = np.random.default_rng(2)
+    matrix, target = generator.standard_normal((40, 12)), generator.standard_normal(40)
+    found = nonnegative_least_squares(matrix, target)
+    assert found[found > 0].tolist() == np.linalg.lstsq(matrix[:, found > 0], target, rcond=None)[0].tolist()
+
+
 def test_zeros_repeated_columns_and_targets_that_point_away_have_answers():
     column = np.arange(1.0, 6)[:, None]
     assert nonnegative_least_squares(column, -column[:, 0]).tolist() == [0]

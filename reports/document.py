@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,11 +18,7 @@ from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.reports.previews import apply_mode, shown_answer, shown_reason
 
 SCHEMA = "gradtrail.report/1"
-_OUTPUTS = "outputs"
 _REMEMBERED = 512
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def report_json(report: AuditReport) -> dict[str, Any]:
@@ -32,7 +29,8 @@ def report_json(report: AuditReport) -> dict[str, Any]:
     Raises:
         DataError: a preview that is not a readable PNG.
     """
-    return {name: list(value) if name == _OUTPUTS else value for name, value in _parts(report)}
+    document: dict[str, Any] = json.loads("".join(json_lines(report)))
+    return document
 
 
 def json_lines(report: AuditReport) -> Iterator[str]:
@@ -41,15 +39,14 @@ def json_lines(report: AuditReport) -> Iterator[str]:
     Raises:
         DataError: a figure that is not finite, or a preview that is not a readable PNG.
     """
+    document = _Document(report)
     try:
-        for place, (name, value) in enumerate(_parts(report)):
-            yield f'{"," if place else "{"}\n"{name}": '
-            if name != _OUTPUTS:
-                yield _ENCODER.encode(value)
-                continue
-            for number, section in enumerate(value):
-                yield f"{',' if number else '['}\n{_ENCODER.encode(section)}"
-            yield "\n]" if report.outputs else "[]"
+        for place, (name, text) in enumerate(document.parts()):
+            yield f'{"," if place else "{"}\n"{name}": {text}'
+            if name == "overall":
+                yield ',\n"outputs": ['
+                yield from (f"{',' if number else ''}\n{text}" for number, text in enumerate(document.outputs()))
+                yield "\n]" if report.outputs else "]"
         yield "\n}\n"
     except ValueError as error:
         raise DataError(
@@ -58,43 +55,103 @@ def json_lines(report: AuditReport) -> Iterator[str]:
         ) from error
 
 
-def _parts(report: AuditReport) -> Iterator[tuple[str, Any]]:
-    """The document by its names, in order; the outputs one by one."""
-    mode, audit_id = report.preview_mode, report.audit.audit_id
-    yield "schema", SCHEMA
-    yield "title", report.title
-    yield "created_at", _time(report.created_at)
-    yield "gradtrail_version", report.gradtrail_version
-    yield "preview_mode", mode
-    yield "audit", {"audit_id": audit_id, **_plain(report.audit)}
-    model_version = {"model_version_id": report.model_version.model_version_id, **_plain(report.model_version)}
-    yield "model_version", {**model_version, "links": dict(report.model_links)}
-    yield "run", _plain(report.run)
-    yield "checkpoint", _plain(report.checkpoint)
-    counts = {name: dict(values) for name, values in report.attribute_counts.items()}
-    yield "dataset", {**_plain(report.dataset), "attribute_counts": counts}
-    yield "trust", _trust(report.trust, mode)
-    yield "findings", [_finding(finding, audit_id) for finding in report.findings]
-    yield (
-        "overall",
-        {
-            "shares": [_share(share) for share in report.overall.shares],
-            "proponents": [_card(card, mode) for card in report.overall.proponents],
-            "opponents": [_card(card, mode) for card in report.overall.opponents],
-            "groups": [_group(contribution) for contribution in report.overall.groups],
-        },
-    )
-    yield _OUTPUTS, (_section(section, mode, audit_id) for section in report.outputs)
-    yield "ledger_head", report.ledger_head
-    yield (
-        "evidence",
-        {
+class _Document:
+    """The parts of the document as JSON text. What cards of one example have in common is encoded once."""
+
+    def __init__(self, report: AuditReport) -> None:
+        self._report = report
+        self._mode = report.preview_mode
+        self._examples: dict[tuple[str, int, int], tuple[str, str]] = {}
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """All parts by their names but the outputs, which come after `overall`."""
+        report, audit_id = self._report, self._report.audit.audit_id
+        version, counts = report.model_version, report.attribute_counts
+        for name, value in {
+            "schema": SCHEMA,
+            "title": report.title,
+            "created_at": _time(report.created_at),
+            "gradtrail_version": report.gradtrail_version,
+            "preview_mode": report.preview_mode,
+            "audit": {"audit_id": audit_id, **_plain(report.audit)},
+            "model_version": {
+                "model_version_id": version.model_version_id,
+                **_plain(version),
+                "links": dict(report.model_links),
+            },
+            "run": _plain(report.run),
+            "checkpoint": _plain(report.checkpoint),
+            "dataset": {**_plain(report.dataset), "attribute_counts": _plain(counts)},
+            "trust": _trust(report.trust, report.preview_mode),
+            "findings": [_finding(finding, audit_id) for finding in report.findings],
+        }.items():
+            yield name, _json(value)
+        overall = report.overall
+        before = {"shares": [_share(share) for share in overall.shares]}
+        after = {"groups": [_group(contribution) for contribution in overall.groups]}
+        yield "overall", self._around_cards(before, overall.proponents, overall.opponents, after)
+        yield "ledger_head", _json(report.ledger_head)
+        evidence = {
             "audit_id": audit_id,
             "audit_root": report.audit_root,
             "event_hash": report.ledger_head,
             "signature": None if report.signature is None else _plain(report.signature),
-        },
-    )
+        }
+        yield "evidence", _json(evidence)
+
+    def outputs(self) -> Iterator[str]:
+        """The outputs one by one, as the report holds them."""
+        return map(self._output, self._report.outputs)
+
+    def _output(self, section: OutputSection) -> str:
+        output, result, label = section.output, section.result, section.true_label
+        before = {
+            "output": {**vars(output), "produced_at": _time(output.produced_at)},
+            "result": {**vars(result), "prediction": shown_answer(result.prediction, self._mode)},
+            "true_label": None if label is None else shown_answer(label, self._mode),
+            "wrong": section.wrong if section.judged else None,
+            "wording": vars(section.wording),
+            "preview": _preview(section.preview, self._mode),
+        }
+        after = {
+            "shares": [_share(share) for share in section.shares],
+            "groups": [_group(contribution) for contribution in section.groups],
+            "findings": [_finding(finding, self._report.audit.audit_id) for finding in section.findings],
+            "lineage": [vars(step) for step in section.lineage],
+        }
+        return self._around_cards(before, section.proponents, section.opponents, after)
+
+    def _around_cards(
+        self,
+        before: Mapping[str, Any],
+        proponents: Sequence[ExampleCard],
+        opponents: Sequence[ExampleCard],
+        after: Mapping[str, Any],
+    ) -> str:
+        supporting, opposing = (", ".join(map(self._card, cards)) for cards in (proponents, opponents))
+        cards = f'"proponents": [{supporting}], "opponents": [{opposing}]'
+        return f"{_json(before)[:-1]}, {cards}, {_json(after)[1:]}"
+
+    def _card(self, card: ExampleCard) -> str:
+        key = (card.example_id, id(card.attributes), id(card.preview))
+        if key not in self._examples:
+            example = {"example_id": card.example_id, "content_sha256": card.content_sha256}
+            about = _json({**example, "attributes": dict(card.attributes)})[:-1]
+            self._examples[key] = about, _json(_preview(card.preview, self._mode))
+        about, preview = self._examples[key]
+        figures = f'"rank": {card.rank}, "score": {_number(card.score)}, "share": {_number(card.share)}'
+        return f'{about}, "side": "{card.side}", {figures}, "preview": {preview}}}'
+
+
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "null"
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return float.__repr__(value)
 
 
 def _trust(trust: Trust, mode: PreviewMode) -> dict[str, Any]:
@@ -119,55 +176,12 @@ def _finding(finding: Finding, audit_id: str) -> dict[str, Any]:
     return {**_plain(finding), "sql": evidence_sql(audit_id, finding)}
 
 
-def _section(section: OutputSection, mode: PreviewMode, audit_id: str) -> dict[str, Any]:
-    return {
-        "output": _plain(section.output),
-        "result": {
-            **_plain(section.result),
-            "prediction": shown_answer(section.result.prediction, mode),
-        },
-        "true_label": None if section.true_label is None else shown_answer(section.true_label, mode),
-        "wrong": section.wrong if section.judged else None,
-        "wording": _plain(section.wording),
-        "preview": _preview(section.preview, mode),
-        "proponents": [_card(card, mode) for card in section.proponents],
-        "opponents": [_card(card, mode) for card in section.opponents],
-        "shares": [_share(share) for share in section.shares],
-        "groups": [_group(contribution) for contribution in section.groups],
-        "findings": [_finding(finding, audit_id) for finding in section.findings],
-        "lineage": [_plain(step) for step in section.lineage],
-    }
-
-
 def _share(share: Share) -> dict[str, Any]:
-    return {
-        "output_id": share.output_id,
-        "side": share.side,
-        "attribute": share.attribute,
-        "value": share.value,
-        "share": share.share,
-        "training_share": share.training_share,
-        "interval_low": share.interval_low,
-        "interval_high": share.interval_high,
-        "ratio": share.ratio,
-    }
+    return {**vars(share), "ratio": share.ratio}
 
 
 def _group(contribution: GroupContribution) -> dict[str, Any]:
     return {"group": contribution.group, "side": contribution.side, "share": contribution.share}
-
-
-def _card(card: ExampleCard, mode: PreviewMode) -> dict[str, Any]:
-    return {
-        "example_id": card.example_id,
-        "content_sha256": card.content_sha256,
-        "attributes": dict(card.attributes),
-        "side": card.side,
-        "rank": card.rank,
-        "score": card.score,
-        "share": card.share,
-        "preview": _preview(card.preview, mode),
-    }
 
 
 def _preview(preview: Preview | None, mode: PreviewMode) -> dict[str, Any] | None:

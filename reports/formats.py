@@ -89,6 +89,6 @@ def web_address(address: str | None) -> str | None:
 
 def printable(value: Any) -> Any:
     """Text without control characters, which HTML cannot hold: each is shown as �. Other values pass."""
-    if isinstance(value, str) and not isinstance(value, Markup):
+    if isinstance(value, str) and not isinstance(value, Markup) and not value.isprintable():
         return _UNPRINTABLE.sub("�", value)
     return value

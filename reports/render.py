@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from gradtrail.addresses import INDEX_PAGE, output_anchor
 from gradtrail.digests import short
-from gradtrail.reports import formats
+from gradtrail.reports import formats, rows
 from gradtrail.reports.document import SCHEMA, json_lines, report_json
 from gradtrail.reports.model import AuditReport
 from gradtrail.reports.policies.sql import evidence_sql
@@ -69,6 +69,7 @@ def environment() -> Environment:
         short=short,
         web_address=formats.web_address,
     )
+    environment.globals["rows"] = rows
     environment.globals["index_page"] = INDEX_PAGE
     # The style sheets are the package's own files: no other text is exempt from escaping here.
     environment.globals["css"] = Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704

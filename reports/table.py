@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -35,14 +36,18 @@ def attribution_table(report: AuditReport) -> pa.Table:
 
     Its metadata says of how many outputs it is known whether they are right, and how many are wrong.
     """
-    pairs = [(section, card) for section in report.outputs for card in (*section.proponents, *section.opponents)]
-    columns: dict[str, list[Any]] = {
-        "audit_id": [report.audit.audit_id] * len(pairs),
-        "model_version_id": [report.model_version.model_version_id] * len(pairs),
-        "output_id": [section.output.output_id for section, _ in pairs],
-        "target": [section.output.target for section, _ in pairs],
-        **{name: [getattr(card, name) for _, card in pairs] for name in _OF_A_CARD},
-        "attributes": [sorted(card.attributes.items()) for _, card in pairs],
+    sections = [(section, (*section.proponents, *section.opponents)) for section in report.outputs]
+    cards = [card for _, shown in sections for card in shown]
+    # Cards of one example share its attributes.
+    attributes = {id(card.attributes): card.attributes for card in cards}
+    in_order = {place: sorted(values.items()) for place, values in attributes.items()}
+    columns: dict[str, Any] = {
+        "audit_id": pa.repeat(report.audit.audit_id, len(cards)),
+        "model_version_id": pa.repeat(report.model_version.model_version_id, len(cards)),
+        "output_id": [section.output.output_id for section, shown in sections for _ in shown],
+        "target": [section.output.target for section, shown in sections for _ in shown],
+        **{name: list(map(attrgetter(name), cards)) for name in _OF_A_CARD},
+        "attributes": [in_order[id(card.attributes)] for card in cards],
     }
     known = [section.wrong for section in report.outputs if section.judged]
     counts = {KNOWN_LABELS: b"%d" % len(known), WRONG_OUTPUTS: b"%d" % sum(known)}

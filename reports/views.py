@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -146,7 +146,7 @@ def view_of(report: AuditReport) -> ReportView:
     numbers = {section.output.output_id: number for number, section in ordered}
     by_severity = Counter(finding.severity for finding in report.findings)
     first = outputs[0].section.output if outputs else None
-    named = {card.example_id: card for card in report.cards()}
+    named = {card.example_id: card for card in _cards_on_the_page(report, outputs, brief)}
     return ReportView(
         report=report,
         severity_counts=tuple((severity, by_severity[severity]) for severity in SEVERITIES if by_severity[severity]),
@@ -169,6 +169,18 @@ def view_of(report: AuditReport) -> ReportView:
         known_labels=sum(section.judged for section in report.outputs),
         indicative=any(finding.evidence.get("kind") == "fidelity_below" for finding in report.findings),
     )
+
+
+def _cards_on_the_page(
+    report: AuditReport, outputs: Sequence[ShownOutput], brief: Sequence[BriefOutput]
+) -> Iterator[ExampleCard]:
+    yield from report.overall.proponents
+    yield from report.overall.opponents
+    for shown in outputs:
+        yield from shown.section.proponents
+        yield from shown.section.opponents
+    for line in brief:
+        yield from line.section.proponents[:1]
 
 
 def _in_reading_order(sections: Sequence[OutputSection]) -> list[OutputSection]:
@@ -198,7 +210,7 @@ class _Eye:
     def __init__(self, mode: PreviewMode) -> None:
         self.mode = mode
         self.gallery = Gallery()
-        self._attributes: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._attributes: dict[int, tuple[tuple[str, str], ...]] = {}
 
     def output(self, number: int, section: OutputSection) -> ShownOutput:
         stations = groupby(section.lineage, key=lambda step: step.kind)
@@ -238,10 +250,12 @@ class _Eye:
         return ShownPreview(shown.kind, shown.text, tuple(shown.row.items()), picture)
 
     def _sorted(self, card: ExampleCard) -> tuple[tuple[str, str], ...]:
-        if card.example_id not in self._attributes:
+        # Cards of one example share its attributes.
+        place = id(card.attributes)
+        if place not in self._attributes:
             names = sorted(card.attributes, key=reading_order)
-            self._attributes[card.example_id] = tuple((name, card.attributes[name]) for name in names)
-        return self._attributes[card.example_id]
+            self._attributes[place] = tuple((name, card.attributes[name]) for name in names)
+        return self._attributes[place]
 
 
 def _shown_reasons(report: AuditReport, reasons: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -43,7 +43,7 @@ def write_report(report: AuditReport, directory: Path) -> ReportFiles:
     """
     contents = {
         HTML_NAME: render_html(report).encode("utf-8"),
-        JSON_NAME: "".join(json_lines(report)).encode("utf-8"),
+        JSON_NAME: b"".join(line.encode("utf-8") for line in json_lines(report)),
         PARQUET_NAME: _parquet_bytes(report),
     }
     folder = directory / report.audit.audit_id

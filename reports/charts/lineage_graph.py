@@ -7,7 +7,8 @@ checkpoint) is drawn in a lane below, so that the measured influence of examples
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean
 
 from gradtrail.reports.model import ExampleCard, OutputSection
@@ -42,11 +43,11 @@ class GraphNode:
     identifier: str
     label: str
     detail: str = ""
+    key: tuple[str, str] = field(init=False)
+    """What edges refer to."""
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What edges refer to."""
-        return self.kind, self.identifier
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.kind, self.identifier))
 
 
 @dataclass(frozen=True)
@@ -190,16 +191,20 @@ def _column_height(count: int) -> float:
 def _line(edge: GraphEdge, boxes: Mapping[tuple[str, str], Box], strongest: float) -> Line:
     """From the right side of what is used to the left side of what uses it; within a column, around the right side."""
     used, user = boxes[edge.end], boxes[edge.start]
-    x1, y1 = used.x + BOX_WIDTH, used.y + BOX_HEIGHT / 2
-    x2, y2 = user.x, user.y + BOX_HEIGHT / 2
-    bend = max((x2 - x1) / 2, BETWEEN / 2)
-    path = f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}"
+    path = _curve(used.x + BOX_WIDTH, used.y + BOX_HEIGHT / 2, user.x, user.y + BOX_HEIGHT / 2)
     if edge.relation != INFLUENCE:
         return Line(path, "fact", 1.2, "")
     style = "opponent" if edge.strength is not None and edge.strength < 0 else "proponent"
     width = 1 + (_WIDEST_LINE - 1) * abs(edge.strength or 0.0) / strongest
     said = f"{style}, score {edge.strength:.4g}" if edge.strength is not None else style
     return Line(path, style, round(width, 2), f"{used.node.label}: {said}")
+
+
+@lru_cache(maxsize=4096)
+def _curve(x1: float, y1: float, x2: float, y2: float) -> str:
+    """An S from one point to the other; drawings of outputs have most of theirs in common."""
+    bend = max((x2 - x1) / 2, BETWEEN / 2)
+    return f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}"
 
 
 def _title(column: Sequence[GraphNode]) -> str:

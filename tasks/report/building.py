@@ -9,12 +9,13 @@ from gradtrail import __version__
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.methods.rules import find_method
 from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
-from gradtrail.errors import DataError
+from gradtrail.errors import DataError, NotFoundError
 from gradtrail.lineage.read.answers import AuditDetails, RecordedExample
 from gradtrail.lineage.verify.signatures import AuditSignature
 from gradtrail.nouns import Example, Output, Preview, Side
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
 from gradtrail.reports.policies.file import listed
+from gradtrail.storage.files.payloads import PayloadStore
 from gradtrail.storage.models.audit_runs import Links
 from gradtrail.storage.sources.outputs import payload_record
 from gradtrail.tasks.collect.outputs_as_examples import output_example
@@ -35,6 +36,7 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
     pinned, run, links = recorded.pinned, recorded.run, workspace.links()
     cards = _Cards(pinned, recorded.examples, recorded.erased)
     evidence = evidence_by_output(recorded.details)
+    payloads, chain = workspace.payloads(), tuple(_chain(recorded, links))
     return AuditReport(
         audit=recorded.details.audit,
         created_at=recorded.details.recorded_at,
@@ -55,7 +57,7 @@ def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
         findings=recorded.details.findings,
         overall=_overall(recorded.details, cards),
         outputs=tuple(
-            _section(workspace, recorded, output, evidence[output.output_id], cards, links)
+            _section(payloads, recorded, output, evidence[output.output_id], cards, chain)
             for output in recorded.outputs
         ),
         ledger_head=recorded.evidence.event_hash,
@@ -79,28 +81,24 @@ class _Cards:
     def card(self, example_id: str, side: Side, rank: int, score: float | None, share: float | None) -> ExampleCard:
         if example_id not in self._previews:
             self._previews[example_id] = _preview(self._adapter, self._find(example_id))
-        recorded = self._examples[example_id]
-        return ExampleCard(
-            example_id=example_id,
-            content_sha256=recorded.content_sha256,
-            attributes=recorded.attributes,
-            preview=self._previews[example_id],
-            score=score,
-            rank=rank,
-            share=share,
-            side=side,
-        )
+        recorded, preview = self._examples[example_id], self._previews[example_id]
+        return ExampleCard(example_id, recorded.content_sha256, recorded.attributes, preview, score, rank, share, side)
 
 
 def _section(
-    workspace: Workspace, recorded: RecordedAudit, output: Output, evidence: OutputEvidence, cards: _Cards, links: Links
+    payloads: PayloadStore,
+    recorded: RecordedAudit,
+    output: Output,
+    evidence: OutputEvidence,
+    cards: _Cards,
+    chain: tuple[LineageStep, ...],
 ) -> OutputSection:
     adapter, result = recorded.pinned.adapter, evidence.result
     label, right, preview = None, None, None
     if output.output_id in recorded.erased:
         preview = _tombstone(recorded.erased[output.output_id])
-    elif output.payload_sha256 in workspace.payloads():
-        record = payload_record(workspace.payloads().get(output.payload_sha256))
+    elif (payload := _payload(payloads, output)) is not None:
+        record = payload_record(payload)
         preview = _preview(adapter, output_example(recorded.pinned, output, record, evidence.target))
         label, right = _label(recorded.pinned, output, record, result.prediction)
     ranked: dict[str, list[ExampleCard]] = {"proponent": [], "opponent": []}
@@ -117,11 +115,19 @@ def _section(
         opponents=tuple(ranked["opponent"]),
         shares=tuple(evidence.shares),
         findings=tuple(evidence.findings),
-        lineage=tuple(_path(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES], links)),
+        lineage=(*_way(recorded, output, ranked["proponent"][:LINEAGE_EXAMPLES]), *chain),
         groups=tuple(evidence.groups),
         right=right,
         wording=adapter.wording(evidence.target),
     )
+
+
+def _payload(payloads: PayloadStore, output: Output) -> bytes | None:
+    """The payload of an output; None where it was deleted."""
+    try:
+        return payloads.get(output.payload_sha256)
+    except NotFoundError:
+        return None
 
 
 def _preview(adapter: ModelAdapter, example: Example) -> Preview:
@@ -142,16 +148,19 @@ def _label(pinned: PinnedModel, output: Output, record: Mapping[str, Any], said:
         return None, None
 
 
-def _path(
-    recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCard], links: Links
-) -> Iterator[LineageStep]:
-    pinned, run = recorded.pinned, recorded.run
+def _way(recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCard]) -> Iterator[LineageStep]:
+    """From an output to its strongest examples, and to where those came from."""
     yield LineageStep("output", output.output_id, output.output_id, href=recorded.trace_pages.get(output.output_id))
     for card in proponents:
         yield LineageStep("example", card.example_id, card.example_id, detail=f"proponent {card.rank}")
     for attribute in ("source", "licence"):
         for value in sorted({card.attributes.get(attribute, "") for card in proponents} - {""}):
             yield LineageStep(attribute, value, value)
+
+
+def _chain(recorded: RecordedAudit, links: Links) -> Iterator[LineageStep]:
+    """From the dataset version to the checkpoint: the end of the way of every output of an audit."""
+    pinned, run = recorded.pinned, recorded.run
     yield LineageStep(
         "dataset_version",
         pinned.dataset.dataset_version_id,

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.nouns import Example
 
 SCRIPTS = ROOT / "tests" / "attribution" / "peer_scores"
@@ -65,9 +67,7 @@ def ekfac(saved: Mapping[str, Tensor]) -> Tensor:
     plan = dataclasses.replace(plan, basis=basis)
     rows = compute_features(data, network, data.examples, plan)
     diagonal = DiagonalCurvature.fit(observed_vectors([rows], plan))
-    prepared = prepare_queries(
-        "ekfac", rows, plan, diagonal=diagonal, relative_damping=0, absolute_damping=EKFAC_DAMPING
-    )
+    prepared = prepare_queries(MethodSpec("ekfac", damping=Damping(0, EKFAC_DAMPING)), rows, plan, diagonal=diagonal)
     return prepared.vectors[: len(saved["scores"])] @ rows.vectors.T
 
 
@@ -79,7 +79,7 @@ def trak(saved: Mapping[str, Tensor]) -> Tensor:
     rows = compute_features(data, network, data.examples, plan)
     kernel = Spectrum.fit(margin_vectors(lambda: [rows], plan))
     damping = saved["ridge"].item() / len(data.examples)
-    prepared = prepare_queries("trak", rows, plan, kernel=kernel, relative_damping=0, absolute_damping=damping)
+    prepared = prepare_queries(MethodSpec("trak", damping=Damping(0, damping)), rows, plan, kernel=kernel)
     found = prepared.vectors[: len(saved["scores"])] @ rows.vectors.T
     return found * (found * saved["scores"]).sum() / found.square().sum()
 

@@ -1,4 +1,4 @@
-"""Amounts as people type them: a time such as 5m, a list of whole numbers such as 10,50,200, a horizon such as now."""
+"""Amounts as people type them: a time such as 5m, whole numbers such as 10,50,200, a horizon such as 0.5 or now."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def whole_numbers_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def horizon_of(text: str) -> tuple[float, Literal["", "now", "training"]]:
-    """A horizon as a number (0 for none) and as a name (empty for none): one of both at most.
+def horizon_or_question(text: str) -> tuple[float | None, Literal["now", "training"] | None]:
+    """A horizon as a number, learning rate × steps, or the question that is asked by name; neither for an empty text.
 
     Raises:
         UsageError: for anything else, and for a number that is negative or not finite.
     """
     name = text.strip()
     if name == "now":
-        return 0.0, "now"
+        return None, "now"
     if name == "training":
-        return 0.0, "training"
+        return None, "training"
     try:
         number = float(name or 0)
     except ValueError:
@@ -54,4 +54,4 @@ def horizon_of(text: str) -> tuple[float, Literal["", "now", "training"]]:
         raise UsageError(
             f"{text!r} is not a horizon.", "Give now, training, or a number: learning rate × steps, such as 0.5."
         )
-    return number, ""
+    return number or None, None

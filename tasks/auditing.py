@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.methods.registry import find_method, settled
 from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.events import withdrawals
@@ -54,6 +55,7 @@ def score_outputs(
     pinned = pinned_model(workspace, model_version_id)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
     policy = load_policy(Path(workspace.policy) if workspace.policy else None)
+    options = settled(options, pinned.adapter)
     weighting = found_weighting(workspace, model_version_id, options.weighting)
     output_ids = [each.output_id for each in measured.outputs]
     output_queries = [each.queries(output_ids, options.target) for each in opened]
@@ -61,7 +63,15 @@ def score_outputs(
     known = _known(workspace, pinned, output_ids, options, policy)
     audit = _audit(pinned, opened, output_ids, options, weighting, policy, known)
     prepared = prepare_audit(
-        workspace, pinned, opened, output_queries, options.method_options, audit.parameters, weighting, examples_of
+        workspace,
+        pinned,
+        opened,
+        output_queries,
+        options,
+        weighting,
+        examples_of,
+        target=options.target,
+        device=options.device,
     )
     scored = score_prepared(prepared, measured.outputs, options.top_k)
     facts = _facts(workspace, pinned, opened[-1], output_queries[-1], audit, policy, scored, known)
@@ -89,7 +99,7 @@ def _known(
 ) -> _Known:
     most, name = asked_by(policy).earlier_audits, pinned.model_version.name
     with workspace.ledger().read() as connection:
-        history = earlier_shares(connection, name, options.method, options.target, output_ids, most)
+        history = earlier_shares(connection, name, find_method(options.method).name, options.target, output_ids, most)
         withdrawn = withdrawals.withdrawn(connection)
     return _Known(withdrawn, tuple(EarlierAudit(audit_id, shares) for audit_id, shares in history))
 
@@ -108,10 +118,10 @@ def _audit(
         "top_k": options.top_k,
         "overall_top": OVERALL_TOP,
         "permutations": PERMUTATIONS,
-        **method_parameters(pinned, options.method_options, [each.checkpoint for each in opened]),
+        **method_parameters(pinned, options, [each.checkpoint for each in opened]),
     }
-    if options.named_horizon:
-        parameters["named_horizon"] = options.named_horizon
+    if options.question:
+        parameters["named_horizon"] = options.question
     if known.withdrawn.values or known.withdrawn.example_ids:
         # What is withdrawn decides what is found: without it, an audit made again after a withdrawal had the old id.
         parameters["withdrawn_sha256"] = known.withdrawn.sha256
@@ -121,7 +131,7 @@ def _audit(
         outputs=tuple((output_id, options.target) for output_id in output_ids),
         model_version_id=pinned.model_version.model_version_id,
         index_ids=tuple(each.index.index_id for each in opened),
-        method=options.method,
+        method=find_method(options.method).name,
         parameters=parameters,
         weighting_id=weighting.weighting_id,
         policy_sha256=policy.sha256,

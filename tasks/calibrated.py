@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from gradtrail.attribution.methods.needs import DIAGONAL
 from gradtrail.attribution.methods.registry import find_method
+from gradtrail.attribution.methods.spec import UNIFORM, MethodSpec
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Fidelity, Weighting
-from gradtrail.tasks.audit.options import AUTO, DEFAULT_METHOD, AuditOptions
+from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.core.recorded import recorded_model_version
 from gradtrail.tasks.core.weightings import NOT_LEARNED, found_weighting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import method_indexes
 
-UNIFORM = "uniform"
-_CHOSEN_BY_CALIBRATION = ("curvature", "relative_damping", "absolute_damping", "horizon")
-
 
 @dataclass(frozen=True)
 class ResolvedAudit:
-    """What an audit does, with nothing left to `auto`, and the indexes it scores, the serving checkpoint's last."""
+    """An audit with method and weighting chosen, and the indexes it scores, the serving checkpoint's last."""
 
     options: AuditOptions
     index_ids: tuple[str, ...]
@@ -35,21 +34,21 @@ class ResolvedAudit:
 def resolve_audit(workspace: Workspace, model_version_id: str, options: AuditOptions) -> ResolvedAudit:
     """Take from the latest calibration what the options leave to it.
 
-    Method `auto` is the best after the longest training, or for the horizon that is named; with a weighting that was
-    learned for a method, that method; with a number for a horizon, method `horizon`; without any calibration the
-    default method. A method that is named keeps its own parameters, unless a horizon is named. The index is the one
-    that was calibrated last for the method, so that building another one moves no audit.
+    A method that is left to it is the best after the longest training, or for the question that is asked; with a
+    weighting that was learned for a method, that method; with a number for a horizon, method `horizon`; without any
+    calibration the default method. A method that is named keeps its own parameters, unless a question is asked. The
+    index is the one that was calibrated last for the method, so that building another one moves no audit.
 
     Raises:
         UsageError: when options tune what the calibration chooses.
-        NotFoundError: without an index, for a horizon that was never calibrated, or an unknown weighting or index.
+        NotFoundError: without an index, for a question that was never calibrated, or an unknown weighting or index.
     """
     request = _Request(workspace, model_version_id, options)
-    if options.method == AUTO and options.horizon and not options.named_horizon:
+    if options.method is None and options.horizon is not None and options.question is None:
         return request.with_own_parameters("horizon")
-    if options.method != AUTO and not options.named_horizon:
+    if options.method is not None and options.question is None:
         return request.with_own_parameters(options.method)
-    if options.method == AUTO and not options.named_horizon and options.weighting not in NOT_LEARNED:
+    if options.question is None and options.weighting not in NOT_LEARNED:
         learned = found_weighting(workspace, model_version_id, options.weighting)
         if "method" in learned.evidence:
             said = learned.evidence
@@ -57,9 +56,9 @@ def resolve_audit(workspace: Workspace, model_version_id: str, options: AuditOpt
     chosen = request.best()
     if chosen is not None:
         return request.tuned(chosen.method, chosen.parameters, chosen.weighting_id, chosen.evidence["index_ids"])
-    if options.named_horizon:
+    if options.question is not None:
         raise request.never_calibrated()
-    return request.with_own_parameters(DEFAULT_METHOD)
+    return request.with_own_parameters(find_method(None).name)
 
 
 class _Request:
@@ -101,19 +100,19 @@ class _Request:
             weighting_id = found_weighting(self._workspace, self._model_version_id, asked.weighting).weighting_id
         elif weighting_id == Weighting().weighting_id:
             weighting_id = UNIFORM
-        own = {name: parameters[name] for name in _CHOSEN_BY_CALIBRATION if name in parameters}
-        options = replace(asked, method=method, weighting=weighting_id, **own)
+        spec = MethodSpec.from_json({**parameters, "method": method, "weighting": weighting_id})
+        options = asked.with_method(spec)
         return ResolvedAudit(options, tuple(self._indexes(method, index_ids[-1], len(index_ids) > 1)))
 
     def never_calibrated(self) -> NotFoundError:
-        """The refusal of a named horizon."""
+        """The refusal of a question."""
         asked, name = self._options, self._model_version_id
-        whose = "" if asked.method == AUTO else f" for method {asked.method}"
-        options = "" if asked.method == AUTO else f" --method {asked.method}"
+        whose = f" for method {asked.method}" if asked.method else ""
+        options = f" --method {asked.method}" if asked.method else ""
         options += "" if asked.target == "emitted" else f" --target {asked.target}"
         options += f" --index {asked.index}" if asked.index else ""
         return NotFoundError(
-            f"The horizon {asked.named_horizon} of {name} was never calibrated{whose}: that takes at least two amounts "
+            f"The horizon {asked.question} of {name} was never calibrated{whose}: that takes at least two amounts "
             "of further training.",
             f"Measure them: gradtrail calibrate {name}{options} --steps 10,50,200.",
         )
@@ -121,14 +120,14 @@ class _Request:
     def _answers(self) -> Iterator[Fidelity]:
         asked = self._options
         scope = "uniform" if asked.weighting == UNIFORM else "all"
-        if asked.method != AUTO:
+        if asked.method is not None:
             scope = "uniform method" if asked.weighting == UNIFORM else "method"
         for found in self._measured:
             said = found.evidence
-            if asked.method not in (AUTO, found.method):
+            if asked.method not in (None, found.method):
                 continue
-            if asked.named_horizon:
-                fits = said.get("horizon") == asked.named_horizon and scope in said["best_of"]
+            if asked.question:
+                fits = said.get("horizon") == asked.question and scope in said["best_of"]
             else:
                 best_of = said.get("best_of", ())
                 fits = said.get("chosen", False) if scope == "all" else said["longest"] and scope in best_of
@@ -143,17 +142,17 @@ class _Request:
     def _calibrated_index(self, method: str) -> str:
         """The index that was calibrated last for this method, else for the one that was chosen."""
         own = [found for found in self._measured if found.method == method]
-        if not own and "diagonal" not in find_method(method).needs:
+        if not own and DIAGONAL not in find_method(method).needs:
             own = [found for found in self._measured if found.evidence.get("chosen")]
         return str(own[0].evidence["index_ids"][-1]) if own else ""
 
     def _refuse_tuning(self, method: str) -> None:
         asked = self._options
-        defaults = {each.name: each.default for each in fields(AuditOptions)}
-        own = (*_CHOSEN_BY_CALIBRATION, "every_checkpoint")
-        given = [name for name in own if getattr(asked, name) != defaults[name]]
+        left = MethodSpec().parameters
+        given = [name for name, value in asked.parameters.items() if value != left.get(name)]
+        given += ["every_checkpoint"] * asked.every_checkpoint
         if given:
-            whose = "Method auto" if asked.method == AUTO else f"The horizon {asked.named_horizon}"
+            whose = "Method auto" if asked.method is None else f"The horizon {asked.question}"
             raise UsageError(
                 f"{whose} takes {method} from the calibration of {self._model_version_id}, with its own parameters; "
                 f"{', '.join(given)} cannot be given beside it.",

@@ -4,6 +4,7 @@ from .blocks import refuse_empty as refuse_empty
 from .blocks import singular as singular
 from .condition_numbers import conditioning as conditioning
 from .condition_numbers import conditioning_warnings as conditioning_warnings
+from .damping import DEFAULT_DAMPING as DEFAULT_DAMPING
 from .damping import Damping as Damping
 from .inverse_products import Solutions as Solutions
 from .inverse_products import Solver as Solver

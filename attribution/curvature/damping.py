@@ -21,7 +21,7 @@ class Damping:
         UsageError: when one of them is negative or not finite.
     """
 
-    relative: float = 0.1
+    relative: float = 1.0
     absolute: float = 0.0
 
     def __post_init__(self) -> None:
@@ -33,3 +33,7 @@ class Damping:
     def of(self, mean_eigenvalue: float) -> float:
         """Λ for a curvature with this mean eigenvalue."""
         return self.relative * mean_eigenvalue + self.absolute
+
+
+DEFAULT_DAMPING = Damping()
+"""Where nobody chose one: the mean eigenvalue once."""

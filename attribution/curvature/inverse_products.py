@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, iterate_examples, measured_outputs
-from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.damping import DEFAULT_DAMPING, Damping
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.layers.rules import find_rule
@@ -79,7 +79,7 @@ def inverse_curvature_products(
             f"Method {solver} was given {len(examples)} training examples and {len(queries)} outputs.",
             "Pass at least one of each.",
         )
-    options, damping = options or SolverOptions(), damping or Damping()
+    options, damping = options or SolverOptions(), damping or DEFAULT_DAMPING
     names = [name for group in plan.groups for name in group.parameters]
     with frozen_in_eval(model):
         counted = _Counted(_curvature(adapter, model, examples, names, kind, batch_size, device))

@@ -5,50 +5,26 @@ A method is a function from unweighted query features to preconditioned ones, re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature
-from gradtrail.attribution.curvature.damping import Damping
-from gradtrail.attribution.curvature.spectrum import Spectrum
+from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.curvature.damping import DEFAULT_DAMPING, Damping
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.methods.needs import Need
+from gradtrail.attribution.methods.spec import DEFAULT_METHOD, MethodSpec
 from gradtrail.attribution.registry import Registry
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
 TrainScale = Literal["none", "inverse_norm"]
-Need = Literal["curvature", "spectrum", "kernel", "diagonal", "training_rows", "solutions", "learning_rate", "segment"]
 Combination = Literal["one", "sum", "mean_margin"]
-Value = TypeVar("Value")
-
-NEEDS: Mapping[Need, tuple[str, str]] = MappingProxyType(
-    {
-        "curvature": ("a curvature", "Compute one with empirical_curvature or model_curvature."),
-        "spectrum": ("the spectrum of a curvature", "Compute it with Spectrum.fit."),
-        "kernel": ("the kernel of margin gradients", "Compute it with Spectrum.fit(margin_vectors(…))."),
-        "diagonal": (
-            "the diagonal of a curvature in an index with eigen projection",
-            "Compute it with DiagonalCurvature.fit.",
-        ),
-        "training_rows": ("the rows of the index", "Pass training_rows, a function that streams them."),
-        "solutions": ("outputs solved with the model (the extra `curvature`)", "Use inverse_curvature_products."),
-        "learning_rate": (
-            "the learning rate at its checkpoint",
-            "Register checkpoints with their learning rate, or choose grad_dot, which needs none.",
-        ),
-        "segment": (
-            "the part of training that ends at its checkpoint",
-            "Register checkpoints with step and learning rate, or choose influence, which needs neither.",
-        ),
-    }
-)
-"""What a method may need beforehand, in words, and how to get it; each is an argument of `prepare_queries`."""
+Fitted = TypeVar("Fitted")
+Spec = TypeVar("Spec", bound=MethodSpec)
 
 
 @dataclass(frozen=True)
@@ -56,24 +32,28 @@ class Preparation:
     """What a method may use; all tensors are float64.
 
     `vectors` (queries, dimension) are unweighted, `squared_norms` (queries, groups) theirs, `losses` (queries,).
-    `solutions` are like `vectors`, after the inverse curvature of all parameters (cg, lissa).
+    `fitted` holds what the method needs, by the name of the need.
     """
 
+    spec: MethodSpec
     vectors: Tensor
     squared_norms: Tensor
     losses: Tensor
     plan: FeaturePlan
-    damping: Damping
-    horizon: float | None = None
-    curvature: BlockCurvature | None = None
-    spectrum: Spectrum | None = None
-    kernel: Spectrum | None = None
-    diagonal: DiagonalCurvature | None = None
-    training_rows: Callable[[], Iterable[FeatureRows]] | None = None
+    fitted: Mapping[str, Any]
     stored_weighting: Weighting | None = None
-    solutions: Tensor | None = None
-    learning_rate: float | None = None
-    segment: float | None = None
+
+    def get(self, need: Need[Fitted]) -> Fitted:
+        """What was fitted for the need, or the UsageError that says what the method is missing."""
+        found: Fitted | None = self.fitted.get(need.name)
+        if found is None:
+            raise UsageError(f"Method {self.spec.method} needs {need.description}.", need.remedy)
+        return found
+
+    @property
+    def damping(self) -> Damping:
+        """Of the spec, else the default."""
+        return self.spec.damping or DEFAULT_DAMPING
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ class Method:
     source: str
     description: str
     cost: str
-    needs: tuple[Need, ...]
+    needs: tuple[Need[Any], ...]
     train_scale: TrainScale
     combination: Combination
     precondition: Callable[[Preparation], Tensor]
@@ -98,12 +78,12 @@ class Method:
     @property
     def takes_every_checkpoint(self) -> bool:
         """Whether the method is of no use on one checkpoint."""
-        return bool({"learning_rate", "segment"} & set(self.needs))
+        return any(need.recorded for need in self.needs)
 
     @property
     def needs_in_words(self) -> str:
         """What must be computed beforehand, for people."""
-        return "; ".join(NEEDS[need][0] for need in self.needs) or "nothing more"
+        return "; ".join(need.description for need in self.needs) or "nothing more"
 
 
 METHODS: Registry[str, Method] = Registry("gradtrail.attribution.methods.rules")
@@ -115,7 +95,7 @@ def attribution_method(
     source: str,
     description: str,
     cost: str,
-    needs: tuple[Need, ...] = (),
+    needs: tuple[Need[Any], ...] = (),
     train_scale: TrainScale = "none",
     combination: Combination = "one",
     carry: Callable[[Preparation], Tensor] | None = None,
@@ -130,19 +110,33 @@ def attribution_method(
     return register
 
 
-def find_method(name: str) -> Method:
-    """The method called `name`; UsageError lists the known ones otherwise."""
+def find_method(name: str | None) -> Method:
+    """The method called `name`, the default one for None; UsageError lists the known ones otherwise."""
+    name = name or DEFAULT_METHOD
     if name not in METHODS:
         raise UsageError(f"There is no attribution method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
     return METHODS[name]
 
 
-def given(value: Value | None, method: str, need: Need) -> Value:
-    """`value`, or the UsageError that says what `method` is missing."""
-    if value is None:
-        what, remedy = NEEDS[need]
-        raise UsageError(f"Method {method} needs {what}.", remedy)
-    return value
+def settled(spec: Spec, adapter: ModelAdapter) -> Spec:
+    """The spec with the kind of curvature and the damping that its method takes, and None for what it takes none of.
+
+    Raises:
+        UsageError: for an unknown method or kind of curvature, and for a horizon where the method has none.
+        ModelError: when the adapter does not support the kind of curvature.
+    """
+    method = find_method(spec.method)
+    unrolls = any(need.name == "segment" for need in method.needs)
+    kinds = [need.kind(spec, adapter) for need in method.needs if need.kind]
+    if spec.horizon is not None and method.name != "horizon" and not unrolls:
+        raise UsageError(f"Method {method.name} has no horizon.", "Choose method horizon, or leave it out.")
+    damped = kinds and spec.horizon is None and not unrolls
+    return replace(
+        spec,
+        method=method.name,
+        curvature=kinds[0] if kinds else None,
+        damping=(spec.damping or DEFAULT_DAMPING) if damped else None,
+    )
 
 
 def inverse_norms(squared_norms: Tensor) -> Tensor:

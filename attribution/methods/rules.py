@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature, refuse_empty, singular
-from gradtrail.attribution.curvature.damping import Damping
+from gradtrail.attribution.curvature.blocks import refuse_empty, singular
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import unweighted_vectors, weighted_queries
+from gradtrail.attribution.methods.needs import (
+    CURVATURE,
+    DIAGONAL,
+    KERNEL,
+    LEARNING_RATE,
+    NEEDS,
+    SEGMENT,
+    SOLUTIONS,
+    SPECTRUM,
+    TRAINING_ROWS,
+)
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import (
     METHODS,
@@ -21,13 +32,13 @@ from gradtrail.attribution.methods.registry import (
     Preparation,
     attribution_method,
     find_method,
-    given,
     inverse_norms,
 )
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.errors import StoreError, UsageError
 from gradtrail.nouns import Weighting
 
-__all__ = ["METHODS", "Method", "PreparedQueries", "find_method", "prepare_queries"]
+__all__ = ["METHODS", "Method", "MethodSpec", "PreparedQueries", "find_method", "prepare_queries"]
 
 
 @attribution_method(
@@ -55,12 +66,12 @@ def grad_cos(preparation: Preparation) -> Tensor:
     source="arXiv 2002.08484",
     description="Inner products at every checkpoint, weighted by its learning rate: what training itself did.",
     cost="an index and a pass per checkpoint",
-    needs=("learning_rate",),
+    needs=(LEARNING_RATE,),
     combination="sum",
 )
 def tracin_cp(preparation: Preparation) -> Tensor:
     """M = η_c I at checkpoint c; the scores of all checkpoints add up."""
-    rate = given(preparation.learning_rate, "tracin_cp", "learning_rate")
+    rate = preparation.get(LEARNING_RATE)
     if not 0 < rate < float("inf"):
         raise UsageError(f"A learning rate of {rate}.", "Register the checkpoint with a positive learning rate.")
     return preparation.vectors * rate
@@ -70,12 +81,12 @@ def tracin_cp(preparation: Preparation) -> Tensor:
     source="arXiv 2405.13954",
     description="Influence function with block curvature: the effect of leaving the example out, to first order.",
     cost="a curvature per index, then one pass over the index",
-    needs=("curvature",),
+    needs=(CURVATURE,),
     combination="sum",
 )
 def influence(preparation: Preparation) -> Tensor:
     """M = (F_g + Λ_g)⁻¹ per group."""
-    curvature = given(preparation.curvature, "influence", "curvature")
+    curvature = preparation.get(CURVATURE)
     return curvature.solve(preparation.vectors, preparation.plan, preparation.damping)
 
 
@@ -83,12 +94,12 @@ def influence(preparation: Preparation) -> Tensor:
     source="arXiv 2308.03296, 2405.13954",
     description="Influence function with the curvature of all groups together, interactions between layers included.",
     cost="one eigendecomposition per index, which serves every damping, then one pass over the index",
-    needs=("spectrum",),
+    needs=(SPECTRUM,),
     combination="sum",
 )
 def influence_global(preparation: Preparation) -> Tensor:
     """M = (F + Λ)⁻¹ over all groups together."""
-    spectrum = given(preparation.spectrum, "influence_global", "spectrum")
+    spectrum = preparation.get(SPECTRUM)
     return spectrum.solve(preparation.vectors, preparation.damping)
 
 
@@ -96,13 +107,13 @@ def influence_global(preparation: Preparation) -> Tensor:
     source="arXiv 2405.12186",
     description="The effect after a chosen amount of further training: from grad_dot (short) to influence (long).",
     cost="one eigendecomposition per index, which serves every horizon, then one pass over the index",
-    needs=("spectrum",),
+    needs=(SPECTRUM,),
     combination="sum",
 )
 def horizon(preparation: Preparation) -> Tensor:
     """M = F⁻¹ (I − exp(−τF)); without a τ, it is 1/Λ, since damping is the horizon."""
-    spectrum = given(preparation.spectrum, "horizon", "spectrum")
-    chosen = preparation.horizon
+    spectrum = preparation.get(SPECTRUM)
+    chosen = preparation.spec.horizon
     if chosen is None:
         damping = preparation.damping.of(spectrum.mean_eigenvalue)
         if damping == 0:
@@ -121,7 +132,7 @@ def _carried(preparation: Preparation) -> Tensor:
     source="arXiv 2405.12186",
     description="Training unrolled over its checkpoints: what each part did, seen at the end through all later parts.",
     cost="an index and an eigendecomposition per checkpoint, then one pass over all of them together",
-    needs=("spectrum", "segment"),
+    needs=(SPECTRUM, SEGMENT),
     combination="sum",
     carry=_carried,
 )
@@ -137,15 +148,15 @@ def _unrolled_needs(preparation: Preparation) -> tuple[Spectrum, float]:
             "Method unrolled carries queries from checkpoint to checkpoint, but each eigenbasis is of one checkpoint.",
             "Index every checkpoint with random projection, or choose influence.",
         )
-    spectrum = given(preparation.spectrum, "unrolled", "spectrum")
-    return spectrum, given(preparation.segment, "unrolled", "segment")
+    spectrum = preparation.get(SPECTRUM)
+    return spectrum, preparation.get(SEGMENT)
 
 
 @attribution_method(
     source="arXiv 2308.03296",
     description="Influence function in the eigenbasis of the Kronecker factors, where the curvature is near diagonal.",
     cost="an index with eigen projection and its diagonal, then one pass over the index",
-    needs=("diagonal",),
+    needs=(DIAGONAL,),
     combination="sum",
 )
 def ekfac(preparation: Preparation) -> Tensor:
@@ -155,7 +166,7 @@ def ekfac(preparation: Preparation) -> Tensor:
             "Method ekfac needs features in the eigenbasis, but the index has another projection.",
             "Index with eigen projection (gradtrail index --projection eigen), or choose influence.",
         )
-    diagonal = given(preparation.diagonal, "ekfac", "diagonal")
+    diagonal = preparation.get(DIAGONAL)
     return diagonal.solve(preparation.vectors, preparation.plan, preparation.damping)
 
 
@@ -163,11 +174,11 @@ def ekfac(preparation: Preparation) -> Tensor:
     source="arXiv 2310.00902",
     description="Influence function with the mean of inverses for the inverse of the mean: no matrix is inverted.",
     cost="three passes over the index",
-    needs=("training_rows",),
+    needs=(TRAINING_ROWS,),
 )
 def datainf(preparation: Preparation) -> Tensor:
     """M_g = mean over i of (Λ_g I + φ_i φ_iᵀ)⁻¹ = (1/Λ_g) · mean over i of (I − φ_i φ_iᵀ / (Λ_g + ‖φ_i‖²))."""
-    rows = given(preparation.training_rows, "datainf", "training_rows")
+    rows = preparation.get(TRAINING_ROWS)
     plan, vectors = preparation.plan, preparation.vectors
     traces = torch.zeros(len(plan.groups), dtype=torch.float64)
     count = 0
@@ -197,104 +208,89 @@ def datainf(preparation: Preparation) -> Tensor:
     source="arXiv 2303.14186",
     description="Linearised classifier of margins: how retraining without the example would move the output's margin.",
     cost="one eigendecomposition per index, then one pass over the index; with several checkpoints, one each",
-    needs=("kernel",),
+    needs=(KERNEL,),
     combination="mean_margin",
 )
 def trak(preparation: Preparation) -> Tensor:
     """M = (Σ φφᵀ/(1−p)² + N Λ)⁻¹ on φ(q)/(1−p_q); on the training side 1−p cancels."""
-    kernel = given(preparation.kernel, "trak", "kernel")
+    kernel = preparation.get(KERNEL)
     margins = one_minus_probability(preparation.losses).clamp_min(LEAST_MARGIN)
     return kernel.solve(preparation.vectors / margins.unsqueeze(1), preparation.damping) / kernel.example_count
-
-
-def _solved(preparation: Preparation, method: str) -> Tensor:
-    return given(preparation.solutions, method, "solutions")
 
 
 @attribution_method(
     source="arXiv 1703.04730; operators of curvlinops",
     description="Influence function with the curvature of all parameters, unprojected, by conjugate gradients.",
     cost="tens of passes over the training data for every 16 outputs, then one over the index",
-    needs=("solutions",),
+    needs=(SOLUTIONS,),
 )
 def cg(preparation: Preparation) -> Tensor:
     """(G + Λ)⁻¹ on the full gradient by conjugate gradients, then projected."""
-    return _solved(preparation, "cg")
+    return preparation.get(SOLUTIONS).vectors
 
 
 @attribution_method(
     source="arXiv 1703.04730; operators of curvlinops",
     description="Influence function with the curvature of all parameters, unprojected, by a truncated Neumann series.",
     cost="hundreds of passes over the training data for every 16 outputs, then one over the index",
-    needs=("solutions",),
+    needs=(SOLUTIONS,),
 )
 def lissa(preparation: Preparation) -> Tensor:
     """(G + Λ)⁻¹ on the full gradient by a truncated Neumann series, then projected."""
-    return _solved(preparation, "lissa")
+    return preparation.get(SOLUTIONS).vectors
 
 
 def prepare_queries(
-    method: str,
+    spec: MethodSpec,
     rows: FeatureRows,
     plan: FeaturePlan,
     weighting: Weighting | None = None,
     *,
-    curvature: BlockCurvature | None = None,
-    spectrum: Spectrum | None = None,
-    kernel: Spectrum | None = None,
-    diagonal: DiagonalCurvature | None = None,
-    training_rows: Callable[[], Iterable[FeatureRows]] | None = None,
-    solutions: Tensor | None = None,
-    learning_rate: float | None = None,
-    segment: float | None = None,
-    horizon: float | None = None,
-    relative_damping: float = 0.1,
-    absolute_damping: float = 0.0,
     stored_weighting: Weighting | None = None,
+    **fitted: Any,
 ) -> PreparedQueries:
     """The query side of equation (1) for unweighted query features, against rows stored under `stored_weighting`.
 
-    From `curvature` to `segment`, a method takes those that its `needs` name and ignores the others.
+    `weighting` are the group weights that the spec names. `fitted` gives what the method needs by the names of its
+    needs, such as `curvature=` or `spectrum=`; what other methods need is ignored.
 
     Raises:
         UsageError: for an unknown method, a weighting that does not fit, a missing need or a bad damping.
         StoreError: when the queries, or what the method needs, were measured with another plan.
+        TypeError: for a need that no method has.
     """
-    chosen = find_method(method)
+    method = find_method(spec.method)
+    known = {*NEEDS, *(need.name for need in method.needs)}
+    if unknown := sorted(set(fitted) - known):
+        raise TypeError(
+            f"prepare_queries() got {', '.join(unknown)}, which no method needs: {', '.join(sorted(known))}"
+        )
     if rows.vectors.shape[1] != plan.dimension:
         raise StoreError(
             f"Queries have {rows.vectors.shape[1]} columns, but the index has {plan.dimension}.",
             "Compute the query features with the plan of the index.",
         )
     preparation = Preparation(
+        spec=replace(spec, method=method.name),
         vectors=rows.vectors.double(),
         squared_norms=rows.squared_norms,
         losses=rows.losses,
         plan=plan,
-        damping=Damping(relative_damping, absolute_damping),
-        horizon=horizon,
-        curvature=curvature,
-        spectrum=spectrum,
-        kernel=kernel,
-        diagonal=diagonal,
-        training_rows=training_rows,
+        fitted=fitted,
         stored_weighting=stored_weighting,
-        solutions=solutions,
-        learning_rate=learning_rate,
-        segment=segment,
     )
-    preconditioned = chosen.precondition(preparation)
+    preconditioned = method.precondition(preparation)
     if preconditioned.shape != rows.vectors.shape:
         raise StoreError(
-            f"Method {method} gave vectors of shape {tuple(preconditioned.shape)} for queries of shape "
+            f"Method {method.name} gave vectors of shape {tuple(preconditioned.shape)} for queries of shape "
             f"{tuple(rows.vectors.shape)}.",
             "Compute what the method needs for these very queries and this plan.",
         )
     working_type = torch.promote_types(torch.float32, plan.dtype)
     return PreparedQueries(
         vectors=weighted_queries(preconditioned, plan, weighting or Weighting(), stored_weighting).to(working_type),
-        train_scale=chosen.train_scale,
+        train_scale=method.train_scale,
         query_ids=tuple(rows.example_ids),
         zero_norm_queries=int((rows.squared_norms.sum(1) == 0).sum()),
-        carried=chosen.carry(preparation) if chosen.carry else None,
+        carried=method.carry(preparation) if method.carry else None,
     )

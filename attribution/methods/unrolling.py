@@ -21,6 +21,7 @@ from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
 
@@ -54,7 +55,7 @@ def unrolled_queries(
     found: list[PreparedQueries] = []
     for segment in reversed(segments):
         prepared = prepare_queries(
-            "unrolled",
+            MethodSpec("unrolled"),
             rows,
             plan,
             weighting,

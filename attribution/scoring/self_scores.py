@@ -16,8 +16,10 @@ from torch import Tensor
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import unweighted_vectors
+from gradtrail.attribution.methods.needs import SOLUTIONS
 from gradtrail.attribution.methods.registry import find_method, inverse_norms
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.errors import DataError, UsageError
 from gradtrail.nouns import Weighting
 
@@ -28,33 +30,33 @@ SelfInfluence = Iterator[tuple[Sequence[str], Tensor]]
 
 
 def self_influence(
-    method: str,
+    spec: MethodSpec,
     rows: Callable[[], Iterable[FeatureRows]],
     plan: FeaturePlan,
     weighting: Weighting | None = None,
     *,
     stored_weighting: Weighting | None = None,
-    **needs: Any,
+    **fitted: Any,
 ) -> SelfInfluence:
     """Example ids and their scores on themselves, (batch,) float64, in the order of the index.
 
-    `needs` are those of `prepare_queries`: what the method needs, damping, horizon.
+    `weighting`, `stored_weighting` and `fitted` are those of `prepare_queries`.
 
     Raises:
         UsageError: for methods that solve every query with the model itself (cg, lissa) or carry queries between
             checkpoints (unrolled), and as `prepare_queries`.
         DataError: when a value is not finite, naming the example.
     """
-    chosen = find_method(method)
-    if "solutions" in chosen.needs:
+    method = find_method(spec.method)
+    if SOLUTIONS in method.needs:
         raise UsageError(
-            f"Method {method} solves each query with the model, which is too much for every training example.",
+            f"Method {method.name} solves each query with the model, which is too much for every training example.",
             "Choose influence or ekfac.",
         )
-    if chosen.carry:
+    if method.carry:
         raise UsageError(
-            f"Method {method} carries queries from the last checkpoint back to the first, so that no example meets "
-            "itself as it was measured.",
+            f"Method {method.name} carries queries from the last checkpoint back to the first, so that no example "
+            "meets itself as it was measured.",
             "Choose tracin_cp or influence.",
         )
     for stored in _gathered(rows()):
@@ -64,9 +66,9 @@ def self_influence(
             losses=stored.losses,
             squared_norms=stored.squared_norms,
         )
-        prepared = prepare_queries(method, unweighted, plan, weighting, stored_weighting=stored_weighting, **needs)
+        prepared = prepare_queries(spec, unweighted, plan, weighting, stored_weighting=stored_weighting, **fitted)
         values = (prepared.vectors.double() * stored.vectors.double()).sum(1)
-        if chosen.train_scale == "inverse_norm":
+        if method.train_scale == "inverse_norm":
             values = values * inverse_norms(stored.squared_norms)
         if not torch.isfinite(values).all():
             row = int(torch.nonzero(~torch.isfinite(values))[0])

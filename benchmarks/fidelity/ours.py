@@ -25,6 +25,7 @@ from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.methods.unrolling import Segment, unrolled_queries
 from gradtrail.attribution.numerics.linear_solvers import SolverOptions
 from gradtrail.attribution.scoring.contribution_blocks import contributions
@@ -301,11 +302,9 @@ class OurScores:
         self, measured: Measured, method: str, damping: float | None = None, kind: str | None = None, **needs: Any
     ) -> Candidate:
         prepared = prepare_queries(
-            method,
+            MethodSpec(method, damping=Damping(0.0, 0.0 if damping is None else damping)),
             measured.queries,
             measured.plan,
-            relative_damping=0.0,
-            absolute_damping=0.0 if damping is None else damping,
             **needs,
         )
         parameters = {} if kind is None else {"curvature": kind}

@@ -46,26 +46,21 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Audit every output that no audit has covered yet, and write the report."""
-    from gradtrail.amounts import horizon_of
-
-    tau, named_horizon = horizon_of(horizon)
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.flows.audit import audit as audit_flow
-        from gradtrail.tasks.audit.options import AuditOptions
 
-        options = AuditOptions(
-            method,
-            target,
-            top_k,
-            curvature,
-            relative_damping,
-            absolute_damping,
-            horizon=tau,
-            every_checkpoint=every_checkpoint,
-            named_horizon=named_horizon,
+        options = shared.audit_options(
+            method=method,
+            target=target,
+            top_k=top_k,
+            curvature=curvature,
+            relative_damping=relative_damping,
+            absolute_damping=absolute_damping,
+            horizon=horizon,
             weighting=weighting,
             index=index,
+            every_checkpoint=every_checkpoint,
         )
         outcome = audit_flow(settings.workspace(), reference, options, retry_refused=retry_refused)
     audits_printing.show_audit(outcome, as_json=as_json)

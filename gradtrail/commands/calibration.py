@@ -174,9 +174,9 @@ def _figures(outcome: CalibrateOutcome, figures: Mapping[int, Sequence[FidelityF
 def _best_for(outcome: CalibrateOutcome, measured: MethodFidelity) -> str:
     names = ["auto"] if measured.chosen else []
     names += [
-        horizon
+        question
         for steps, scopes in measured.best_of.items()
-        if "all" in scopes and (horizon := outcome.plan.horizon_of(steps))
+        if "all" in scopes and (question := outcome.plan.question_of(steps))
     ]
     return ", ".join(names)
 

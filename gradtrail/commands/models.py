@@ -9,7 +9,7 @@ import typer
 
 from gradtrail.commands import models_printing
 from gradtrail.commands.calibration import calibrate, weightings
-from gradtrail.commands.options import AsJson, Home, Reference, load_settings
+from gradtrail.commands.options import AsJson, Home, Reference, load_settings, method_spec
 from gradtrail.session import flow_session
 
 app = typer.Typer()
@@ -152,11 +152,13 @@ def self_influence(
     """Rank training examples by their influence on themselves: wrong labels stand at the top."""
     settings = load_settings(home=home)
     with flow_session(settings.home):
-        from gradtrail.tasks.audit.options import AuditOptions
         from gradtrail.tasks.audit.self_influences import write_self_influence
 
-        options = AuditOptions(
-            method, curvature=curvature, relative_damping=relative_damping, absolute_damping=absolute_damping
+        spec = method_spec(
+            method=method,
+            curvature=curvature,
+            relative_damping=relative_damping,
+            absolute_damping=absolute_damping,
         )
-        found = write_self_influence(settings.workspace(), reference, options.method_options, top)
+        found = write_self_influence(settings.workspace(), reference, spec, top)
     models_printing.show_self_influence(found, as_json=as_json)

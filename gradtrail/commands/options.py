@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gradtrail.errors import UsageError
 
 if TYPE_CHECKING:
+    from gradtrail.attribution.methods.spec import MethodSpec
+    from gradtrail.nouns import Target
     from gradtrail.settings import Settings
+    from gradtrail.tasks.audit.options import AuditOptions
 
 Reference = Annotated[str, typer.Argument(help="Model version: NAME@alias, NAME/3, or NAME for the newest.")]
 Home = Annotated[
@@ -56,6 +59,31 @@ def load_settings(**overrides: object) -> Settings:
     from gradtrail import settings
 
     return settings.load_settings(**overrides)
+
+
+def method_spec(**typed: Any) -> MethodSpec:
+    """The method as it was typed, by the names of `MethodSpec.from_json`."""
+    from gradtrail.attribution.methods.spec import MethodSpec
+
+    return MethodSpec.from_json(typed)
+
+
+def audit_options(
+    *, horizon: str, target: Target, top_k: int, index: str, every_checkpoint: bool, **typed: Any
+) -> AuditOptions:
+    """An audit as it was typed: `typed` is the method's, and `horizon` a number or a question.
+
+    Raises:
+        UsageError: for a horizon that is neither.
+    """
+    from gradtrail.amounts import horizon_or_question
+    from gradtrail.tasks.audit.options import AuditOptions
+
+    number, question = horizon_or_question(horizon)
+    options = AuditOptions(
+        target=target, top_k=top_k, every_checkpoint=every_checkpoint, question=question, index=index
+    )
+    return options.with_method(method_spec(horizon=number, **typed))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -89,28 +89,23 @@ def reaudit(
     as_json: AsJson = False,
 ) -> None:
     """Audit again what was audited before: after a withdrawal, by another method or under another policy."""
-    from gradtrail.amounts import horizon_of
-
-    tau, named_horizon = horizon_of(horizon)
     settings = load_settings(home=home, policy=policy)
     with flow_session(settings.home):
         from gradtrail.api import connect
         from gradtrail.flows.reaudit import reaudit as reaudit_flow
-        from gradtrail.tasks.audit.options import AuditOptions
 
         audit_id = connect(settings.home).resolve(audit, "audit") if audit else ""
-        asked = AuditOptions(
-            method,
-            target,
-            top_k,
-            curvature,
-            relative_damping,
-            absolute_damping,
-            horizon=tau,
-            every_checkpoint=every_checkpoint,
-            named_horizon=named_horizon,
+        asked = options.audit_options(
+            method=method,
+            target=target,
+            top_k=top_k,
+            curvature=curvature,
+            relative_damping=relative_damping,
+            absolute_damping=absolute_damping,
+            horizon=horizon,
             weighting=weighting,
             index=index,
+            every_checkpoint=every_checkpoint,
         )
         outcome = reaudit_flow(settings.workspace(), reference, asked, audit_id)
     audits_printing.show_audit(outcome, as_json=as_json)

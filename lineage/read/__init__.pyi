@@ -13,13 +13,16 @@ from .audit_history import findings_of as findings_of
 from .audit_history import numbered_audits as numbered_audits
 from .audit_history import past_audits as past_audits
 from .catalogue import index as index
+from .closure import downstream as downstream
 from .closure import resolve as resolve
+from .closure import upstream as upstream
 from .comparisons import Compared as Compared
 from .comparisons import Comparison as Comparison
 from .comparisons import compare_audits as compare_audits
 from .deliveries import pending_by_source as pending_by_source
 from .deliveries import recorded_payloads as recorded_payloads
 from .deliveries import reported_outputs as reported_outputs
+from .explanations import explain as explain
 from .graphs import LineageEdge as LineageEdge
 from .graphs import edges_among as edges_among
 from .reach import BlastRadius as BlastRadius

@@ -5,10 +5,7 @@ from .beyond_audit import largest_self_influences as largest_self_influences
 from .beyond_audit import likeness_asked_for as likeness_asked_for
 from .facts import policy_facts as policy_facts
 from .group_contributions import audited_groups as audited_groups
-from .options import AUTO as AUTO
 from .options import AuditOptions as AuditOptions
-from .options import DEFAULT_METHOD as DEFAULT_METHOD
-from .preparing import MethodOptions as MethodOptions
 from .preparing import PreparedAudit as PreparedAudit
 from .preparing import method_parameters as method_parameters
 from .preparing import prepare_audit as prepare_audit

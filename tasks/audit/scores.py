@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from gradtrail.attribution.methods.registry import settled
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.errors import StoreError
 from gradtrail.lineage.read import queries
-from gradtrail.lineage.read.answers import AuditDetails
-from gradtrail.tasks.audit.preparing import MethodOptions, prepare_audit
+from gradtrail.tasks.audit.preparing import prepare_audit
 from gradtrail.tasks.collect.outputs_as_examples import output_examples
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.recorded import recorded_weighting
@@ -100,27 +100,13 @@ def audit_scores(workspace: Workspace, audit_id: str) -> AuditScores:
         )
 
     examples_of = partial(output_examples, workspace, pinned, target)
-    prepared = prepare_audit(
-        workspace, pinned, opened, measured, _options(details), audit.parameters, weighting, examples_of
-    )
+    spec = settled(MethodSpec.from_json({**audit.parameters, "method": audit.method}), pinned.adapter)
+    prepared = prepare_audit(workspace, pinned, opened, measured, spec, weighting, examples_of, target=target)
     return AuditScores(
         audit_id,
         details.dataset_version_id,
         ScoreStream(prepared.scoring, prepared.queries.example_ids),
         _queries(opened[-1], prepared.queries.example_ids, target),
-    )
-
-
-def _options(details: AuditDetails) -> MethodOptions:
-    said: dict[str, Any] = dict(details.audit.parameters)
-    return MethodOptions(
-        details.audit.method,
-        said.get("curvature", ""),
-        said.get("relative_damping", 1.0),
-        said.get("absolute_damping", 0.0),
-        said.get("horizon", 0.0),
-        "cpu",
-        details.audit.outputs[0][1],
     )
 
 

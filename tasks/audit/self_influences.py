@@ -9,12 +9,13 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradtrail.attribution.methods.registry import find_method
+from gradtrail.attribution.methods.registry import find_method, settled
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.self_scores import SelfInfluence, self_influence, summed_self_influence
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.read import queries
 from gradtrail.storage.files.atomic import replacing
-from gradtrail.tasks.audit.preparing import MethodOptions, method_needs, method_parameters
+from gradtrail.tasks.audit.preparing import fitted_needs, fitting_data, method_parameters
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
@@ -43,18 +44,22 @@ class SelfInfluenceTable:
     attributes: Mapping[str, Mapping[str, str]]
 
 
-def write_self_influence(workspace: Workspace, reference: str, options: MethodOptions, top: int) -> SelfInfluenceTable:
+def write_self_influence(
+    workspace: Workspace, reference: str, asked: MethodSpec, top: int, device: str = "cpu"
+) -> SelfInfluenceTable:
     """Compute and write the self-influence of every indexed example; a repeat gives the same file.
 
     Raises:
         NotFoundError: if an index was not built.
-        UsageError: for a method or options that do not serve this.
+        UsageError: for a method or parameters that do not serve this.
     """
     version = resolve_version(workspace, reference)
     pinned = pinned_model(workspace, version.model_version_id)
-    index_ids = method_indexes(workspace, version.model_version_id, options.method)
+    spec = settled(asked, pinned.adapter)
+    method = find_method(spec.method)
+    index_ids = method_indexes(workspace, version.model_version_id, method.name)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
-    parameters = method_parameters(pinned, options, [each.checkpoint for each in opened])
+    parameters = method_parameters(pinned, spec, [each.checkpoint for each in opened])
     total = sum(each.index.coverage.indexed_examples for each in opened)
     with progress_bar("self-influence", total) as bar:
 
@@ -67,23 +72,18 @@ def write_self_influence(workspace: Workspace, reference: str, options: MethodOp
             [
                 counted(
                     self_influence(
-                        options.method,
+                        spec,
                         each.rows,
                         each.plan,
                         stored_weighting=each.plan.stored_weighting,
-                        relative_damping=options.relative_damping,
-                        absolute_damping=options.absolute_damping,
-                        horizon=options.horizon or None,
-                        **method_needs(workspace, pinned, each, options, parameters),
+                        **fitted_needs(workspace, each.index.index_id, fitting_data(pinned, each, spec, device), spec),
                     )
                 )
                 for each in opened
             ]
         )
     ranked = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
-    key = sha256_json(
-        {"indexes": list(index_ids), "method": find_method(options.method).name, "parameters": parameters}
-    )
+    key = sha256_json({"indexes": list(index_ids), "method": method.name, "parameters": parameters})
     path = workspace.root / "self_influence" / f"{key}.parquet"
     with replacing(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
         for group in _groups(ranked):
@@ -94,7 +94,7 @@ def write_self_influence(workspace: Workspace, reference: str, options: MethodOp
     return SelfInfluenceTable(
         path=str(path),
         index_ids=tuple(index_ids),
-        method=options.method,
+        method=method.name,
         example_count=len(ranked),
         top=best,
         attributes={example_id: dict(example.attributes) for example_id, example in found.items()},

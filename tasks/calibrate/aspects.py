@@ -10,6 +10,7 @@ import numpy as np
 from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.fidelity.evaluation import FEWEST_QUERIES
+from gradtrail.attribution.methods.registry import settled
 from gradtrail.attribution.scoring.contribution_blocks import Contributions, contributions
 from gradtrail.attribution.weighting.aspects import same_value_share
 from gradtrail.attribution.weighting.fitting import Aspect, fit_weighting
@@ -87,7 +88,7 @@ def _fitted(
         return Weighting(evidence={"fell_back_because": cause})
     parts = [examples[0::2], examples[1::2]]
     (fitting, fitted_on), (held_out, reported_on) = (
-        (_contributions(workspace, pinned, prediction, part), Aspect(attribute, _values(part, attribute)))
+        (_contributions(workspace, pinned, prediction, part, options), Aspect(attribute, _values(part, attribute)))
         for part in parts
     )
     settings = fitting_settings(prediction, options)
@@ -122,22 +123,27 @@ def _labelled(
 
 
 def _contributions(
-    workspace: Workspace, pinned: PinnedModel, prediction: Prediction, examples: Sequence[Example]
+    workspace: Workspace,
+    pinned: PinnedModel,
+    prediction: Prediction,
+    examples: Sequence[Example],
+    options: CalibrateOptions,
 ) -> Contributions:
     """Of all training examples but these, to these as queries of the prediction's method."""
     candidate = prediction.candidate
     opened = open_index(workspace, pinned, candidate.index_ids[-1])
-    rows = query_features(pinned, opened, examples, candidate.options)
+    rows = query_features(pinned, opened, examples, options)
     by_id = {example.example_id: example for example in examples}
     prepared = prepare_audit(
         workspace,
         pinned,
         [opened],
         [rows],
-        candidate.options,
-        prediction.parameters,
+        settled(candidate.spec, pinned.adapter),
         Weighting(),
         lambda ids: [by_id[example_id] for example_id in ids],
+        target=options.target,
+        device=options.device,
     )
     [member] = prepared.members
     return without_examples(contributions(member.queries, member.rows, opened.plan), set(by_id))

@@ -114,7 +114,7 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
     pinned = pinned_model(workspace, plan.model_version_id)
     query_set = drawn_queries(workspace, pinned, open_index(workspace, pinned, plan.index_id), options)
     roles = query_roles(len(plan.query_ids), options.weightings, options.seed)
-    predictor = Predictor(workspace, pinned, query_set, halves, singles)
+    predictor = Predictor(workspace, pinned, query_set, halves, singles, options)
     named = candidates(workspace, pinned, plan.index_id, options)
     predictions = []
     with progress_bar("measuring methods", len(named)) as bar:

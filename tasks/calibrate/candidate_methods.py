@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
-from gradtrail.attribution.methods.registry import METHODS, find_method
+from gradtrail.attribution.methods.needs import SEGMENT, SOLUTIONS
+from gradtrail.attribution.methods.registry import METHODS, find_method, settled
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.contribution_blocks import group_effects, left_out_sums
 from gradtrail.attribution.scoring.joint import Member
 from gradtrail.nouns import Example, Weighting
-from gradtrail.tasks.audit.preparing import MethodOptions, method_parameters, prepare_audit, training_segments
+from gradtrail.tasks.audit.preparing import method_parameters, prepare_audit, training_segments
 from gradtrail.tasks.calibrate.plans import CalibrateOptions
 from gradtrail.tasks.calibrate.queries import QuerySet
 from gradtrail.tasks.core.models import PinnedModel
@@ -40,7 +43,7 @@ LARGEST_JOINT_DIMENSION = 4096
 class Candidate:
     """A method with its parameters, and the indexes that it scores."""
 
-    options: MethodOptions
+    spec: MethodSpec
     index_ids: tuple[str, ...]
 
 
@@ -84,10 +87,12 @@ class Predictor:
         query_set: QuerySet,
         halves: Effects,
         singles: Effects | None,
+        options: CalibrateOptions,
     ) -> None:
         self._workspace = workspace
         self._pinned = pinned
         self._queries = query_set
+        self._options = options
         self._left_out = [*halves.left_out, *(singles.left_out if singles else ())]
         self._halves = len(halves.left_out)
         self._opened: dict[str, OpenIndex] = {}
@@ -101,17 +106,19 @@ class Predictor:
             DataError: when a left-out example is missing from one of its indexes.
         """
         opened = [self._open(index_id) for index_id in candidate.index_ids]
-        parameters = method_parameters(self._pinned, candidate.options, [each.checkpoint for each in opened])
-        rows = [self._measured(each, candidate.options) for each in opened]
+        spec = settled(candidate.spec, self._pinned.adapter)
+        parameters = method_parameters(self._pinned, spec, [each.checkpoint for each in opened])
+        rows = [self._measured(each) for each in opened]
         prepared = prepare_audit(
             self._workspace,
             self._pinned,
             opened,
             rows,
-            candidate.options,
-            parameters,
+            spec,
             Weighting(),
             self._examples,
+            target=self._options.target,
+            device=self._options.device,
         )
         by_index = [
             group_effects(member.queries, self._left_out_sums(each, member), each.plan)
@@ -133,10 +140,10 @@ class Predictor:
             self._opened[index_id] = open_index(self._workspace, self._pinned, index_id)
         return self._opened[index_id]
 
-    def _measured(self, opened: OpenIndex, options: MethodOptions) -> FeatureRows:
+    def _measured(self, opened: OpenIndex) -> FeatureRows:
         index_id = opened.index.index_id
         if index_id not in self._features:
-            self._features[index_id] = query_features(self._pinned, opened, self._queries.examples, options)
+            self._features[index_id] = query_features(self._pinned, opened, self._queries.examples, self._options)
         return self._features[index_id]
 
     def _left_out_sums(self, opened: OpenIndex, member: Member) -> torch.Tensor:
@@ -167,14 +174,13 @@ def candidates(workspace: Workspace, pinned: PinnedModel, index_id: str, options
             tuple(method_indexes(workspace, version, name, every, preferred=index_id))
             for every in (False, *([True] if joined else []))
         }
-        plain = MethodOptions(name, "", 1.0, 0.0, 0.0, options.device, options.target)
-        tuned = _tuned(plain, pinned)
+        tuned = _tuned(MethodSpec(name), pinned)
         found += [Candidate(each, index_ids) for index_ids in sorted(families, key=len) for each in tuned]
     return found
 
 
 def query_features(
-    pinned: PinnedModel, opened: OpenIndex, queries: Sequence[Example], options: MethodOptions
+    pinned: PinnedModel, opened: OpenIndex, queries: Sequence[Example], options: CalibrateOptions
 ) -> FeatureRows:
     """Unweighted features of queries as the index's checkpoint measures them."""
     model = pinned.load(opened.checkpoint).to(options.device)
@@ -192,19 +198,16 @@ def query_features(
     return FeatureRows.joined(pieces)
 
 
-def _tuned(plain: MethodOptions, pinned: PinnedModel) -> list[MethodOptions]:
+def _tuned(plain: MethodSpec, pinned: PinnedModel) -> list[MethodSpec]:
     """A method at several dampings, or over several lengths of training."""
-    if "segment" in find_method(plain.method).needs:
+    needs = find_method(plain.method).needs
+    if SEGMENT in needs:
         total = sum(training_segments(pinned).values())
         return [replace(plain, horizon=share * total) for share in TRAINING_SHARES]
-    return [replace(plain, relative_damping=damping) for damping in _dampings(plain.method)]
-
-
-def _dampings(method: str) -> Sequence[float]:
-    needs = set(find_method(method).needs)
-    if needs & {"curvature", "diagonal", "training_rows"}:
-        return BLOCK_DAMPINGS
-    return JOINT_DAMPINGS if needs & {"spectrum", "kernel"} else (1.0,)
+    if SOLUTIONS in needs or not any(need.kind for need in needs):
+        return [plain]
+    dampings = JOINT_DAMPINGS if any(need.joins_groups for need in needs) else BLOCK_DAMPINGS
+    return [replace(plain, damping=Damping(relative)) for relative in dampings]
 
 
 def _unrollable(pinned: PinnedModel) -> bool:

@@ -58,7 +58,7 @@ class Tried:
     @property
     def method(self) -> str:
         """The name of its method."""
-        return self.prediction.candidate.options.method
+        return str(self.prediction.candidate.spec.method)
 
 
 def tried(
@@ -155,7 +155,7 @@ def _row(
         "queries_choosing": len(roles.choosing),
         "steps": figure.steps,
         "longest": longest,
-        "horizon": plan.horizon_of(figure.steps),
+        "horizon": plan.question_of(figure.steps) or "",
         "chosen": subset and longest and measured.chosen,
         "best_of": list(measured.best_of.get(figure.steps, ())) if subset else [],
         "optimiser": options.optimiser,

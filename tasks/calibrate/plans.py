@@ -19,7 +19,7 @@ from gradtrail.errors import UsageError
 from gradtrail.nouns import Target
 from gradtrail.storage.files.atomic import write_atomically
 from gradtrail.tasks.calibrate.queries import QuerySource
-from gradtrail.tasks.core.measured_fidelity import HorizonName
+from gradtrail.tasks.core.measured_fidelity import Question
 from gradtrail.tasks.core.workspace import Workspace
 
 FEWEST_SETS, ENOUGH_SETS, MOST_SETS = 8, 24, 64
@@ -154,10 +154,10 @@ class CalibrationPlan:
         """Amounts of training that candidates are chosen for: the shortest and the longest."""
         return tuple(dict.fromkeys((self.steps[0], self.steps[-1])))
 
-    def horizon_of(self, steps: int) -> HorizonName:
+    def question_of(self, steps: int) -> Question | None:
         """`now` for the shortest amount, `training` for the longest; none for others, or where there is one alone."""
         if len(self.steps) == 1 or steps not in self.fitted_amounts:
-            return ""
+            return None
         return "now" if steps == self.steps[0] else "training"
 
 

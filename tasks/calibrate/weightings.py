@@ -57,7 +57,7 @@ def learned_candidates(
                 if not weighting.group_weights:
                     fell_back.append((objective, method, steps, str(weighting.evidence["fell_back_because"])))
                     continue
-                said = dict(weighting.evidence) | {"further_steps": steps, "horizon": plan.horizon_of(steps)}
+                said = dict(weighting.evidence) | {"further_steps": steps, "horizon": plan.question_of(steps) or ""}
                 found.append(tried(prediction, replace(weighting, evidence=said), halves, roles))
     return Learned(tuple(_distinct(found)), tuple(fell_back))
 

@@ -2,7 +2,7 @@ from .datasets import ExampleFinder as ExampleFinder
 from .datasets import checked_example as checked_example
 from .datasets import manifest_rows as manifest_rows
 from .datasets import refuse_drift as refuse_drift
-from .measured_fidelity import HorizonName as HorizonName
+from .measured_fidelity import Question as Question
 from .measured_fidelity import audited_fidelity as audited_fidelity
 from .measured_fidelity import fidelity_notes as fidelity_notes
 from .measured_fidelity import question_of as question_of

@@ -11,10 +11,10 @@ from gradtrail.attribution.weighting.aspects import OBJECTIVE as ASPECT
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Audit, Fidelity, Target, Weighting
 
-HorizonName = Literal["", "now", "training"]
-"""Horizons by name, fitted to the shortest and to the longest further training that was measured."""
+Question = Literal["now", "training"]
+"""What a calibration fits to the shortest, and to the longest further training that it measured."""
 
-QUESTIONS: Mapping[HorizonName, str] = {
+QUESTIONS: Mapping[Question, str] = {
     "now": "how sensitive the model is now",
     "training": "what shaped the model",
 }
@@ -33,14 +33,14 @@ def audited_fidelity(
 ) -> Fidelity | None:
     """The latest fidelity of exactly this method with these parameters and weighting on these indexes.
 
-    It is the figure after the longest training, or after the shortest where the audit asked for the horizon `now`.
+    It is the figure after the longest training, or after the shortest where the audit asked about `now`.
     """
-    horizon = parameters.get("named_horizon", "")
+    question = parameters.get("named_horizon", "")
     for found in queries.fidelities(connection, checkpoint_id, before):
         said = found.evidence
         if (
             (found.method, found.weighting_id, found.metric) == (method, weighting_id, metric)
-            and (said.get("horizon") == horizon if horizon else said.get("longest"))
+            and (said.get("horizon") == question if question else said.get("longest"))
             and said["target"] == target
             and said["index_ids"] == list(index_ids)
             and all(name in parameters and parameters[name] == value for name, value in found.parameters.items())
@@ -76,11 +76,11 @@ def fidelity_notes(fidelity: Fidelity | None, alone: Fidelity | None = None) -> 
 def question_of(audit: Audit, weighting: Weighting) -> str:
     """The question that an audit was asked, as sentences for a report; empty where it was asked none by name."""
     asked = []
-    horizon = audit.parameters.get("named_horizon", "")
-    if horizon:
-        amount = "shortest" if horizon == "now" else "longest"
+    question = audit.parameters.get("named_horizon", "")
+    if question:
+        amount = "shortest" if question == "now" else "longest"
         asked.append(
-            f"Asked: {QUESTIONS[horizon]}. Fitted to the {amount} further training measured (horizon {horizon})."
+            f"Asked: {QUESTIONS[question]}. Fitted to the {amount} further training measured (horizon {question})."
         )
     elif "horizon" in audit.parameters:
         tau = audit.parameters["horizon"]

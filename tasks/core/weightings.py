@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradtrail.attribution.methods.spec import UNIFORM
 from gradtrail.attribution.weighting.aspects import OBJECTIVE as ASPECT
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.read import listings
@@ -9,11 +10,11 @@ from gradtrail.nouns import Weighting
 from gradtrail.tasks.core.recorded import recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 
-NOT_LEARNED = ("auto", "uniform", "")
+NOT_LEARNED = (None, UNIFORM)
 
 
-def found_weighting(workspace: Workspace, model_version_id: str, asked: str) -> Weighting:
-    """The weighting that a person asked for; `auto`, where nothing has resolved it, is the uniform one.
+def found_weighting(workspace: Workspace, model_version_id: str, asked: str | None) -> Weighting:
+    """The weighting that a person asked for; None, where no calibration has chosen one, is the uniform one.
 
     `aspect:ATTRIBUTE` is the latest that was learned for it on the serving checkpoint.
 
@@ -21,7 +22,7 @@ def found_weighting(workspace: Workspace, model_version_id: str, asked: str) -> 
         NotFoundError: when there is none; it says how to learn one.
         UsageError: when an id begins several.
     """
-    if asked in NOT_LEARNED:
+    if asked is None or asked == UNIFORM:
         return Weighting()
     with workspace.ledger().read() as connection:
         known = listings.weightings(connection)

@@ -12,6 +12,7 @@ from gradtrail.attribution.adapters.base import TrainingData
 from gradtrail.attribution.features.kept_rows import KeptRows
 from gradtrail.attribution.features.plan import FeaturePlan, plan_from_config
 from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.methods.needs import DIAGONAL
 from gradtrail.attribution.methods.registry import Method, find_method
 from gradtrail.errors import NotFoundError, NotReadyError, StoreError, UsageError
 from gradtrail.lineage.read import queries
@@ -171,7 +172,7 @@ def _newest(found: Sequence[Index], model_version: ModelVersion, method: Method)
         raise NotReadyError(
             f"The model version {name} has no index of its training data yet.", f"Build it: gradtrail index {name}."
         )
-    projection = "eigen" if "diagonal" in method.needs else "random" if method.carry else ""
+    projection = "eigen" if DIAGONAL in method.needs else "random" if method.carry else ""
     fitting = [index for index in found if projection in {"", index.feature_config["projection"]["kind"]}]
     if not fitting:
         every = " --every-checkpoint" if method.takes_every_checkpoint else ""

@@ -68,7 +68,7 @@ def plan_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, 
     """
     pinned = pinned_model(workspace, model_version_id)
     checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == checkpoint_id)
-    plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting))
+    plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting or None))
     if options.projection == "eigen":
         plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
     return PlannedIndex(workspace, pinned, checkpoint, options, plan)

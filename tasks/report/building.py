@@ -8,6 +8,7 @@ from typing import Any
 from gradtrail import __version__
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.methods.rules import find_method
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
 from gradtrail.errors import DataError, NotFoundError
 from gradtrail.lineage.read.answers import AuditDetails, RecordedExample
@@ -189,18 +190,19 @@ def _overall(details: AuditDetails, cards: _Cards) -> Overall:
 def _trust(recorded: RecordedAudit) -> Trust:
     details, coverage = recorded.details, recorded.index.coverage
     method = find_method(details.audit.method)
-    parameters = details.audit.parameters
+    spec = MethodSpec.from_json(details.audit.parameters)
+    segments = details.audit.parameters.get("segments", ())
     damping = ""
-    if "relative_damping" in parameters:
-        spectrum = "all groups together" if {"spectrum", "kernel", "solutions"} & set(method.needs) else "each group"
-        damping = f"{parameters['relative_damping']:g} × mean eigenvalue of {spectrum}"
-        if parameters["absolute_damping"]:
-            damping += f" + {parameters['absolute_damping']:g}"
-    elif "segments" in parameters:
-        lengths = ", ".join(f"{length:g}" for length in parameters["segments"])
+    if spec.damping is not None:
+        spectrum = "all groups together" if any(need.joins_groups for need in method.needs) else "each group"
+        damping = f"{spec.damping.relative:g} × mean eigenvalue of {spectrum}"
+        if spec.damping.absolute:
+            damping += f" + {spec.damping.absolute:g}"
+    elif segments:
+        lengths = ", ".join(f"{length:g}" for length in segments)
         damping = f"none: the segments of training take its place, {lengths} long (learning rate × steps)"
-    elif "horizon" in parameters:
-        damping = f"none: a horizon of {parameters['horizon']:g} (learning rate × steps) takes its place"
+    elif spec.horizon is not None:
+        damping = f"none: a horizon of {spec.horizon:g} (learning rate × steps) takes its place"
     left_out = list(details.method_notes.get("warnings", ()))
     if coverage.quarantined:
         left_out.append(f"{len(coverage.quarantined)} training examples were quarantined and have no score.")
@@ -223,7 +225,7 @@ def _trust(recorded: RecordedAudit) -> Trust:
         method=method.name,
         method_description=" ".join(filter(None, [method.description, question_of(details.audit, recorded.weighting)])),
         method_source=method.source,
-        curvature_kind=parameters.get("curvature"),
+        curvature_kind=spec.curvature,
         damping=damping,
         weighting=recorded.weighting,
         meaning_of_scores=str(details.method_notes["meaning_of_scores"]),

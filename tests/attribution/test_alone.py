@@ -25,6 +25,7 @@ from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.curvature.blocks import empirical_curvature
 from gradtrail.attribution.features.plan import plan_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.passes import score
 
 class Adapter(ClassificationAdapter):
@@ -35,7 +36,7 @@ adapter = Adapter()
 model, data = adapter.build_model(), adapter.training_data()
 plan = plan_features(model)
 rows = list(iterate_features(adapter, model, data, plan, batch_size=6))
-queries = prepare_queries("influence", rows[0], plan, curvature=empirical_curvature(rows, plan))
+queries = prepare_queries(MethodSpec("influence"), rows[0], plan, curvature=empirical_curvature(rows, plan))
 print(score(queries, lambda: rows, top_k=2).example_count, sorted(BLOCKED & set(sys.modules)))
 """
 

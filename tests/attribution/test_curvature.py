@@ -13,10 +13,12 @@ from gradtrail.attribution.curvature.blocks import (
     empirical_curvature,
     model_curvature,
 )
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features, iterate_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.passes import score
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 from gradtrail.nouns import Example
@@ -110,12 +112,10 @@ def test_the_empirical_curvature_streams(convolutional):
 def ridge_scores(adapter, model, examples, outputs, plan, curvature, ridge) -> Tensor:
     rows = compute_features(adapter, model, examples, plan)
     queries = prepare_queries(
-        "influence",
+        MethodSpec("influence", damping=Damping(0.0, ridge / len(examples))),
         compute_features(adapter, model, outputs, plan),
         plan,
         curvature=curvature,
-        relative_damping=0.0,
-        absolute_damping=ridge / len(examples),
     )
     result = score(queries, lambda: [rows], top_k=len(examples))
     by_id = [dict(up + down) for up, down in zip(result.proponents, result.opponents, strict=True)]

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.curvature import kronecker
 from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.checks import check_capture
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.projection.eigen import EigenBasis, leading_basis
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
 
@@ -88,7 +90,7 @@ def test_ekfac_agrees_with_a_dense_reference(double_network):
     plan = in_basis(adapter, model, examples, EXACT, batch_size=7)
     rows = compute_features(adapter, model, examples, plan)
     diagonal = DiagonalCurvature.fit(observed_vectors([rows], plan))
-    prepared = prepare_queries("ekfac", rows, plan, diagonal=diagonal, relative_damping=0, absolute_damping=DAMPING)
+    prepared = prepare_queries(MethodSpec("ekfac", damping=Damping(0, DAMPING)), rows, plan, diagonal=diagonal)
     found = prepared.vectors @ rows.vectors.T
     expected = dense_ekfac_scores(model, adapter, examples)
     print("ekfac against the dense reference:", relative(found, expected))
@@ -245,7 +247,7 @@ def test_ekfac_refuses_an_index_in_another_basis(double_network):
     plan = plan_features(model, EXACT)
     rows = compute_features(adapter, model, examples, plan)
     with pytest.raises(UsageError, match="needs features in the eigenbasis") as caught:
-        prepare_queries("ekfac", rows, plan, diagonal=DiagonalCurvature.fit(observed_vectors([rows], plan)))
+        prepare_queries(MethodSpec("ekfac"), rows, plan, diagonal=DiagonalCurvature.fit(observed_vectors([rows], plan)))
     assert "--projection eigen" in caught.value.remedy
 
 
@@ -256,9 +258,9 @@ def test_a_diagonal_needs_damping_where_it_is_zero_and_its_own_plan(double_netwo
     diagonal = DiagonalCurvature.fit(observed_vectors([rows], plan))
     holed = dataclasses.replace(diagonal, diagonal=diagonal.diagonal * (torch.arange(plan.dimension) > 0))
     with pytest.raises(UsageError, match="group 0 is singular"):
-        prepare_queries("ekfac", rows, plan, diagonal=holed, relative_damping=0)
+        prepare_queries(MethodSpec("ekfac", damping=Damping(0)), rows, plan, diagonal=holed)
     dead = dataclasses.replace(diagonal, diagonal=torch.zeros_like(diagonal.diagonal))
-    assert not prepare_queries("ekfac", rows, plan, diagonal=dead).vectors.any()
+    assert not prepare_queries(MethodSpec("ekfac"), rows, plan, diagonal=dead).vectors.any()
     short = dataclasses.replace(diagonal, diagonal=diagonal.diagonal[1:])
     with pytest.raises(StoreError, match="other groups"):
-        prepare_queries("ekfac", rows, plan, diagonal=short)
+        prepare_queries(MethodSpec("ekfac"), rows, plan, diagonal=short)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.checks import check_capture
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.projection.eigen import EigenBasis
 from gradtrail.nouns import Example
 
@@ -89,7 +91,7 @@ def test_ekfac_on_attention_is_the_diagonal_of_its_factors(make_attending, make_
     plan = dataclasses.replace(plan, basis=fit_eigen_basis(adapter, model, examples, plan, kind="empirical"))
     rows = compute_features(adapter, model, examples, plan)
     diagonal = DiagonalCurvature.fit(observed_vectors([rows], plan))
-    prepared = prepare_queries("ekfac", rows, plan, diagonal=diagonal, relative_damping=0, absolute_damping=1e-3)
+    prepared = prepare_queries(MethodSpec("ekfac", damping=Damping(0, 1e-3)), rows, plan, diagonal=diagonal)
     gradients = {name: [] for name in ("in", "inputs", "outputs")}
     for example in examples:
         seen: dict[str, Tensor] = {}

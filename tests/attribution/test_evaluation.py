@@ -16,6 +16,7 @@ from gradtrail.attribution.fidelity.further_training import (
 )
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.numerics.correlation import cosines, ranks, spearmans
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import DataError, UsageError
@@ -58,7 +59,7 @@ def _scoring(classifier, queries, method="grad_dot"):
     model = classifier.build_model()
     plan = plan_features(model, FeatureSettings(group_dimension=4096, dtype="float64"))
     rows = compute_features(classifier, model, classifier.examples, plan)
-    prepared = prepare_queries(method, compute_features(classifier, model, queries, plan), plan)
+    prepared = prepare_queries(MethodSpec(method), compute_features(classifier, model, queries, plan), plan)
     return scoring_pass([Member(prepared, lambda: [rows])])
 
 

@@ -13,6 +13,7 @@ from gradtrail.attribution.fidelity.further_training import FurtherTraining, mea
 from gradtrail.attribution.fidelity.training_loop import Recipe
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.numerics.correlation import cosines
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import ModelError
@@ -35,7 +36,7 @@ def test_scores_are_what_one_small_step_of_training_does(make_regressor, make_ex
     model = adapter.build_model()
     plan = plan_features(model, EXACT)
     measured = [compute_features(adapter, model, part, plan) for part in (queries, training)]
-    scoring = scoring_pass([Member(prepare_queries("grad_dot", measured[0], plan), lambda: [measured[1]])])
+    scoring = scoring_pass([Member(prepare_queries(MethodSpec("grad_dot"), measured[0], plan), lambda: [measured[1]])])
     recipe = Recipe(lambda parameters: torch.optim.SGD(parameters, lr=1e-5), steps=(1,), batch_size=len(training))
     alone = single_examples([example.example_id for example in training], len(training))
     effects = measure_effects(FurtherTraining(adapter, model, training, queries, recipe), alone, [0, 1], kind="loo")

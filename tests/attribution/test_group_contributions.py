@@ -10,8 +10,10 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.needs import KERNEL
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions, split_scores
 from gradtrail.attribution.scoring.passes import score_pass
@@ -50,9 +52,11 @@ class Scored:
             queries = compute_features(adapter, model, examples[:OUTPUTS], self.plan)
             rows = compute_features(adapter, model, examples[OUTPUTS:], self.plan)
             needs = {"learning_rate": 0.1 * (seed + 1)}
-            if "kernel" in find_method(method).needs:
+            if KERNEL in find_method(method).needs:
                 needs["kernel"] = Spectrum.fit(margin_vectors(lambda rows=rows: [rows], self.plan))
-            prepared = prepare_queries(method, queries, self.plan, weighting, stored_weighting=stored, **needs)
+            prepared = prepare_queries(
+                MethodSpec(method), queries, self.plan, weighting, stored_weighting=stored, **needs
+            )
             rows = replace(rows, vectors=stored_vectors(rows.vectors, self.plan, stored))
             self.members.append(Member(prepared, lambda rows=rows: [rows]))
             self.kept.append(KeptRows(prepared, lambda ids, rows=rows: self._read(rows, ids)))

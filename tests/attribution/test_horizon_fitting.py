@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.fidelity.evaluation import predicted_effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.contribution_blocks import contributions, group_effects, left_out_sums
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.weighting.horizons import fit_horizon
@@ -86,7 +88,7 @@ def _horizons(spectrum):
     plan = _plan()
 
     def predict(horizon):
-        queries = prepare_queries("horizon", MEASURED, plan, spectrum=spectrum, horizon=horizon)
+        queries = prepare_queries(MethodSpec("horizon", horizon=horizon), MEASURED, plan, spectrum=spectrum)
         return group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
 
     return predict
@@ -97,7 +99,7 @@ def _dampings(spectrum):
 
     def predict(damping):
         queries = prepare_queries(
-            "influence_global", MEASURED, plan, spectrum=spectrum, relative_damping=0.0, absolute_damping=damping
+            MethodSpec("influence_global", damping=Damping(0.0, damping)), MEASURED, plan, spectrum=spectrum
         )
         return group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
 
@@ -157,7 +159,7 @@ def test_each_point_is_predicted_once_for_all_amounts(spectrum):
 @pytest.mark.parametrize("method", ["grad_dot", "grad_cos"])
 def test_effects_of_groups_add_up_to_the_predicted_effects(method):
     plan = _plan()
-    queries = prepare_queries(method, MEASURED, plan)
+    queries = prepare_queries(MethodSpec(method), MEASURED, plan)
     effects = group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
     np.testing.assert_allclose(
         effects.sum(2), predicted_effects(scoring_pass([Member(queries, _stream)]), LEFT_OUT), rtol=1e-10
@@ -169,7 +171,7 @@ def test_effects_of_groups_add_up_to_the_predicted_effects(method):
 
 def test_requests_that_cannot_be_answered_are_refused():
     plan = _plan()
-    queries = prepare_queries("grad_dot", MEASURED, plan)
+    queries = prepare_queries(MethodSpec("grad_dot"), MEASURED, plan)
     with pytest.raises(DataError, match="not in the index, for example stranger"):
         left_out_sums(_stream, [frozenset(["stranger"])], plan, queries)
     with pytest.raises(StoreError, match="Index rows have 3 columns"):

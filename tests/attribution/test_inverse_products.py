@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gradtrail.attribution.curvature.blocks import model_curvature
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.inverse_products import (
+    Solutions,
     SolverOptions,
     inverse_curvature_products,
     project_parameters,
@@ -18,6 +19,7 @@ from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.numerics.linear_solvers import refuse_asymmetric
 from gradtrail.attribution.scoring.self_scores import self_influence
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
@@ -93,7 +95,7 @@ def test_solutions_agree_with_a_dense_solve(double_case, solver, kind, damping):
         options=TIGHT,
         batch_size=16,
     )
-    prepared = prepare_queries(solver, first(rows, 5), plan, solutions=found.vectors)
+    prepared = prepare_queries(MethodSpec(solver), first(rows, 5), plan, solutions=found)
     scores = prepared.vectors @ rows.vectors.T
     dense = dense_curvature(adapter, model, examples, kind).detach()
     gradients = full_gradients(adapter, model, examples)
@@ -239,9 +241,9 @@ def test_unknown_curvatures_and_empty_inputs_are_refused(double_case):
         inverse_curvature_products("cg", adapter, model, [], examples, plan)
     rows = compute_features(adapter, model, examples, plan)
     with pytest.raises(StoreError, match="gave vectors of shape"):
-        prepare_queries("cg", rows, plan, solutions=rows.vectors[:3])
+        prepare_queries(MethodSpec("cg"), rows, plan, solutions=Solutions(rows.vectors[:3], 0.0, 0.0, 0))
     with pytest.raises(UsageError, match="too much for every training example"):
-        next(self_influence("cg", lambda: [rows], plan))
+        next(self_influence(MethodSpec("cg"), lambda: [rows], plan))
 
 
 def test_without_curvlinops_the_extra_is_named(double_case, monkeypatch):

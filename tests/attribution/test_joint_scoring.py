@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.margins import one_minus_probability
@@ -13,6 +14,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import find_method, prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.scoring.passes import overall_influence, overall_of_pass, score, score_pass
 from gradtrail.attribution.scoring.self_scores import self_influence, summed_self_influence
@@ -64,7 +66,7 @@ def test_tracin_cp_in_one_pass_is_the_sum_over_checkpoints_by_hand(checkpoints, 
         if disorder == "shuffled" and position:
             order = torch.randperm(12, generator=torch.Generator().manual_seed(position)).tolist()
         size = 5 + (position if disorder != "same order" else 0)
-        prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=rate)
+        prepared = prepare_queries(MethodSpec("tracin_cp"), rows, plan, learning_rate=rate)
         members.append(Member(prepared, lambda rows=rows, order=order, size=size: batches(chosen(rows, order), size)))
     scoring = scoring_pass(members, "sum")
     result = score_pass(scoring, top_k=100)
@@ -85,7 +87,7 @@ def test_influence_over_checkpoints_adds_up_what_each_finds_with_its_own_curvatu
         vectors = observed_vectors([rows], plan)
         curvature = BlockCurvature.fit(vectors) if method == "influence" else Spectrum.fit(vectors)
         given = {"curvature" if method == "influence" else "spectrum": curvature}
-        prepared = prepare_queries(method, rows, plan, relative_damping=0.5, **given)
+        prepared = prepare_queries(MethodSpec(method, damping=Damping(0.5)), rows, plan, **given)
         expected += prepared.vectors @ rows.vectors.T
         members.append(Member(prepared, lambda rows=rows: batches(rows, 5)))
     result = score_pass(scoring_pass(members, find_method(method).combination), top_k=100)
@@ -97,7 +99,7 @@ def test_influence_over_checkpoints_adds_up_what_each_finds_with_its_own_curvatu
 
 def test_one_member_gives_what_one_index_gives(checkpoints):
     plan, measured = checkpoints
-    prepared = prepare_queries("grad_dot", measured[0], plan)
+    prepared = prepare_queries(MethodSpec("grad_dot"), measured[0], plan)
     alone = score(prepared, lambda: [measured[0]], top_k=5)
     joint = scoring_pass([Member(prepared, lambda: [measured[0]])], "one")
     together = score_pass(joint, top_k=5)
@@ -118,7 +120,7 @@ def test_a_trak_ensemble_averages_kernels_and_margins_separately(checkpoints):
         kernels.append(gradients @ torch.linalg.inv(damped) @ gradients.T)
         margins.append(own)
         kernel = Spectrum.fit(margin_vectors(lambda rows=rows: [rows], plan))
-        prepared = prepare_queries("trak", rows, plan, kernel=kernel, relative_damping=0.1)
+        prepared = prepare_queries(MethodSpec("trak", damping=Damping(0.1)), rows, plan, kernel=kernel)
         members.append(Member(prepared, lambda rows=rows: batches(rows, 5)))
     expected = torch.stack(kernels).mean(0) * torch.stack(margins).mean(0)
     result = score_pass(scoring_pass(members, "mean_margin"), top_k=100)
@@ -136,7 +138,7 @@ def test_examples_that_one_checkpoint_lacks_are_named_or_counted_but_never_dropp
     members = []
     for position, rows in enumerate(measured):
         kept = chosen(rows, list(range(position, 12)))
-        prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=0.1)
+        prepared = prepare_queries(MethodSpec("tracin_cp"), rows, plan, learning_rate=0.1)
         members.append(Member(prepared, lambda kept=kept: batches(kept, 4)))
     with pytest.raises(DataError, match=r"2 example\(s\) are in some of the indexes only: example-000, example-001"):
         score_pass(scoring_pass(members, "sum"), top_k=3)
@@ -148,7 +150,7 @@ def test_examples_that_one_checkpoint_lacks_are_named_or_counted_but_never_dropp
 
 def test_members_that_do_not_belong_together_are_refused(checkpoints):
     plan, measured = checkpoints
-    first = Member(prepare_queries("grad_dot", measured[0], plan), lambda: [measured[0]])
+    first = Member(prepare_queries(MethodSpec("grad_dot"), measured[0], plan), lambda: [measured[0]])
     other = dataclasses.replace(first, queries=dataclasses.replace(first.queries, query_ids=("elsewhere",) * 12))
     with pytest.raises(UsageError, match="No index"):
         scoring_pass([], "sum")
@@ -164,14 +166,14 @@ def test_self_influence_is_the_diagonal_of_the_scores(checkpoints):
     for method, needs in (
         ("grad_dot", {}),
         ("grad_cos", {}),
-        ("datainf", {"training_rows": lambda: batches(rows, 5), "relative_damping": 0.5}),
+        ("datainf", {"training_rows": lambda: batches(rows, 5)}),
         ("trak", {"kernel": Spectrum.fit(margin_vectors(lambda: [rows], plan))}),
     ):
-        prepared = prepare_queries(method, rows, plan, **needs)
+        prepared = prepare_queries(MethodSpec(method), rows, plan, **needs)
         result = score(prepared, lambda: batches(rows, 5), top_k=100)
         found = dict(
             pair
-            for ids, values in self_influence(method, lambda: batches(rows, 5), plan, **needs)
+            for ids, values in self_influence(MethodSpec(method), lambda: batches(rows, 5), plan, **needs)
             for pair in zip(ids, values.tolist(), strict=True)
         )
         for query, example_id in enumerate(rows.example_ids):
@@ -181,7 +183,7 @@ def test_self_influence_is_the_diagonal_of_the_scores(checkpoints):
 def test_self_influence_of_several_checkpoints_adds_up(checkpoints):
     plan, measured = checkpoints
     parts = [
-        self_influence("tracin_cp", lambda rows=rows: [rows], plan, learning_rate=rate)
+        self_influence(MethodSpec("tracin_cp"), lambda rows=rows: [rows], plan, learning_rate=rate)
         for rate, rows in zip(RATES, measured, strict=True)
     ]
     found = summed_self_influence(parts)

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature, empirical_curvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.features.weights import group_weights, stored_vectors, unweighted_vectors
 from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.needs import CURVATURE
 from gradtrail.attribution.methods.rules import METHODS, prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.passes import score
 from gradtrail.errors import StoreError, UsageError
 from gradtrail.nouns import Weighting
@@ -40,32 +43,32 @@ def test_every_method_says_where_it_comes_from_and_what_it_costs():
         assert method.source.startswith("arXiv ")
         assert method.description
         assert method.cost
-    assert METHODS["influence"].needs == ("curvature",)
+    assert METHODS["influence"].needs == (CURVATURE,)
 
 
 def test_an_unknown_method_lists_the_known_ones(measured):
     plan, rows = measured
     with pytest.raises(UsageError, match="no attribution method 'tracin'") as caught:
-        prepare_queries("tracin", rows, plan)
+        prepare_queries(MethodSpec("tracin"), rows, plan)
     assert all(name in caught.value.remedy for name in METHODS)
 
 
 def test_grad_dot_under_uniform_weights_is_the_plain_inner_product(measured):
     plan, rows = measured
-    prepared = prepare_queries("grad_dot", rows, plan, Weighting())
+    prepared = prepare_queries(MethodSpec("grad_dot"), rows, plan, Weighting())
     assert torch.equal(prepared.vectors, rows.vectors)
     assert prepared.train_scale == "none"
 
 
 def test_grad_cos_is_the_cosine_and_does_not_see_the_size_of_any_row(measured):
     plan, rows = measured
-    expected = all_scores(prepare_queries("grad_cos", rows, plan), rows)
+    expected = all_scores(prepare_queries(MethodSpec("grad_cos"), rows, plan), rows)
     cosine = torch.nn.functional.cosine_similarity(rows.vectors[0], rows.vectors[1], dim=0).item()
     assert expected[0][rows.example_ids[1]] == pytest.approx(cosine, rel=1e-4)
     assert expected[0][rows.example_ids[0]] == pytest.approx(1, rel=1e-5)
     for found in (
-        all_scores(prepare_queries("grad_cos", rows, plan), rescaled(rows, 37.5)),
-        all_scores(prepare_queries("grad_cos", rescaled(rows, 1e-3), plan), rows),
+        all_scores(prepare_queries(MethodSpec("grad_cos"), rows, plan), rescaled(rows, 37.5)),
+        all_scores(prepare_queries(MethodSpec("grad_cos"), rescaled(rows, 1e-3), plan), rows),
     ):
         for left, right in zip(expected, found, strict=True):
             assert right == pytest.approx(left, rel=1e-5)
@@ -76,7 +79,7 @@ def test_zero_gradients_score_zero_and_are_counted(measured):
     vectors, squares = rows.vectors.clone(), rows.squared_norms.clone()
     vectors[3], squares[3] = 0, 0
     dead = dataclasses.replace(rows, vectors=vectors, squared_norms=squares)
-    prepared = prepare_queries("grad_cos", dead, plan)
+    prepared = prepare_queries(MethodSpec("grad_cos"), dead, plan)
     assert prepared.zero_norm_queries == 1
     result = score(prepared, lambda: [dead], top_k=100)
     assert result.zero_norm_examples == 1
@@ -88,9 +91,7 @@ def test_zero_gradients_score_zero_and_are_counted(measured):
 def test_influence_is_the_damped_inverse_of_each_block(measured):
     plan, rows = measured
     curvature = empirical_curvature([rows], plan)
-    prepared = prepare_queries(
-        "influence", rows, plan, curvature=curvature, relative_damping=0.3, absolute_damping=1e-4
-    )
+    prepared = prepare_queries(MethodSpec("influence", damping=Damping(0.3, 1e-4)), rows, plan, curvature=curvature)
     for columns in plan.slices:
         part = rows.vectors[:, columns].double()
         block = part.T @ part / len(part)
@@ -104,22 +105,22 @@ def test_influence_is_the_damped_inverse_of_each_block(measured):
 def test_influence_needs_its_curvature_and_a_sensible_damping(measured):
     plan, rows = measured
     with pytest.raises(UsageError, match="needs a curvature"):
-        prepare_queries("influence", rows, plan)
+        prepare_queries(MethodSpec("influence"), rows, plan)
     curvature = empirical_curvature([rows], plan)
     with pytest.raises(UsageError, match="Damping relative=-1"):
-        prepare_queries("influence", rows, plan, curvature=curvature, relative_damping=-1)
+        prepare_queries(MethodSpec("influence", damping=Damping(-1)), rows, plan, curvature=curvature)
     with pytest.raises(UsageError, match="singular with damping 0"):
-        prepare_queries("influence", rows, plan, curvature=curvature, relative_damping=0)
+        prepare_queries(MethodSpec("influence", damping=Damping(0)), rows, plan, curvature=curvature)
     other = BlockCurvature("empirical", curvature.blocks[:-1], 12)
     with pytest.raises(StoreError, match="other groups"):
-        prepare_queries("influence", rows, plan, curvature=other)
+        prepare_queries(MethodSpec("influence"), rows, plan, curvature=other)
 
 
 def test_a_group_without_any_gradient_gets_no_influence_instead_of_a_failure(measured):
     plan, rows = measured
     curvature = empirical_curvature([rows], plan)
     dead = dataclasses.replace(curvature, blocks=(torch.zeros_like(curvature.blocks[0]), *curvature.blocks[1:]))
-    prepared = prepare_queries("influence", rows, plan, curvature=dead)
+    prepared = prepare_queries(MethodSpec("influence"), rows, plan, curvature=dead)
     assert not prepared.vectors[:, plan.slices[0]].any()
     assert prepared.vectors[:, plan.slices[1]].any()
 
@@ -135,7 +136,7 @@ def test_weights_multiply_each_group_whatever_the_stored_weighting_was(measured)
         weight * rows.vectors[:, columns].double() @ rows.vectors[:, columns].double().T
         for weight, columns in zip(weights, plan.slices, strict=True)
     )
-    prepared = prepare_queries("grad_dot", rows, plan, wanted, stored_weighting=stored)
+    prepared = prepare_queries(MethodSpec("grad_dot"), rows, plan, wanted, stored_weighting=stored)
     found = prepared.vectors.double() @ stored_vectors(rows.vectors, plan, stored).double().T
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     assert not prepared.vectors[:, plan.slices[0]].any()
@@ -166,10 +167,10 @@ def test_weightings_that_do_not_fit_are_refused(measured, change, message):
     weights = {group.name: 1.0 for group in plan.groups} | change
     weighting = Weighting("test", {name: weight for name, weight in weights.items() if weight is not None})
     with pytest.raises(UsageError, match=message):
-        prepare_queries("grad_dot", rows, plan, weighting)
+        prepare_queries(MethodSpec("grad_dot"), rows, plan, weighting)
 
 
 def test_queries_of_another_plan_are_refused(measured):
     plan, rows = measured
     with pytest.raises(StoreError, match=r"columns"):
-        prepare_queries("grad_dot", dataclasses.replace(rows, vectors=rows.vectors[:, 1:]), plan)
+        prepare_queries(MethodSpec("grad_dot"), dataclasses.replace(rows, vectors=rows.vectors[:, 1:]), plan)

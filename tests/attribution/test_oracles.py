@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import model_vectors, observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features, iterate_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.self_scores import self_influence, summed_self_influence
 from gradtrail.demo.digits import DigitsAdapter, load_digits_data, train
 from gradtrail.nouns import Example
@@ -70,12 +72,10 @@ def test_influence_with_ggn_agrees_with_exact_leave_one_out_on_logistic_regressi
         observed_vectors([measured], plan),
     ):
         prepared = prepare_queries(
-            "influence",
+            MethodSpec("influence", damping=Damping(0.0, RIDGE / COUNT)),
             queries,
             plan,
             curvature=BlockCurvature.fit(source),
-            relative_damping=0.0,
-            absolute_damping=RIDGE / COUNT,
         )
         found = (prepared.vectors @ measured.vectors.T)[:, :LEFT_OUT]
         pairs = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(found, effects, strict=True)]
@@ -101,19 +101,21 @@ def test_self_influence_finds_planted_wrong_labels_among_handwritten_digits():
     areas = {}
     for method, needs in (
         ("grad_dot", {}),
-        ("influence", {"curvature": BlockCurvature.fit(observed_vectors(rows, plan)), "relative_damping": 1.0}),
-        ("influence_global", {"spectrum": Spectrum.fit(observed_vectors(rows, plan)), "relative_damping": 1.0}),
-        ("datainf", {"training_rows": lambda: rows, "relative_damping": 1.0}),
-        ("trak", {"kernel": Spectrum.fit(margin_vectors(lambda: rows, plan)), "relative_damping": 1.0}),
+        ("influence", {"curvature": BlockCurvature.fit(observed_vectors(rows, plan))}),
+        ("influence_global", {"spectrum": Spectrum.fit(observed_vectors(rows, plan))}),
+        ("datainf", {"training_rows": lambda: rows}),
+        ("trak", {"kernel": Spectrum.fit(margin_vectors(lambda: rows, plan))}),
     ):
-        parts = self_influence(method, lambda: rows, plan, **needs)
+        parts = self_influence(MethodSpec(method), lambda: rows, plan, **needs)
         areas[method] = area_under_curve(summed_self_influence([parts]), data.mislabelled)
     checkpoints = []
     for step in steps:
         earlier = adapter.build_model()
         earlier.load_state_dict(step.state_dict)
         own = list(iterate_features(adapter, earlier, data.training, plan, batch_size=64))
-        checkpoints.append(self_influence("tracin_cp", lambda own=own: own, plan, learning_rate=step.learning_rate))
+        checkpoints.append(
+            self_influence(MethodSpec("tracin_cp"), lambda own=own: own, plan, learning_rate=step.learning_rate)
+        )
     areas["tracin_cp"] = area_under_curve(summed_self_influence(checkpoints), data.mislabelled)
     print(f"area under the curve for {len(data.mislabelled)} wrong labels of {len(data.training)}:", areas)
     assert min(areas.values()) >= 0.9

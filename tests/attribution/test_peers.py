@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gradtrail.attribution.curvature.blocks import DiagonalCurvature
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.nouns import Example
 
 EXACT = FeatureSettings(group_dimension=10**6, dtype="float64")
@@ -46,7 +48,7 @@ def test_ekfac_agrees_with_kronfluence(make_classifier):
     plan = dataclasses.replace(plan, basis=fit_eigen_basis(adapter, model, examples, plan, kind="empirical"))
     rows = compute_features(adapter, model, examples, plan)
     diagonal = DiagonalCurvature.fit(observed_vectors([rows], plan))
-    prepared = prepare_queries("ekfac", rows, plan, diagonal=diagonal, relative_damping=0, absolute_damping=1e-3)
+    prepared = prepare_queries(MethodSpec("ekfac", damping=Damping(0, 1e-3)), rows, plan, diagonal=diagonal)
     found = prepared.vectors[: len(stored["scores"])] @ rows.vectors.T
     print("ekfac against kronfluence 1.0.1:", relative(found, stored["scores"]))
     assert relative(found, stored["scores"]) < 1e-6
@@ -58,12 +60,10 @@ def test_trak_agrees_with_traker_up_to_its_one_factor(make_classifier):
     plan = plan_features(model, EXACT)
     rows = compute_features(adapter, model, examples, plan)
     prepared = prepare_queries(
-        "trak",
+        MethodSpec("trak", damping=Damping(0, stored["ridge"].item() / len(examples))),
         rows,
         plan,
         kernel=Spectrum.fit(margin_vectors(lambda: [rows], plan)),
-        relative_damping=0,
-        absolute_damping=stored["ridge"].item() / len(examples),
     )
     found = prepared.vectors[: len(stored["scores"])] @ rows.vectors.T
     factor = (found * stored["scores"]).sum() / found.square().sum()

@@ -9,6 +9,7 @@ from gradtrail.attribution.fidelity.left_out import random_halves, random_parts
 from gradtrail.attribution.fidelity.training_loop import Recipe
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.yardsticks.lds import Retrained, datamodel_score
 from gradtrail.attribution.yardsticks.retraining import Retraining, retrain_on_subsets
@@ -208,7 +209,9 @@ def test_gradients_foretell_what_one_small_step_from_the_same_start_makes_of_sub
     model = _fixed_start()
     plan = plan_features(model, FeatureSettings(group_dimension=64, dtype="float64"))
     rows = compute_features(retraining.adapter, model, retraining.training, plan)
-    prepared = prepare_queries("grad_dot", compute_features(retraining.adapter, model, retraining.queries, plan), plan)
+    prepared = prepare_queries(
+        MethodSpec("grad_dot"), compute_features(retraining.adapter, model, retraining.queries, plan), plan
+    )
     found = datamodel_score(predicted_effects(scoring_pass([Member(prepared, lambda: [rows])]), left_out), truth)
     assert found.value > 0.97
 

@@ -18,6 +18,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import METHODS, prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Weighting
 
@@ -60,12 +61,7 @@ def test_influence_global_is_the_damped_inverse_over_all_groups_primal_and_dual(
     assert spectrum.mean_eigenvalue == pytest.approx(curvature.trace().item() / plan.dimension, rel=1e-10)
     for relative_damping, absolute in ((0.1, 0.0), (1e-3, 1e-4), (5.0, 0.0)):
         prepared = prepare_queries(
-            "influence_global",
-            rows,
-            plan,
-            spectrum=spectrum,
-            relative_damping=relative_damping,
-            absolute_damping=absolute,
+            MethodSpec("influence_global", damping=Damping(relative_damping, absolute)), rows, plan, spectrum=spectrum
         )
         added = relative_damping * curvature.trace() / plan.dimension + absolute
         expected = rows.vectors @ torch.linalg.inv(curvature + added * torch.eye(plan.dimension).double())
@@ -97,16 +93,16 @@ def test_the_spectrum_of_the_ggn_is_that_of_the_model(linear_rows):
     probabilities = model(batch.inputs).softmax(1)
     hessians = torch.diag_embed(probabilities) - probabilities.unsqueeze(2) * probabilities.unsqueeze(1)
     ggn = torch.einsum("nkp,nkl,nlq->pq", by_output, hessians, by_output) / 40
-    expected = torch.linalg.inv(ggn + 0.1 * ggn.trace() / plan.dimension * torch.eye(plan.dimension).double())
+    expected = torch.linalg.inv(ggn + ggn.trace() / plan.dimension * torch.eye(plan.dimension).double())
     assert relative(spectrum.solve(rows.vectors, Damping()), rows.vectors @ expected) < 1e-8
     assert spectrum.kind == "ggn"
 
 
 def test_a_short_horizon_is_grad_dot_and_a_long_one_is_influence(spectrum_case):
     plan, vectors, spectrum, rows = spectrum_case
-    short = prepare_queries("horizon", rows, plan, spectrum=spectrum, horizon=1e-9).vectors
+    short = prepare_queries(MethodSpec("horizon", horizon=1e-9), rows, plan, spectrum=spectrum).vectors
     assert relative(short / 1e-9, rows.vectors) < 1e-6
-    long = prepare_queries("horizon", rows, plan, spectrum=spectrum, horizon=1e7).vectors
+    long = prepare_queries(MethodSpec("horizon", horizon=1e7), rows, plan, spectrum=spectrum).vectors
     # Scores against the rows the curvature is made of: directions outside their span do not count.
     expected = rows.vectors @ torch.linalg.pinv(vectors.T @ vectors / len(vectors), rtol=1e-12) @ vectors.T
     top = spectrum.eigenvalues > 1e-9 * spectrum.eigenvalues.max()
@@ -120,20 +116,20 @@ def test_a_horizon_is_gradient_descent_on_the_quadratic(spectrum_case):
     state = torch.zeros_like(rows.vectors)
     for _ in range(steps):
         state = state + rate * (rows.vectors - state @ curvature)
-    found = prepare_queries("horizon", rows, plan, spectrum=spectrum, horizon=rate * steps).vectors
+    found = prepare_queries(MethodSpec("horizon", horizon=rate * steps), rows, plan, spectrum=spectrum).vectors
     assert relative(found, state) < 1e-3
 
 
 def test_without_a_horizon_the_damping_is_the_horizon(spectrum_case):
     plan, _, spectrum, rows = spectrum_case
-    implied = prepare_queries("horizon", rows, plan, spectrum=spectrum, relative_damping=0, absolute_damping=0.25)
-    stated = prepare_queries("horizon", rows, plan, spectrum=spectrum, horizon=4.0)
+    implied = prepare_queries(MethodSpec("horizon", damping=Damping(0, 0.25)), rows, plan, spectrum=spectrum)
+    stated = prepare_queries(MethodSpec("horizon", horizon=4.0), rows, plan, spectrum=spectrum)
     assert torch.equal(implied.vectors, stated.vectors)
     with pytest.raises(UsageError, match="neither a horizon nor a damping"):
-        prepare_queries("horizon", rows, plan, spectrum=spectrum, relative_damping=0)
+        prepare_queries(MethodSpec("horizon", damping=Damping(0)), rows, plan, spectrum=spectrum)
     for bad in (0.0, -1.0, float("inf")):
         with pytest.raises(UsageError, match="A horizon of"):
-            prepare_queries("horizon", rows, plan, spectrum=spectrum, horizon=bad)
+            prepare_queries(MethodSpec("horizon", horizon=bad), rows, plan, spectrum=spectrum)
 
 
 def test_datainf_is_the_mean_of_the_inverses(linear_rows):
@@ -141,14 +137,12 @@ def test_datainf_is_the_mean_of_the_inverses(linear_rows):
     stored = Weighting("test", {group.name: 1.0 + position for position, group in enumerate(plan.groups)})
     weighted = [dataclasses.replace(rows, vectors=stored_vectors(rows.vectors, plan, stored))]
     prepared = prepare_queries(
-        "datainf",
+        MethodSpec("datainf", damping=Damping(0.2, 1e-3)),
         rows,
         plan,
         stored,
         training_rows=lambda: weighted,
         stored_weighting=stored,
-        relative_damping=0.2,
-        absolute_damping=1e-3,
     )
     found = prepared.vectors @ weighted[0].vectors.T
     weights = torch.tensor([2 / 3, 4 / 3], dtype=torch.float64)
@@ -165,13 +159,13 @@ def test_datainf_is_the_mean_of_the_inverses(linear_rows):
 def test_datainf_without_damping_is_refused_and_dead_groups_score_nothing(linear_rows):
     _, _, plan, rows = linear_rows
     with pytest.raises(UsageError, match=r"group 0 is singular with damping 0"):
-        prepare_queries("datainf", rows, plan, training_rows=lambda: [rows], relative_damping=0)
+        prepare_queries(MethodSpec("datainf", damping=Damping(0)), rows, plan, training_rows=lambda: [rows])
     with pytest.raises(DataError, match="without examples"):
-        prepare_queries("datainf", rows, plan, training_rows=list)
+        prepare_queries(MethodSpec("datainf"), rows, plan, training_rows=list)
     vectors, squares = rows.vectors.clone(), rows.squared_norms.clone()
     vectors[:, plan.slices[0]], squares[:, 0] = 0, 0
     dead = dataclasses.replace(rows, vectors=vectors, squared_norms=squares)
-    prepared = prepare_queries("datainf", rows, plan, training_rows=lambda: [dead])
+    prepared = prepare_queries(MethodSpec("datainf"), rows, plan, training_rows=lambda: [dead])
     assert not prepared.vectors[:, plan.slices[0]].any()
     assert prepared.vectors[:, plan.slices[1]].any()
 
@@ -199,12 +193,10 @@ def test_trak_agrees_with_trak_from_margin_gradients(linear_rows):
     expected = margins @ torch.linalg.inv(kernel) @ margins.T * (1 - probabilities)
 
     prepared = prepare_queries(
-        "trak",
+        MethodSpec("trak", damping=Damping(0, 1e-3 / 40)),
         rows,
         plan,
         kernel=Spectrum.fit(margin_vectors(lambda: [rows], plan)),
-        relative_damping=0,
-        absolute_damping=1e-3 / 40,
     )
     found = prepared.vectors @ rows.vectors.T
     print("trak against margin gradients:", relative(found, expected))
@@ -248,20 +240,20 @@ def test_trak_refuses_losses_that_are_no_log_probability(linear_rows, make_regre
 
 def test_tracin_cp_is_grad_dot_times_the_learning_rate(linear_rows):
     _, _, plan, rows = linear_rows
-    prepared = prepare_queries("tracin_cp", rows, plan, learning_rate=0.02)
+    prepared = prepare_queries(MethodSpec("tracin_cp"), rows, plan, learning_rate=0.02)
     assert torch.equal(prepared.vectors, rows.vectors * 0.02)
     with pytest.raises(UsageError, match="needs the learning rate at its checkpoint") as caught:
-        prepare_queries("tracin_cp", rows, plan)
+        prepare_queries(MethodSpec("tracin_cp"), rows, plan)
     assert "grad_dot" in caught.value.remedy
     with pytest.raises(UsageError, match="A learning rate of -1"):
-        prepare_queries("tracin_cp", rows, plan, learning_rate=-1.0)
+        prepare_queries(MethodSpec("tracin_cp"), rows, plan, learning_rate=-1.0)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs and name != "ekfac"])
 def test_a_method_without_what_it_needs_says_so(linear_rows, method):
     _, _, plan, rows = linear_rows
     with pytest.raises(UsageError, match=f"Method {method} needs"):
-        prepare_queries(method, rows, plan)
+        prepare_queries(MethodSpec(method), rows, plan)
 
 
 @pytest.mark.parametrize(("relative_damping", "absolute"), [(-0.1, 0), (0.1, -1), (float("nan"), 0), (0, float("inf"))])
@@ -278,7 +270,7 @@ def test_unknown_kinds_singular_spectra_and_foreign_ones_are_refused(linear_rows
     spectrum = Spectrum.fit(observed_vectors([few], plan))
     assert len(spectrum.eigenvalues) == 5
     with pytest.raises(UsageError, match="all groups together is singular"):
-        prepare_queries("influence_global", rows, plan, spectrum=spectrum, relative_damping=0)
+        prepare_queries(MethodSpec("influence_global", damping=Damping(0)), rows, plan, spectrum=spectrum)
     with pytest.raises(StoreError, match="other groups"):
         spectrum.solve(rows.vectors[:, 1:], Damping())
     with pytest.raises(DataError, match="without examples"):

@@ -12,6 +12,7 @@ from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.methods.unrolling import Segment, unrolled_queries
 from gradtrail.errors import StoreError, UsageError
 
@@ -55,11 +56,11 @@ def test_segments_foretell_gradient_descent_on_a_quadratic_whose_curvature_chang
 
 def test_a_query_is_carried_back_as_gradient_descent_forgets():
     found, curvature = spectrum(1)
-    prepared = prepare_queries("unrolled", queries(), PLAN, spectrum=found, segment=0.7)
+    prepared = prepare_queries(MethodSpec("unrolled"), queries(), PLAN, spectrum=found, segment=0.7)
     expected = queries().vectors @ torch.linalg.matrix_exp(-0.7 * curvature)
     assert prepared.carried is not None
     assert torch.allclose(prepared.carried, expected, rtol=1e-10, atol=1e-12)
-    assert prepare_queries("horizon", queries(), PLAN, spectrum=found, horizon=0.7).carried is None
+    assert prepare_queries(MethodSpec("horizon", horizon=0.7), queries(), PLAN, spectrum=found).carried is None
 
 
 def test_an_eigenbasis_of_one_checkpoint_cannot_carry_queries_to_another(convolutional):
@@ -69,10 +70,10 @@ def test_an_eigenbasis_of_one_checkpoint_cannot_carry_queries_to_another(convolu
     rows = compute_features(adapter, model, examples, turned)
     fitted = Spectrum.fit(observed_vectors([rows], turned))
     with pytest.raises(UsageError, match="each eigenbasis is of one checkpoint"):
-        prepare_queries("unrolled", rows, turned, spectrum=fitted, segment=1.0)
+        prepare_queries(MethodSpec("unrolled"), rows, turned, spectrum=fitted, segment=1.0)
     for needs, missing in (({"segment": 1.0}, "the spectrum"), ({"spectrum": fitted}, "the part of training")):
         with pytest.raises(UsageError, match=missing):
-            prepare_queries("unrolled", compute_features(adapter, model, examples, plan), plan, **needs)
+            prepare_queries(MethodSpec("unrolled"), compute_features(adapter, model, examples, plan), plan, **needs)
 
 
 def test_without_a_segment_or_with_another_plan_there_is_nothing_to_unroll():

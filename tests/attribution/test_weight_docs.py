@@ -14,6 +14,7 @@ from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.nouns import Example
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attribution.md").read_text("utf-8")
@@ -47,11 +48,12 @@ def names():
     by_seed = np.random.default_rng(0).standard_normal((2, 3, len(halves), QUERIES))
     effects = Effects("subset", tuple(halves), tuple(measured.example_ids), (10, 50, 200), by_seed)
     return {
+        "MethodSpec": MethodSpec,
         "prepare_queries": prepare_queries,
         "plan": plan,
         "rows": rows,
         "measured": measured,
-        "queries": prepare_queries("grad_dot", measured, plan),
+        "queries": prepare_queries(MethodSpec("grad_dot"), measured, plan),
         "styles": tuple(example.attributes["style"] for example in examples[:QUERIES]),
         "effects": effects,
         "spectrum": Spectrum.fit(observed_vectors(rows, plan)),

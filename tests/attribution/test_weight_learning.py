@@ -8,6 +8,7 @@ from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.contribution_blocks import contributions
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.weighting.fitting import FittingSettings, fit_weighting
@@ -170,7 +171,7 @@ def test_contributions_add_up_to_the_scores_and_learned_weights_apply_to_them(me
     model, examples = adapter.build_model(), adapter.training_data()
     plan = plan_features(model, FeatureSettings(dtype="float64"))
     rows, queries = (compute_features(adapter, model, part, plan) for part in (examples[5:], examples[:5]))
-    prepared = prepare_queries(method, queries, plan)
+    prepared = prepare_queries(MethodSpec(method), queries, plan)
     streamed = contributions(prepared, lambda: [rows], plan)
     [block] = (each.values for each in streamed())
     [(_, scores)] = scoring_pass([Member(prepared, lambda: [rows])]).batches()
@@ -179,6 +180,6 @@ def test_contributions_add_up_to_the_scores_and_learned_weights_apply_to_them(me
         "self_supervised", plan, FittingSettings(ascent=TopKSettings(k=3)), contributions=streamed
     )
     assert set(weighting.group_weights) == {group.name for group in plan.groups}
-    weighted = prepare_queries(method, queries, plan, weighting)
+    weighted = prepare_queries(MethodSpec(method), queries, plan, weighting)
     [(_, scores)] = scoring_pass([Member(weighted, lambda: [rows])]).batches()
     torch.testing.assert_close(block @ _weights(weighting), torch.from_numpy(scores))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.fidelity.further_training import FurtherTraining, RunCost
 from gradtrail.commands.calibration import show_calibration, show_weightings
 from gradtrail.errors import GradtrailError, ModelError, NotFoundError, UsageError
@@ -174,7 +175,7 @@ def test_audits_take_the_best_and_reports_show_its_figure(calibrated):
     assert (pinned.method, pinned.weighting_id) == (chosen.method, chosen.weighting.weighting_id)
     assert {name: pinned.parameters[name] for name in chosen.parameters} == chosen.parameters
     assert not verify_workspace(tiny.workspace).problems
-    for options in ({"relative_damping": 3.0}, {"curvature": "empirical"}, {"every_checkpoint": True}):
+    for options in ({"damping": Damping(3.0)}, {"curvature": "empirical"}, {"every_checkpoint": True}):
         with pytest.raises(UsageError, match="Method auto takes"):
             calibrated.resolved(**options)
 
@@ -204,7 +205,7 @@ def test_a_weighting_is_chosen_by_name_without_a_new_index(calibrated):
 def test_a_horizon_is_asked_for_by_name_or_as_a_number(calibrated):
     for name, steps, question in (("now", 2, "how sensitive the model is now"), ("training", 6, "what shaped")):
         [best] = [each for each in calibrated.outcome.methods if "all" in each.best_of[steps]]
-        chosen = calibrated.resolved(named_horizon=name)
+        chosen = calibrated.resolved(question=name)
         assert (chosen.options.method, chosen.options.weighting) in {
             (best.method, best.weighting.weighting_id),
             (best.method, best.weighting.objective),
@@ -214,26 +215,26 @@ def test_a_horizon_is_asked_for_by_name_or_as_a_number(calibrated):
             for each in calibrated.outcome.methods
             if each.method == "influence" and "uniform method" in each.best_of[steps]
         ]
-        found = calibrated.resolved(named_horizon=name, method="influence", weighting="uniform").options
-        assert found.relative_damping == own.parameters["relative_damping"]
-        _, trust = calibrated.audited(named_horizon=name)
+        found = calibrated.resolved(question=name, method="influence", weighting="uniform").options
+        assert found.damping.relative == own.parameters["relative_damping"]
+        _, trust = calibrated.audited(question=name)
         assert question in trust["method_description"]
         assert any(f"the horizon “{name}”" in note for note in trust["fidelity_notes"])
         assert trust["fidelity"]["evidence"]["steps"] == steps
     number = calibrated.resolved(horizon=0.5)
     assert (number.options.method, number.options.horizon) == ("horizon", 0.5)
     with pytest.raises(NotFoundError, match="horizon now of tiny/1 was never calibrated for method trak") as caught:
-        calibrated.resolved(named_horizon="now", method="trak")
+        calibrated.resolved(question="now", method="trak")
     assert "gradtrail calibrate tiny/1 --method trak --steps" in caught.value.remedy
     with pytest.raises(UsageError, match="The horizon now takes"):
-        calibrated.resolved(named_horizon="now", method="influence", relative_damping=3.0)
+        calibrated.resolved(question="now", method="influence", damping=Damping(3.0))
 
 
 def test_audits_stay_on_the_index_that_was_calibrated(calibrated):
     tiny = calibrated.tiny
     [chosen] = [each for each in calibrated.outcome.methods if each.chosen]
     [other] = index(tiny.workspace, MODEL, IndexOptions(group_dimension=16))
-    for options in ({}, {"method": "influence"}, {"named_horizon": "now"}, {"method": "trak"}):
+    for options in ({}, {"method": "influence"}, {"question": "now"}, {"method": "trak"}):
         assert calibrated.resolved(**options).index_ids == chosen.index_ids
     by_hand = calibrated.resolved(index=other.index_id[:10])
     assert (by_hand.options.method, by_hand.index_ids) == ("influence", (other.index_id,))
@@ -306,7 +307,7 @@ def test_requests_that_cannot_be_served_are_refused(tiny, prefect_server):
             calibrate(tiny.workspace, MODEL, _counted(**options))
     assert _fidelities(tiny) == []
     with pytest.raises(NotFoundError, match="horizon training of tiny/1 was never calibrated"):
-        resolve_audit.fn(tiny.workspace, "tiny/1", AuditOptions(named_horizon="training"))
+        resolve_audit.fn(tiny.workspace, "tiny/1", AuditOptions(question="training"))
 
 
 def test_options_that_make_no_sense_are_refused():
@@ -360,24 +361,24 @@ def test_single_examples_have_a_share_of_the_budget_of_their_own():
 
 
 def test_the_command_line_reads_amounts():
-    from gradtrail.amounts import horizon_of, seconds_of, whole_numbers_of
+    from gradtrail.amounts import horizon_or_question, seconds_of, whole_numbers_of
 
     assert [seconds_of(text) for text in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]
     assert whole_numbers_of("10, 50,200") == (10, 50, 200)
-    assert [horizon_of(text) for text in ("", "0.5", "now", "training")] == [
-        (0.0, ""),
-        (0.5, ""),
-        (0.0, "now"),
-        (0.0, "training"),
+    assert [horizon_or_question(text) for text in ("", "0.5", "now", "training")] == [
+        (None, None),
+        (0.5, None),
+        (None, "now"),
+        (None, "training"),
     ]
     for ask, text in (
         (seconds_of, "soon"),
         (seconds_of, "0s"),
         (whole_numbers_of, "10;20"),
         (whole_numbers_of, ""),
-        (horizon_of, "later"),
-        (horizon_of, "-1"),
-        (horizon_of, "inf"),
+        (horizon_or_question, "later"),
+        (horizon_or_question, "-1"),
+        (horizon_or_question, "inf"),
     ):
         with pytest.raises(GradtrailError, match="is not a"):
             ask(text)

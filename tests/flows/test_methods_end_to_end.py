@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.vectors import model_vectors
 from gradtrail.attribution.features.rows import FeatureRows
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.methods.rules import METHODS
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.joint import scoring_pass
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.flows.audit import audit
@@ -182,7 +184,7 @@ def test_options_that_a_method_cannot_serve_are_refused_before_anything_is_recor
         ({"method": "datainf", "curvature": "ggn"}, "observed targets, not on curvature ggn"),
         ({"method": "influence", "curvature": "hessian"}, "no curvature kind 'hessian'"),
         ({"method": "influence", "horizon": 3.0}, "influence has no horizon"),
-        ({"method": "influence_global", "relative_damping": -1.0}, "Damping relative=-1"),
+        ({"method": "influence_global", "damping": Damping(-1.0)}, "Damping relative=-1"),
         ({"method": "cg", "curvature": "fisher"}, "no full curvature 'fisher'"),
         ({"method": "nothing"}, "no attribution method 'nothing'"),
     ):
@@ -204,7 +206,7 @@ def test_checkpoints_without_a_learning_rate_are_named(tiny, prefect_server):
 
 def test_bad_conditioning_reaches_the_report_and_the_command_line(ingested):
     index(ingested.workspace, MODEL)
-    outcome, report = _audited(ingested, 1, method="influence_global", relative_damping=1e-9)
+    outcome, report = _audited(ingested, 1, method="influence_global", damping=Damping(1e-9))
     assert any("badly conditioned (all groups together" in warning for warning in outcome.warnings)
     assert set(outcome.warnings) <= set(report["trust"]["left_out"])
     outcome, report = _audited(ingested, 2, method="horizon", horizon=0.5)
@@ -215,18 +217,18 @@ def test_bad_conditioning_reaches_the_report_and_the_command_line(ingested):
 def test_self_influence_is_a_table_of_every_example_for_any_stored_method(ingested):
     index(ingested.workspace, MODEL, every_checkpoint=True)
     for method in ("influence", "trak", "tracin_cp"):
-        options = AuditOptions(method).method_options
-        found = write_self_influence(ingested.workspace, MODEL, options, 5)
+        spec = MethodSpec(method)
+        found = write_self_influence(ingested.workspace, MODEL, spec, 5)
         table = pq.read_table(found.path).to_pydict()
         assert table["rank"] == list(range(1, 41))
         assert sorted(table["example_id"]) == sorted(row["id"] for row in ingested.rows)
         assert table["self_influence"] == sorted(table["self_influence"], reverse=True)
         assert found.top == tuple(zip(table["example_id"][:5], table["self_influence"][:5], strict=True))
         assert found.attributes[found.top[0][0]]["licence"] == "CC0-1.0"
-    assert write_self_influence(ingested.workspace, MODEL, options, 5) == found
+    assert write_self_influence(ingested.workspace, MODEL, spec, 5) == found
     for method, message in (("cg", "too much for every training example"), ("unrolled", "carries queries")):
         with pytest.raises(UsageError, match=message):
-            write_self_influence(ingested.workspace, MODEL, AuditOptions(method).method_options, 5)
+            write_self_influence(ingested.workspace, MODEL, MethodSpec(method), 5)
 
 
 def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested):
@@ -245,7 +247,7 @@ def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested
 
     joined = next(each for each in outcome.methods if each.index_ids == built and not each.weighting.group_weights)
     damping = joined.parameters["relative_damping"]
-    options = {"every_checkpoint": True, "weighting": "uniform", "relative_damping": damping}
+    options = {"every_checkpoint": True, "weighting": "uniform", "damping": Damping(damping)}
     _, report = _audited(ingested, 20, method="influence_global", **options)
     assert report["trust"]["fidelity"]["value"] == pytest.approx(joined.by_steps[-1].spearman)
     [chosen] = [each for each in outcome.methods if each.chosen]
@@ -279,8 +281,8 @@ def test_checkpoints_of_unknown_length_are_not_unrolled_unasked(tiny, prefect_se
     [*_, serving] = index(tiny.workspace, MODEL, every_checkpoint=True)
     pinned = pinned_model(tiny.workspace, "tiny/1")
     found = candidates(tiny.workspace, pinned, serving.index_id, CalibrateOptions(every_checkpoint=True))
-    assert "horizon" in {each.options.method for each in found}
-    assert "unrolled" not in {each.options.method for each in found}
+    assert "horizon" in {each.spec.method for each in found}
+    assert "unrolled" not in {each.spec.method for each in found}
     tiny.drop("a.jsonl", tiny.record(1))
     with pytest.raises(UsageError, match="step 0 of tiny/1 follows one at step 0"):
         audit(tiny.workspace, MODEL, AuditOptions(method="unrolled"))

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
+from gradtrail.attribution.methods.registry import settled
+from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.nouns import Index, Weighting
-from gradtrail.tasks.audit.options import AuditOptions
-from gradtrail.tasks.audit.preparing import method_parameters, prepare_audit
+from gradtrail.tasks.audit.preparing import prepare_audit
 from gradtrail.tasks.audit.self_influences import write_self_influence
 from gradtrail.tasks.calibrate.candidate_methods import query_features
+from gradtrail.tasks.calibrate.plans import CalibrateOptions
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.index.opened import method_indexes, open_index
 from gradtrail.tasks.index.options import IndexOptions
@@ -33,12 +35,11 @@ def ingested(tiny, prefect_server):
 def _scores(tiny, index_id, method, weighting):
     pinned = pinned_model(tiny.workspace, "tiny/1")
     opened = open_index(tiny.workspace, pinned, index_id)
-    options = AuditOptions(method).method_options
+    spec = settled(MethodSpec(method), pinned.adapter)
     examples = [opened.examples(pinned)[place] for place in range(3)]
-    rows = query_features(pinned, opened, examples, options)
-    parameters = method_parameters(pinned, options, [opened.checkpoint])
+    rows = query_features(pinned, opened, examples, CalibrateOptions())
     prepared = prepare_audit(
-        tiny.workspace, pinned, [opened], [rows], options, parameters, weighting, lambda _: examples
+        tiny.workspace, pinned, [opened], [rows], spec, weighting, lambda _: examples, target="emitted"
     )
     assert score_pass(prepared.scoring, top_k=3).example_count == 40
     return np.concatenate([scores for _, scores in prepared.scoring.batches()], axis=1)
@@ -65,10 +66,10 @@ def test_every_method_and_weighting_scores_alike_on_both_indexes(ingested):
 
 def test_self_influence_does_not_depend_on_how_rows_are_stored(ingested):
     index(ingested.workspace, MODEL)
-    options = AuditOptions("influence", curvature="empirical").method_options
-    expected = write_self_influence(ingested.workspace, MODEL, options, 5)
+    spec = MethodSpec("influence", curvature="empirical")
+    expected = write_self_influence(ingested.workspace, MODEL, spec, 5)
     index(ingested.workspace, MODEL, IndexOptions(weighting=OTHER.weighting_id))
-    found = write_self_influence(ingested.workspace, MODEL, options, 5)
+    found = write_self_influence(ingested.workspace, MODEL, spec, 5)
     assert found.index_ids != expected.index_ids
     assert [name for name, _ in found.top] == [name for name, _ in expected.top]
     assert [value for _, value in found.top] == pytest.approx([value for _, value in expected.top], rel=1e-5)

@@ -13,7 +13,7 @@ from workloads import Model, Workload
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan, FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.attribution.layers.stand_ins import affine_layers, multiply_faster
@@ -141,7 +141,7 @@ def _table(folder: str, plan: FeaturePlan) -> IndexTable:
 
 
 def _write(
-    table: IndexTable, rows: Iterator[FeatureRows], plan: FeaturePlan, workload: Workload, digests: Mapping[str, str]
+    table: IndexTable, rows: Iterator[GradientBatch], plan: FeaturePlan, workload: Workload, digests: Mapping[str, str]
 ) -> int:
     ahead = max(1, COMMIT_BYTES // (4 * plan.dimension * workload.batch_size))
     with Appending(table) as appending:
@@ -168,7 +168,7 @@ def norms_and_embeddings(model: Model) -> list[str]:
     return [name for name, layer in model.named_modules() if not isinstance(layer, covered) and layer._parameters]
 
 
-def _columns(rows: FeatureRows, digests: Mapping[str, str]) -> dict[str, Any]:
+def _columns(rows: GradientBatch, digests: Mapping[str, str]) -> dict[str, Any]:
     return {
         "example_ids": rows.example_ids,
         "content_sha256": [digests[example_id] for example_id in rows.example_ids],

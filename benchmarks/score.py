@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from machine import RESULTS, conditions, environment, start_again_under_conditions, write_results
 
-from gradtrail.attribution.features.kept_rows import KeptRows
+from gradtrail.attribution.features.rows import StoredGradients
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.numerics.products import faster_products
 from gradtrail.attribution.scoring.passes import ScoreResult, score
@@ -84,8 +84,8 @@ def one_pass(table: IndexTable, prepared: PreparedQueries) -> ScoreResult:
     return score(prepared, lambda: _rows(table), top_k=TOP)
 
 
-def _rows(table: IndexTable) -> Iterator[KeptRows]:
-    return map(KeptRows, table.stream(batch_size=table.rows_at_once(QUERIES)))
+def _rows(table: IndexTable) -> Iterator[StoredGradients]:
+    return map(StoredGradients, table.stream(batch_size=table.rows_at_once(QUERIES)))
 
 
 def bare_scan(table: IndexTable) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.registry import find_method, settled
 from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
 from gradtrail.digests import sha256_json
@@ -142,7 +142,7 @@ def _facts(
     workspace: Workspace,
     pinned: PinnedModel,
     serving: OpenIndex,
-    output_rows: FeatureRows,
+    output_rows: GradientBatch,
     audit: Audit,
     policy: Policy,
     scored: Scored,

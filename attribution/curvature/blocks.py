@@ -23,7 +23,7 @@ from gradtrail.attribution.curvature.vectors import (
     observed_vectors,
 )
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Example, Weighting
 
@@ -159,7 +159,7 @@ class DiagonalCurvature:
 
 
 def empirical_curvature(
-    rows: Iterable[FeatureRows], plan: FeaturePlan, stored_weighting: Weighting | None = None
+    rows: Iterable[GradientBatch], plan: FeaturePlan, stored_weighting: Weighting | None = None
 ) -> BlockCurvature:
     """Block curvature from observed targets, streamed over feature rows, as computed or stored under a weighting.
 

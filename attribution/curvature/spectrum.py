@@ -17,7 +17,7 @@ from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.vectors import CurvatureKind, CurvaturePieces
 from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.nouns import Weighting
@@ -111,7 +111,7 @@ class Spectrum:
 
 
 def margin_vectors(
-    rows: Callable[[], Iterable[FeatureRows]],
+    rows: Callable[[], Iterable[GradientBatch]],
     plan: FeaturePlan,
     stored_weighting: Weighting | None = None,
 ) -> CurvaturePieces:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, iterate_examples
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.attribution.gradients.hooks import Instrument, Recording, build_instrument, recording
 from gradtrail.errors import DataError, ModelError, UsageError
@@ -81,7 +81,7 @@ def _definer(adapter: ModelAdapter, method: str) -> type:
 
 
 def observed_vectors(
-    rows: Iterable[FeatureRows], plan: FeaturePlan, stored_weighting: Weighting | None = None
+    rows: Iterable[GradientBatch], plan: FeaturePlan, stored_weighting: Weighting | None = None
 ) -> CurvaturePieces:
     """Kind `empirical`: feature rows as computed, or as stored under `stored_weighting`."""
     pieces = ((len(part.vectors), unweighted_vectors(part.vectors, plan, stored_weighting)) for part in rows)

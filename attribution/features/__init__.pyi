@@ -1,5 +1,4 @@
 from .health import gradient_health as gradient_health
-from .kept_rows import KeptRows as KeptRows
 from .margins import LEAST_MARGIN as LEAST_MARGIN
 from .margins import one_minus_probability as one_minus_probability
 from .margins import require_probabilities as require_probabilities
@@ -8,7 +7,8 @@ from .plan import FeatureSettings as FeatureSettings
 from .plan import Group as Group
 from .plan import plan_features as plan_features
 from .plan import plan_from_config as plan_from_config
-from .rows import FeatureRows as FeatureRows
+from .rows import GradientBatch as GradientBatch
+from .rows import StoredGradients as StoredGradients
 from .weights import group_weights as group_weights
 from .weights import stored_vectors as stored_vectors
 from .weights import unweighted_vectors as unweighted_vectors

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.checks import check_determinism
 from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
 from gradtrail.attribution.gradients.hooks import Instrument, build_instrument, recording
@@ -19,7 +19,7 @@ from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import AttributionWarning, DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
-__all__ = ["FeatureRows", "check_determinism", "compute_features", "iterate_features"]
+__all__ = ["GradientBatch", "check_determinism", "compute_features", "iterate_features"]
 
 
 def compute_features(
@@ -30,7 +30,7 @@ def compute_features(
     *,
     target: Target | None = None,
     device: str | torch.device = "cpu",
-) -> FeatureRows:
+) -> GradientBatch:
     """Features of one batch; `model` must already be on `device`.
 
     `target` None is the training loss and "label" the same loss of an output's true label; "emitted" is what the
@@ -57,7 +57,7 @@ def iterate_features(
     target: Target | None = None,
     on_non_finite: Callable[[str, str], None] | None = None,
     shard: Shard | None = None,
-) -> Iterator[FeatureRows]:
+) -> Iterator[GradientBatch]:
     """Features of all `examples` in order, a batch at a time; memory does not grow with their number.
 
     With `on_non_finite(example_id, cause)` a row that is not finite is reported and left out; without it, it raises.
@@ -109,7 +109,7 @@ def _halved(batch: Sequence[Example], cause: RuntimeError) -> int:
 
 def _measure(
     instrument: Instrument, examples: Sequence[Example], target: Target | None
-) -> tuple[FeatureRows, dict[str, str]]:
+) -> tuple[GradientBatch, dict[str, str]]:
     """Features of the finite rows, and the cause for each example that is not finite."""
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
@@ -125,7 +125,7 @@ def _measure(
     kept = [row for row, example in enumerate(examples) if example.example_id not in faults]
     if faults:
         vectors, losses, squares = vectors[kept], losses[kept], squares[kept]
-    rows = FeatureRows(
+    rows = GradientBatch(
         example_ids=[examples[row].example_id for row in kept],
         vectors=vectors,
         losses=losses,

@@ -22,7 +22,7 @@ from gradtrail.attribution.curvature.vectors import (
 )
 from gradtrail.attribution.features.margins import require_probabilities
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
 from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.numerics.linear_solvers import SolverOptions
@@ -30,7 +30,7 @@ from gradtrail.errors import UsageError
 from gradtrail.nouns import Example, Target
 
 Fitted = TypeVar("Fitted")
-Rows = Callable[[], Iterable[FeatureRows]]
+Rows = Callable[[], Iterable[GradientBatch]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gradtrail.attribution.curvature.blocks import refuse_empty, singular
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors, weighted_queries
 from gradtrail.attribution.methods.needs import (
     CURVATURE,
@@ -242,7 +242,7 @@ def lissa(preparation: Preparation) -> Tensor:
 
 def prepare_queries(
     spec: MethodSpec,
-    rows: FeatureRows,
+    rows: GradientBatch,
     plan: FeaturePlan,
     weighting: Weighting | None = None,
     *,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
@@ -35,7 +35,7 @@ class Segment:
 
 
 def unrolled_queries(
-    rows: FeatureRows,
+    rows: GradientBatch,
     segments: Sequence[Segment],
     plan: FeaturePlan,
     weighting: Weighting | None = None,
@@ -68,6 +68,6 @@ def unrolled_queries(
     return found[::-1]
 
 
-def carried_rows(rows: FeatureRows, prepared: PreparedQueries) -> FeatureRows:
+def carried_rows(rows: GradientBatch, prepared: PreparedQueries) -> GradientBatch:
     """The queries for the checkpoint before: what is left of them, or, where each checkpoint has its own, `rows`."""
     return rows if prepared.carried is None else replace(rows, vectors=prepared.carried)

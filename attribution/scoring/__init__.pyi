@@ -7,7 +7,7 @@ from .contribution_blocks import group_effects as group_effects
 from .contribution_blocks import left_out_sums as left_out_sums
 from .joint import Member as Member
 from .joint import scoring_pass as scoring_pass
-from .kept_contributions import KeptRows as KeptRows
+from .kept_contributions import ScoredIndex as ScoredIndex
 from .kept_contributions import group_contributions as group_contributions
 from .passes import Ranked as Ranked
 from .passes import ScoreResult as ScoreResult

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.nouns import Side
 
 SIDES: tuple[Side, Side] = ("proponent", "opponent")
@@ -39,7 +39,7 @@ class AttributeSums:
         """Number of examples by attribute and value, "" where it is missing."""
         return {name: known.counts() for name, known in self._values.items()}
 
-    def add(self, batch: FeatureRows, sided: Tensor) -> None:
+    def add(self, batch: GradientBatch, sided: Tensor) -> None:
         """Add `sided` (batch, 2 × queries) float64: absolute scores, first of proponents, then of opponents."""
         for name in [*self._values, *(name for name in batch.attributes if name not in self._values)]:
             if name not in self._values:
@@ -82,7 +82,7 @@ class AttributeCodes:
         """The number of each value, by attribute."""
         return {name: known.numbers() for name, known in self._values.items()}
 
-    def add(self, batch: FeatureRows) -> None:
+    def add(self, batch: GradientBatch) -> None:
         for name, known in self._values.items():
             self._codes[name].append(known.codes(_values(batch, name)))
 
@@ -148,5 +148,5 @@ class _Rows:
         return self._rows
 
 
-def _values(batch: FeatureRows, name: str) -> Sequence[str]:
+def _values(batch: GradientBatch, name: str) -> Sequence[str]:
     return batch.attributes.get(name) or [""] * len(batch.example_ids)

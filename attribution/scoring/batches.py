@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import inverse_norms
 from gradtrail.attribution.numerics.products import faster_products
 from gradtrail.errors import DataError, StoreError
 
-ScoredBatch = tuple[FeatureRows, NDArray[np.floating]]
+ScoredBatch = tuple[GradientBatch, NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ScoringPass:
     batches: Callable[[], Iterator[ScoredBatch]]
 
 
-def score_batches(queries: PreparedQueries, rows: Iterable[FeatureRows]) -> Iterator[ScoredBatch]:
+def score_batches(queries: PreparedQueries, rows: Iterable[GradientBatch]) -> Iterator[ScoredBatch]:
     """Each batch with its scores (queries, batch): the one place where equation (1) is multiplied out.
 
     Raises:

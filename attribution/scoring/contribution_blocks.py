@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import inverse_norms
 from gradtrail.errors import DataError, StoreError
@@ -22,7 +22,7 @@ _MOST_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class ContributionBlock:
-    """Contributions (queries, batch, groups) float64 of a few examples, with their attributes as in `FeatureRows`."""
+    """Contributions (queries, batch, groups) float64 of a few examples, with their attributes as in `GradientBatch`."""
 
     example_ids: Sequence[str]
     attributes: Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ Contributions = Callable[[], Iterator[ContributionBlock]]
 
 
 def contributions(
-    queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], plan: FeaturePlan
+    queries: PreparedQueries, rows: Callable[[], Iterable[GradientBatch]], plan: FeaturePlan
 ) -> Contributions:
     """Contributions of stored rows, in blocks of a bounded size; to learn weights, prepare the queries uniformly.
 
@@ -57,7 +57,7 @@ def contributions(
 
 
 def left_out_sums(
-    rows: Callable[[], Iterable[FeatureRows]],
+    rows: Callable[[], Iterable[GradientBatch]],
     left_out: Sequence[frozenset[str]],
     plan: FeaturePlan,
     queries: PreparedQueries,

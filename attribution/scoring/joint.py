@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_probability
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import Combination
 from gradtrail.attribution.scoring.batches import ScoredBatch, ScoringPass, score_batches
@@ -27,7 +27,7 @@ class Member:
     """One index: the outputs prepared for it, and its rows as often as asked."""
 
     queries: PreparedQueries
-    rows: Callable[[], Iterable[FeatureRows]]
+    rows: Callable[[], Iterable[GradientBatch]]
 
 
 def scoring_pass(
@@ -71,7 +71,7 @@ def scoring_pass(
 class _Piece:
     """Rows of one member: ids, scores to sum (queries, rows), 1 − p to average (rows,), and the rows themselves."""
 
-    rows: FeatureRows
+    rows: GradientBatch
     scores: NDArray[np.float64]
     margins: NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class _Piece:
         chosen = slice(start, end)
         example_ids = list(self.rows.example_ids[chosen])
         return _Piece(
-            FeatureRows(
+            GradientBatch(
                 example_ids=example_ids,
                 vectors=torch.empty(len(example_ids), 0),
                 losses=self.rows.losses[chosen],
@@ -92,7 +92,7 @@ class _Piece:
 
     def plus(self, other: _Piece) -> _Piece:
         """Both members' share of the same examples; attributes are those of the first."""
-        rows = FeatureRows(
+        rows = GradientBatch(
             example_ids=self.rows.example_ids,
             vectors=self.rows.vectors,
             losses=self.rows.losses,

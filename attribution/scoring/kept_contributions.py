@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtrail.attribution.features.margins import LEAST_MARGIN, one_minus_probability
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.registry import Combination, inverse_norms
 from gradtrail.attribution.scoring.attribute_sums import SIDES
@@ -31,11 +31,11 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class KeptRows:
+class ScoredIndex:
     """One index of those that were scored: its prepared queries, and a way to read a few of its rows by example id."""
 
     queries: PreparedQueries
-    rows_of: Callable[[Sequence[str]], Iterable[FeatureRows]]
+    rows_of: Callable[[Sequence[str]], Iterable[GradientBatch]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ScoreSplit:
 
 
 def split_scores(
-    members: Sequence[KeptRows], attributions: Sequence[Attribution], plan: FeaturePlan, combination: Combination
+    members: Sequence[ScoredIndex], attributions: Sequence[Attribution], plan: FeaturePlan, combination: Combination
 ) -> Iterator[ScoreSplit]:
     """The part of each group in each score, block by block; over the groups they add up to the scores.
 
@@ -90,7 +90,7 @@ def _output_numbers(queries: PreparedQueries, attributions: Sequence[Attribution
 
 
 def group_contributions(
-    members: Sequence[KeptRows],
+    members: Sequence[ScoredIndex],
     attributions: Sequence[Attribution],
     plan: FeaturePlan,
     combination: Combination,
@@ -167,7 +167,7 @@ class _Rows:
     margins: Tensor
 
     @classmethod
-    def read(cls, member: KeptRows, wanted: Sequence[str], plan: FeaturePlan, combination: Combination) -> _Rows:
+    def read(cls, member: ScoredIndex, wanted: Sequence[str], plan: FeaturePlan, combination: Combination) -> _Rows:
         pieces = list(member.rows_of(wanted))
         ids = [example_id for piece in pieces for example_id in piece.example_ids]
         if missing := sorted(set(wanted) - set(ids)):

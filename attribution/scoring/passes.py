@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.scoring.attribute_sums import SIDES, AttributeCodes, AttributeSums
 from gradtrail.attribution.scoring.batches import ScoringPass
@@ -63,7 +63,7 @@ class OverallInfluence:
     shares: Mapping[Side, Mapping[str, Mapping[str, IntervalShare]]]
 
 
-def score(queries: PreparedQueries, rows: Callable[[], Iterable[FeatureRows]], *, top_k: int) -> ScoreResult:
+def score(queries: PreparedQueries, rows: Callable[[], Iterable[GradientBatch]], *, top_k: int) -> ScoreResult:
     """Score every row that `rows()` yields against every query, exactly.
 
     Raises:
@@ -105,7 +105,7 @@ def score_pass(scoring: ScoringPass, *, top_k: int) -> ScoreResult:
 
 def overall_influence(
     queries: PreparedQueries,
-    rows: Callable[[], Iterable[FeatureRows]],
+    rows: Callable[[], Iterable[GradientBatch]],
     result: ScoreResult,
     *,
     top_k: int,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.attribution.methods.needs import SOLUTIONS
 from gradtrail.attribution.methods.registry import find_method, inverse_norms
@@ -31,7 +31,7 @@ SelfInfluence = Iterator[tuple[Sequence[str], Tensor]]
 
 def self_influence(
     spec: MethodSpec,
-    rows: Callable[[], Iterable[FeatureRows]],
+    rows: Callable[[], Iterable[GradientBatch]],
     plan: FeaturePlan,
     weighting: Weighting | None = None,
     *,
@@ -60,7 +60,7 @@ def self_influence(
             "Choose tracin_cp or influence.",
         )
     for stored in _gathered(rows()):
-        unweighted = FeatureRows(
+        unweighted = GradientBatch(
             example_ids=stored.example_ids,
             vectors=unweighted_vectors(stored.vectors, plan, stored_weighting),
             losses=stored.losses,
@@ -88,13 +88,13 @@ def summed_self_influence(parts: Sequence[SelfInfluence]) -> Mapping[str, float]
     return {example_id: value for example_id, (seen, value) in totals.items() if seen == len(parts)}
 
 
-def _gathered(rows: Iterable[FeatureRows]) -> Iterator[FeatureRows]:
+def _gathered(rows: Iterable[GradientBatch]) -> Iterator[GradientBatch]:
     """Batches joined until they hold `ROWS_TOGETHER` rows."""
-    held: list[FeatureRows] = []
+    held: list[GradientBatch] = []
     for part in rows:
         held.append(part)
         if sum(len(each.example_ids) for each in held) >= ROWS_TOGETHER:
-            yield FeatureRows.joined(held)
+            yield GradientBatch.joined(held)
             held = []
     if held:
-        yield FeatureRows.joined(held)
+        yield GradientBatch.joined(held)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.scoring.batches import ScoredBatch, ScoringPass
 from gradtrail.errors import DataError, ModelError, UsageError
@@ -214,10 +214,10 @@ def _batches(training: TrainingData, size: int) -> Iterator[list[Example]]:
         yield [training[place] for place in range(start, min(start + size, len(training)))]
 
 
-def _rows(examples: Sequence[Example]) -> FeatureRows:
+def _rows(examples: Sequence[Example]) -> GradientBatch:
     """Rows that carry ids and attributes; a baseline has no vectors."""
     names = sorted({name for example in examples for name in example.attributes})
-    return FeatureRows(
+    return GradientBatch(
         example_ids=[example.example_id for example in examples],
         vectors=torch.zeros(len(examples), 0),
         losses=torch.zeros(len(examples), dtype=torch.float64),

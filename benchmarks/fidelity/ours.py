@@ -21,7 +21,7 @@ from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import CurvaturePieces, model_vectors, observed_vectors
 from gradtrail.attribution.features.plan import FeaturePlan, FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.methods.prepared import PreparedQueries
 from gradtrail.attribution.methods.rules import prepare_queries
@@ -59,12 +59,12 @@ _LARGEST_BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTask:
     """Features of training examples and queries under one plan and checkpoint."""
 
     plan: FeaturePlan
-    rows: tuple[FeatureRows, ...]
-    queries: FeatureRows
+    rows: tuple[GradientBatch, ...]
+    queries: GradientBatch
 
 
 class OurScores:
@@ -78,12 +78,12 @@ class OurScores:
         self.queries = truths.task.data.queries
 
     @cached_property
-    def exact(self) -> Measured:
+    def exact(self) -> MeasuredTask:
         """Whole gradients of the judged checkpoint."""
         return self._measure(self.truths.model, self._plan(10**7))
 
     @cached_property
-    def blocks(self) -> Measured:
+    def blocks(self) -> MeasuredTask:
         """What blocks are inverted in: whole gradients, or projected ones where a layer is large."""
         if max(group.dimension for group in self.exact.plan.groups) <= _LARGEST_BLOCK:
             return self.exact
@@ -186,7 +186,7 @@ class OurScores:
             )
 
     @cached_property
-    def at_checkpoints(self) -> list[tuple[Measured, Spectrum]]:
+    def at_checkpoints(self) -> list[tuple[MeasuredTask, Spectrum]]:
         """Features and curvature at every stored checkpoint."""
         return [
             (
@@ -233,7 +233,7 @@ class OurScores:
                 groups = repeated(plan, ["first half", "second half"])
                 yield Candidate(ENGINE, FURTHER, sum_of(together), parameters, 1 / horizon, groups)
 
-    def _unrolled_once(self, steps: int, seed: int) -> tuple[Measured, list[Spectrum], list[Measured]]:
+    def _unrolled_once(self, steps: int, seed: int) -> tuple[MeasuredTask, list[Spectrum], list[MeasuredTask]]:
         """The end of one further training, and curvature and features in the middle of each of its halves."""
         middles = [self.truths.further_trained(steps * quarter // 4, seed) for quarter in (1, 3)]
         spectra = [Spectrum.fit(self._vectors(self.moving_kind, self.exact, model)) for model in middles]
@@ -281,14 +281,14 @@ class OurScores:
         exclude = LINEAR_ONLY if self.task.name == "language" else ()
         return plan_features(self.truths.model, FeatureSettings(group_dimension=group_dimension, exclude=exclude))
 
-    def _measure(self, model: nn.Module, plan: FeaturePlan) -> Measured:
+    def _measure(self, model: nn.Module, plan: FeaturePlan) -> MeasuredTask:
         found = [
             tuple(iterate_features(self.adapter, model, examples, plan, batch_size=_BATCH))
             for examples in (self.training, self.queries)
         ]
-        return Measured(plan, found[0], FeatureRows.joined(found[1]))
+        return MeasuredTask(plan, found[0], GradientBatch.joined(found[1]))
 
-    def _vectors(self, kind: str, measured: Measured, model: nn.Module | None = None) -> CurvaturePieces:
+    def _vectors(self, kind: str, measured: MeasuredTask, model: nn.Module | None = None) -> CurvaturePieces:
         model = self.truths.model if model is None else model
         if kind == "empirical":
             return observed_vectors(measured.rows, measured.plan)
@@ -299,7 +299,7 @@ class OurScores:
         return dataclasses.replace(draws[0], pieces=chain.from_iterable(draw.pieces for draw in draws))
 
     def _candidate(
-        self, measured: Measured, method: str, damping: float | None = None, kind: str | None = None, **needs: Any
+        self, measured: MeasuredTask, method: str, damping: float | None = None, kind: str | None = None, **needs: Any
     ) -> Candidate:
         prepared = prepare_queries(
             MethodSpec(method, damping=Damping(0.0, 0.0 if damping is None else damping)),
@@ -311,6 +311,6 @@ class OurScores:
         return Candidate(ENGINE, method, _contributed(prepared, measured), parameters, damping, measured.plan)
 
 
-def _contributed(prepared: PreparedQueries, measured: Measured) -> Tensor:
+def _contributed(prepared: PreparedQueries, measured: MeasuredTask) -> Tensor:
     streamed = contributions(prepared, lambda: measured.rows, measured.plan)
     return torch.cat([block.values for block in streamed()], dim=1)

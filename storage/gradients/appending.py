@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from gradtrail.storage.gradients.rows import IndexRows
+import pyarrow as pa
+
 from gradtrail.storage.gradients.table import IndexTable
 
 COMMIT_BYTES = 64 << 20
@@ -27,7 +28,7 @@ class Appending:
         self._table = table
         self._commit_bytes = commit_bytes
         self._commit_seconds = commit_seconds
-        self._gathered: list[IndexRows] = []
+        self._gathered: list[pa.Table] = []
         self._bytes = 0
         self._since = 0.0
 
@@ -41,7 +42,7 @@ class Appending:
         if not self._gathered:
             self._since = time.monotonic()
         self._gathered.append(rows)
-        self._bytes += rows.table.nbytes
+        self._bytes += rows.nbytes
         if self._bytes < self._commit_bytes and time.monotonic() - self._since < self._commit_seconds:
             return 0
         return self.commit()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -18,15 +17,6 @@ from gradtrail.storage.gradients.vector_codes import StoredVectors, VectorCode
 
 DIGEST_BYTES = 32
 _NAMED_AT_MOST = 5
-
-
-@dataclass(frozen=True)
-class Measured:
-    """`vectors` (B, D) float32, `losses` (B,) float64 and unweighted `squared_norms` (B, G) float64 of B rows."""
-
-    vectors: NDArray[np.float32]
-    losses: NDArray[np.float64]
-    squared_norms: NDArray[np.float64]
 
 
 def measured_fields(dimension: int, group_count: int, code: VectorCode) -> list[pa.Field]:
@@ -42,7 +32,9 @@ def measured_fields(dimension: int, group_count: int, code: VectorCode) -> list[
 def measured_columns(
     kind: str,
     keys: Sequence[tuple[str, ...]],
-    measured: Measured,
+    vectors: NDArray[np.float32],
+    losses: NDArray[np.float64],
+    squared_norms: NDArray[np.float64],
     fields: Sequence[pa.Field],
     code: VectorCode,
 ) -> list[pa.Array]:
@@ -51,14 +43,13 @@ def measured_columns(
     Args:
         kind: what a row is, for messages: "example" or "output".
         keys: B tuples of text that begin with the row's id; they enter its digest.
-        measured: vectors (B, D), losses (B,), squared norms (B, G).
+        vectors: (B, D). losses: (B,). squared_norms: (B, G), of the unweighted vectors.
         fields: those of `measured_fields`; they say what D and G must be.
         code: how vectors are kept.
 
     Raises:
         DataError: a wrong shape or type, or a value that is not finite or that `code` cannot hold; it names the row.
     """
-    vectors, losses, squared_norms = measured.vectors, measured.losses, measured.squared_norms
     types = {field.name: field.type for field in fields}
     _require_shape(kind, "vectors", vectors, (len(keys), types["vector"].list_size))
     _require_shape(kind, "losses", losses, (len(keys),))

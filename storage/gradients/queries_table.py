@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,7 +26,6 @@ from gradtrail.storage.gradients.lance_tables import (
     writing_alone,
 )
 from gradtrail.storage.gradients.measured import (
-    Measured,
     first_few,
     measured_columns,
     measured_fields,
@@ -35,6 +33,7 @@ from gradtrail.storage.gradients.measured import (
     row_digests,
     text_column,
 )
+from gradtrail.storage.gradients.rows import StoredBatch
 from gradtrail.storage.gradients.vector_codes import VectorCode, matrix
 
 _KEYS = ("output_id", "target")
@@ -51,17 +50,6 @@ _AN_HOUR, _NOTHING = timedelta(hours=1), timedelta(0)
 _Seen = TypeVar("_Seen")
 
 
-@dataclass(frozen=True)
-class StoredQueries:
-    """Outputs as measured: unweighted `vectors` (Q, D) float32, `losses` (Q,) and `squared_norms` (Q, G) float64."""
-
-    output_ids: list[str]
-    targets: list[str]
-    vectors: NDArray[np.float32]
-    losses: NDArray[np.float64]
-    squared_norms: NDArray[np.float64]
-
-
 class QueriesTable:
     """One LanceDB table beside the index table, keyed by (output_id, target); created by the first write."""
 
@@ -75,7 +63,9 @@ class QueriesTable:
         self,
         output_ids: Sequence[str],
         targets: Sequence[str],
-        measured: Measured,
+        vectors: NDArray[np.float32],
+        losses: NDArray[np.float64],
+        squared_norms: NDArray[np.float64],
     ) -> int:
         """Insert the outputs that are not there yet; one that is stays as it was first measured.
 
@@ -88,7 +78,9 @@ class QueriesTable:
         keys = list(zip(output_ids, targets, strict=True))
         require_unique("output", keys)
         columns = [text_column("output id", output_ids), text_column("target", targets)]
-        columns += measured_columns("output", keys, measured, list(self._schema)[len(_KEYS) :], _CODE)
+        columns += measured_columns(
+            "output", keys, vectors, losses, squared_norms, list(self._schema)[len(_KEYS) :], _CODE
+        )
         if not keys:
             return 0
         with writing_alone(self._connection, self._name) as alone:
@@ -99,7 +91,7 @@ class QueriesTable:
                 gather(table, most_files=_MOST_FILES, keep=_NOTHING if alone else _AN_HOUR)
         return written
 
-    def read(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> StoredQueries:
+    def read(self, output_ids: Sequence[str] | None = None, target: str | None = None) -> StoredBatch:
         """The stored outputs among `output_ids`, in that order, under one `target` or all; None asks for all."""
         batches = self._look(lambda table: list(_batches(table, self._schema, output_ids, target))) or []
         rows = pa.Table.from_batches(batches, schema=self._schema).combine_chunks()
@@ -174,7 +166,7 @@ def _batches(
 def _damaged(batches: Iterator[pa.RecordBatch]) -> Iterator[str]:
     for batch in batches:
         stored = _from_batch(batch)
-        keys = list(zip(stored.output_ids, stored.targets, strict=True))
+        keys = list(zip(stored.example_ids, stored.targets, strict=True))
         digests = row_digests(keys, _CODE.stored(batch), stored.losses, stored.squared_norms)
         recorded = batch.column("row_sha256").to_pylist()
         yield from (key[0] for key, now, then in zip(keys, digests, recorded, strict=True) if now != then)
@@ -191,11 +183,12 @@ def _matching(output_ids: Sequence[str] | None, target: str | None) -> Iterator[
         yield among if of_target is None else among.and_(of_target)
 
 
-def _from_batch(batch: pa.RecordBatch) -> StoredQueries:
-    return StoredQueries(
-        output_ids=batch.column("output_id").to_pylist(),
+def _from_batch(batch: pa.RecordBatch) -> StoredBatch:
+    return StoredBatch(
+        example_ids=batch.column("output_id").to_pylist(),
         targets=batch.column("target").to_pylist(),
-        vectors=matrix(batch, "vector"),
+        kept=_CODE.stored(batch),
+        code=_CODE,
         losses=batch.column("loss").to_numpy(zero_copy_only=False),
         squared_norms=matrix(batch, "squared_norms"),
     )

@@ -18,7 +18,6 @@ from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.storage.files.arrow_text import ArrowText, CodedText
 from gradtrail.storage.gradients.lance_tables import key_field
 from gradtrail.storage.gradients.measured import (
-    Measured,
     measured_columns,
     measured_fields,
     require_unique,
@@ -98,12 +97,12 @@ class IndexDescription:
 
 
 @dataclass(frozen=True)
-class StoredRows:
-    """A batch of index rows. What was not asked for is empty: shape (B, 0), (0,), [] or {}.
+class StoredBatch:
+    """Stored gradients of B examples or outputs. What was not asked for is empty: shape (B, 0), (0,), [] or {}.
 
     `kept` are the vectors in the type they are stored in, read-only views of Arrow memory; `losses` (B,) and
     `squared_norms` (B, G) float64; `attributes` B values per name, where "" stands for an attribute the example does
-    not have.
+    not have; `targets` are those of outputs.
     """
 
     example_ids: Sequence[str]
@@ -113,6 +112,7 @@ class StoredRows:
     squared_norms: NDArray[np.float64]
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     content_sha256: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,21 +130,15 @@ class StoredRows:
         return self.code.pieces(self.kept)
 
 
-@dataclass(frozen=True)
-class IndexRows:
-    """A checked batch as it will be stored: the content digest of each example by its id, and all columns."""
-
-    contents: Mapping[str, str]
-    table: pa.Table
-
-
 def index_rows(
     description: IndexDescription,
     example_ids: Sequence[str],
     content_sha256: Sequence[str],
-    measured: Measured,
+    vectors: NDArray[np.float32],
+    losses: NDArray[np.float64],
+    squared_norms: NDArray[np.float64],
     attributes: Mapping[str, Sequence[str | None]],
-) -> IndexRows:
+) -> pa.Table:
     """A checked batch of B rows under the schema of the index.
 
     Raises:
@@ -165,12 +159,16 @@ def index_rows(
     keys = list(zip(example_ids, content_sha256, *as_text, strict=True))
     columns = [text_column("example id", example_ids), text_column("content digest", content_sha256)]
     measured_part = measured_fields(description.dimension, description.group_count, description.code)
-    columns += measured_columns("example", keys, measured, measured_part, description.code)
+    columns += measured_columns("example", keys, vectors, losses, squared_norms, measured_part, description.code)
     if values:
         texts = [text_column(f"attribute {name}", column) for name, column in values.items()]
         columns.append(pa.StructArray.from_arrays(texts, fields=list(description.attributes_type())))
-    contents = dict(zip(example_ids, content_sha256, strict=True))
-    return IndexRows(contents, pa.Table.from_arrays(columns, schema=schema))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def contents_of(table: pa.Table) -> dict[str, str]:
+    """The content digest of each example by its id, in the order of the rows."""
+    return dict(zip(table["example_id"].to_pylist(), table["content_sha256"].to_pylist(), strict=True))
 
 
 def column_names(description: IndexDescription, columns: Collection[Column]) -> list[str]:
@@ -179,10 +177,10 @@ def column_names(description: IndexDescription, columns: Collection[Column]) -> 
     return [*named, "scales"] if description.code.type == "int8" and "vector" in columns else named
 
 
-def stored_rows(batch: pa.RecordBatch, description: IndexDescription, columns: Collection[Column]) -> StoredRows:
+def stored_rows(batch: pa.RecordBatch, description: IndexDescription, columns: Collection[Column]) -> StoredBatch:
     """A batch read from an index, of which `columns` were asked for."""
     size, code, attribute_names = batch.num_rows, description.code, description.attribute_names
-    return StoredRows(
+    return StoredBatch(
         example_ids=ArrowText(batch.column("example_id")),
         kept=code.stored(batch) if "vector" in columns else no_vectors(size),
         code=code if "vector" in columns else VectorCode(),

@@ -12,7 +12,7 @@ from gradtrail.errors import StoreError
 from gradtrail.storage.files.reading_ahead import read_ahead
 from gradtrail.storage.gradients.check import IndexContents
 from gradtrail.storage.gradients.lance_tables import lance_faults, open_existing, scan
-from gradtrail.storage.gradients.rows import Column, IndexDescription, StoredRows, column_names, stored_rows
+from gradtrail.storage.gradients.rows import Column, IndexDescription, StoredBatch, column_names, stored_rows
 from gradtrail.storage.gradients.vector_codes import BYTES, VectorType
 from gradtrail.storage.process_memory import bound_readers
 
@@ -80,7 +80,7 @@ class IndexScan:
             contents.add(batch)
         return contents
 
-    def rows(self, version: int, columns: Collection[Column], batch_size: int | None = None) -> Iterator[StoredRows]:
+    def rows(self, version: int, columns: Collection[Column], batch_size: int | None = None) -> Iterator[StoredBatch]:
         """Every row at a LanceDB version, with the columns asked for; raises as `batches` does.
 
         One batch is read ahead. Without a `batch_size` batches are as large as is read fastest: `batch_rows`.
@@ -92,7 +92,7 @@ class IndexScan:
         for batch in read_ahead(self.batches(names, version, size)):
             yield stored_rows(batch, self._description, columns)
 
-    def rows_of(self, version: int, example_ids: Sequence[str], columns: Collection[Column]) -> Iterator[StoredRows]:
+    def rows_of(self, version: int, example_ids: Sequence[str], columns: Collection[Column]) -> Iterator[StoredBatch]:
         """The rows of some examples, in any order; ids that the index does not hold are passed over."""
         names, wanted = column_names(self._description, columns), list(dict.fromkeys(example_ids))
         for start in range(0, len(wanted), _IDS_PER_SCAN):

@@ -11,13 +11,12 @@ import lancedb
 from gradtrail.errors import StoreError
 from gradtrail.storage.gradients.lance_tables import lance_faults, open_existing, open_or_create
 from gradtrail.storage.gradients.measured import DIGEST_BYTES
-from gradtrail.storage.gradients.queries_table import StoredQueries
-from gradtrail.storage.gradients.rows import Column, IndexDescription, StoredRows
+from gradtrail.storage.gradients.rows import Column, IndexDescription, StoredBatch
 from gradtrail.storage.gradients.seal import Seal
 from gradtrail.storage.gradients.table import IndexTable
 from gradtrail.storage.gradients.vector_codes import BYTES, SCALE_BYTES, VectorCode, VectorType
 
-__all__ = ["Column", "GradientStore", "IndexTable", "Seal", "StoredQueries", "StoredRows", "VectorType"]
+__all__ = ["Column", "GradientStore", "IndexTable", "Seal", "StoredBatch", "VectorType"]
 
 _INDEX_ID = re.compile(r"[0-9a-f]{64}")
 _TEXT_BYTES_PER_ROW = 200

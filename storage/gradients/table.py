@@ -17,14 +17,14 @@ from gradtrail.storage.gradients.lance_tables import (
     latest_version,
     writing_alone,
 )
-from gradtrail.storage.gradients.measured import Measured, first_few, require_unique
-from gradtrail.storage.gradients.queries_table import QueriesTable, StoredQueries
+from gradtrail.storage.gradients.measured import first_few, require_unique
+from gradtrail.storage.gradients.queries_table import QueriesTable
 from gradtrail.storage.gradients.rows import (
     MEASURED,
     Column,
     IndexDescription,
-    IndexRows,
-    StoredRows,
+    StoredBatch,
+    contents_of,
     index_rows,
 )
 from gradtrail.storage.gradients.scan import IndexScan, batch_rows
@@ -104,7 +104,7 @@ class IndexTable:
         losses: NDArray[np.float64],
         squared_norms: NDArray[np.float64],
         attributes: Mapping[str, Sequence[str | None]],
-    ) -> IndexRows:
+    ) -> pa.Table:
         """Check a batch and bring it into the form that `store` takes; `vectors` are not copied where they are float32.
 
         Args:
@@ -114,10 +114,9 @@ class IndexTable:
         Raises:
             DataError: a value that is not finite or too large for the type of the index, a wrong shape, or an id twice.
         """
-        measured = Measured(vectors, losses, squared_norms)
-        return index_rows(self._description, example_ids, content_sha256, measured, attributes)
+        return index_rows(self._description, example_ids, content_sha256, vectors, losses, squared_norms, attributes)
 
-    def store(self, batches: Sequence[IndexRows]) -> int:
+    def store(self, batches: Sequence[pa.Table]) -> int:
         """Store prepared batches, in one commit; rows that are there already with the same content stay as they are.
 
         Each call makes one file, so thousands of rows together are written and read faster. Rows are appended while
@@ -131,8 +130,9 @@ class IndexTable:
             DataError: an id twice, or stored with other content.
             StoreError: the index is sealed and a row is new, or LanceDB cannot write. Nothing is stored.
         """
-        require_unique("example", [(example_id,) for batch in batches for example_id in batch.contents])
-        contents = {example_id: content for batch in batches for example_id, content in batch.contents.items()}
+        rows = pa.concat_tables(batches)
+        require_unique("example", [(example_id,) for example_id in rows["example_id"].to_pylist()])
+        contents = contents_of(rows)
         with writing_alone(self._connection, self._table.name) as alone:
             known = self._read_known() if self._known is None else self._known
             _require_same_content(contents, known)
@@ -140,7 +140,6 @@ class IndexTable:
             if not missing:
                 return 0
             self._refuse_if_sealed([example_id for example_id in contents if example_id not in known])
-            rows = pa.concat_tables([batch.table for batch in batches])
             rows = rows if len(missing) == len(rows) else rows.take(missing)
             if alone and latest_version(self._table) == self._known_at:
                 self._known_at = append_rows(self._table, rows)
@@ -180,7 +179,7 @@ class IndexTable:
 
     def stream(
         self, *, batch_size: int | None = None, version: int | None = None, columns: Collection[Column] = MEASURED
-    ) -> Iterator[StoredRows]:
+    ) -> Iterator[StoredBatch]:
         """Every row of the pinned version, in batches of at most `batch_size`, in the same order each time.
 
         Args:
@@ -201,7 +200,7 @@ class IndexTable:
 
     def rows_of(
         self, example_ids: Sequence[str], *, version: int, columns: Collection[Column] = MEASURED
-    ) -> Iterator[StoredRows]:
+    ) -> Iterator[StoredBatch]:
         """The rows of some examples at a LanceDB version; ids that the index does not hold are passed over."""
         yield from self._scan.rows_of(version, example_ids, columns)
 
@@ -225,9 +224,9 @@ class IndexTable:
         Raises:
             DataError: a value that is not finite, a wrong shape, or one output twice.
         """
-        return self._queries.put(output_ids, targets, Measured(vectors, losses, squared_norms))
+        return self._queries.put(output_ids, targets, vectors, losses, squared_norms)
 
-    def queries(self, output_ids: Sequence[str] | None = None, *, target: str | None = None) -> StoredQueries:
+    def queries(self, output_ids: Sequence[str] | None = None, *, target: str | None = None) -> StoredBatch:
         """The stored outputs among `output_ids`, in that order, under one `target` or all of theirs; None asks for all.
 
         An output that was never measured is not in the answer.

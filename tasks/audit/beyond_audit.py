@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 
 from gradtrail.attribution.adapters.base import ModelAdapter
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.lineage.read.answers import RecordedExample
 from gradtrail.nouns import Attribution, Example
 from gradtrail.reports.policies.evaluation import EarlierAudit, Likeness, Policy
@@ -77,7 +77,7 @@ def largest_self_influences(opened: OpenIndex) -> tuple[tuple[str, float], ...]:
 def likeness_asked_for(
     asked: Asked,
     opened: OpenIndex,
-    queries: FeatureRows,
+    queries: GradientBatch,
     attributions: Sequence[Attribution],
     outputs_of: Callable[[Sequence[str]], Sequence[Example]],
     adapter: ModelAdapter,

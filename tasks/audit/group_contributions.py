@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.scoring.joint import Member
-from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions
+from gradtrail.attribution.scoring.kept_contributions import ScoredIndex, group_contributions
 from gradtrail.nouns import Attribution, GroupContribution
 from gradtrail.tasks.index.opened import OpenIndex
 
@@ -23,13 +23,13 @@ def audited_groups(
     Raises:
         StoreError: if rows or queries are no longer those that were scored.
     """
-    kept = [KeptRows(member.queries, partial(_rows_of, each)) for each, member in zip(opened, members, strict=True)]
+    kept = [ScoredIndex(member.queries, partial(_rows_of, each)) for each, member in zip(opened, members, strict=True)]
     return group_contributions(kept, attributions, opened[-1].plan, find_method(method).combination)
 
 
-def _rows_of(opened: OpenIndex, example_ids: Sequence[str]) -> Iterator[FeatureRows]:
+def _rows_of(opened: OpenIndex, example_ids: Sequence[str]) -> Iterator[GradientBatch]:
     for batch in opened.table.rows_of(example_ids, version=opened.index.table_version):
-        yield FeatureRows(
+        yield GradientBatch(
             example_ids=batch.example_ids,
             vectors=torch.tensor(batch.vectors),
             losses=torch.tensor(batch.losses),

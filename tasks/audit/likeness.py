@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.digests import content_sha256
 from gradtrail.nouns import Attribution, Example
@@ -19,7 +19,7 @@ _MOST_NUMBERS = 1 << 24
 
 def measured_likeness(
     opened: OpenIndex,
-    queries: FeatureRows,
+    queries: GradientBatch,
     attributions: Sequence[Attribution],
     outputs_of: Callable[[Sequence[str]], Sequence[Example]],
     example_of: Callable[[str], Example],

@@ -13,7 +13,7 @@ from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurva
 from gradtrail.attribution.curvature.condition_numbers import conditioning, conditioning_warnings
 from gradtrail.attribution.curvature.inverse_products import Solutions
 from gradtrail.attribution.curvature.spectrum import Spectrum
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.methods.needs import KERNEL, LEARNING_RATE, SEGMENT, FittingData, Need
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
@@ -38,7 +38,7 @@ class PreparedAudit:
 
     scoring: ScoringPass
     members: tuple[Member, ...]
-    queries: FeatureRows
+    queries: GradientBatch
     curvature_examples: int
     warnings: tuple[str, ...]
     missing: set[str]
@@ -65,7 +65,7 @@ def prepare_audit(
     workspace: Workspace,
     pinned: PinnedModel,
     opened: Sequence[OpenIndex],
-    output_queries: Sequence[FeatureRows],
+    output_queries: Sequence[GradientBatch],
     spec: MethodSpec,
     weighting: Weighting,
     examples_of: Callable[[Sequence[str]], list[Example]],

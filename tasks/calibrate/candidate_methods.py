@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.gradients.capture import compute_features
@@ -96,7 +96,7 @@ class Predictor:
         self._left_out = [*halves.left_out, *(singles.left_out if singles else ())]
         self._halves = len(halves.left_out)
         self._opened: dict[str, OpenIndex] = {}
-        self._features: dict[str, FeatureRows] = {}
+        self._features: dict[str, GradientBatch] = {}
         self._sums: dict[tuple[str, str], torch.Tensor] = {}
 
     def predict(self, candidate: Candidate) -> Prediction:
@@ -140,7 +140,7 @@ class Predictor:
             self._opened[index_id] = open_index(self._workspace, self._pinned, index_id)
         return self._opened[index_id]
 
-    def _measured(self, opened: OpenIndex) -> FeatureRows:
+    def _measured(self, opened: OpenIndex) -> GradientBatch:
         index_id = opened.index.index_id
         if index_id not in self._features:
             self._features[index_id] = query_features(self._pinned, opened, self._queries.examples, self._options)
@@ -181,7 +181,7 @@ def candidates(workspace: Workspace, pinned: PinnedModel, index_id: str, options
 
 def query_features(
     pinned: PinnedModel, opened: OpenIndex, queries: Sequence[Example], options: CalibrateOptions
-) -> FeatureRows:
+) -> GradientBatch:
     """Unweighted features of queries as the index's checkpoint measures them."""
     model = pinned.load(opened.checkpoint).to(options.device)
     pieces = [
@@ -195,7 +195,7 @@ def query_features(
         )
         for start in range(0, len(queries), FEW_EXAMPLES)
     ]
-    return FeatureRows.joined(pieces)
+    return GradientBatch.joined(pieces)
 
 
 def _tuned(plain: MethodSpec, pinned: PinnedModel) -> list[MethodSpec]:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from gradtrail.attribution.adapters.base import TrainingData
-from gradtrail.attribution.features.kept_rows import KeptRows
 from gradtrail.attribution.features.plan import FeaturePlan, plan_from_config
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch, StoredGradients
 from gradtrail.attribution.methods.needs import DIAGONAL
 from gradtrail.attribution.methods.registry import Method, find_method
 from gradtrail.errors import NotFoundError, NotReadyError, StoreError, UsageError
@@ -33,22 +32,22 @@ class OpenIndex:
     plan: FeaturePlan
     table: IndexTable
 
-    def rows(self, queries: int = 0) -> Iterator[FeatureRows]:
+    def rows(self, queries: int = 0) -> Iterator[GradientBatch]:
         """All rows at the pinned version, to meet so many queries if any; call it again for another pass."""
         batch_size = self.table.rows_at_once(queries) if queries else None
         for batch in self.table.stream(version=self.index.table_version, batch_size=batch_size):
-            yield KeptRows(batch)
+            yield StoredGradients(batch)
 
-    def queries(self, output_ids: Sequence[str], target: Target) -> FeatureRows:
+    def queries(self, output_ids: Sequence[str], target: Target) -> GradientBatch:
         """The stored features of outputs, in the order of their ids."""
         stored = self.table.queries(output_ids)
         found = {
             output_id: row
-            for row, (output_id, kept) in enumerate(zip(stored.output_ids, stored.targets, strict=True))
+            for row, (output_id, kept) in enumerate(zip(stored.example_ids, stored.targets, strict=True))
             if kept == target
         }
         rows = [found[output_id] for output_id in sorted(found)]
-        return FeatureRows(
+        return GradientBatch(
             example_ids=sorted(found),
             vectors=torch.tensor(stored.vectors[rows]),
             losses=torch.tensor(stored.losses[rows]),

@@ -12,7 +12,7 @@ import torch
 from gradtrail.attribution.adapters.base import TrainingData
 from gradtrail.attribution.features.health import gradient_health
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
@@ -75,7 +75,7 @@ def plan_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, 
 
 
 @dataclass(frozen=True)
-class Measured:
+class PassCounts:
     """Rows that a pass wrote, those that it found there, and the examples without a finite gradient, each with why."""
 
     written: int
@@ -93,7 +93,7 @@ class IndexPass:
         self._training_data = _training_data(planned.pinned, len(self._manifest))
         self._table = _open_table(planned, self._attribute_names)
 
-    def measure(self) -> Measured:
+    def measure(self) -> PassCounts:
         """Measure what is missing of the shard, by several processes if the options say so.
 
         Raises:
@@ -132,7 +132,7 @@ class IndexPass:
             add = partial(self._append, appending)
             for batch, _ in write_behind(self._as_stored(rows), add, ahead=ahead):
                 bar.advance(len(batch.example_ids))
-        return Measured(len(present) - resumed + appending.written, resumed, quarantined)
+        return PassCounts(len(present) - resumed + appending.written, resumed, quarantined)
 
     def seal(self, quarantined: dict[str, str]) -> Index:
         """Check that no example is missing, pin the table's version, and say what the index covers.
@@ -233,12 +233,12 @@ class IndexPass:
                 example = checked_example(self._training_data[position], position)
                 yield refuse_drift(example, example_id, row.content_sha256)
 
-    def _as_stored(self, rows: Iterator[FeatureRows]) -> Iterator[FeatureRows]:
+    def _as_stored(self, rows: Iterator[GradientBatch]) -> Iterator[GradientBatch]:
         plan = self._planned.plan
         for batch in rows:
             yield replace(batch, vectors=stored_vectors(batch.vectors, plan, plan.stored_weighting))
 
-    def _append(self, appending: Appending, rows: FeatureRows) -> int:
+    def _append(self, appending: Appending, rows: GradientBatch) -> int:
         recorded = [self._manifest[example_id] for example_id in rows.example_ids]
         return appending.add(
             example_ids=rows.example_ids,

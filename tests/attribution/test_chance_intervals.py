@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.scoring.attribute_sums import AttributeCodes
 from gradtrail.attribution.scoring.permutation_intervals import interval_shares
 
@@ -17,7 +17,7 @@ def shares_of(masses: np.ndarray, labels: np.ndarray, seed: int = 0):
     codes = AttributeCodes(["source"])
     count = len(masses)
     empty = (torch.zeros(count, 0), torch.zeros(count), torch.ones(count, 1))
-    codes.add(FeatureRows([str(row) for row in range(count)], *empty, {"source": names}))
+    codes.add(GradientBatch([str(row) for row in range(count)], *empty, {"source": names}))
     found = interval_shares(masses / masses.sum(), codes, 200, seed)["source"]
     return found, {name: names.count(name) / count for name in found}
 

@@ -7,7 +7,7 @@ from torch import nn
 from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.needs import KERNEL
@@ -15,7 +15,7 @@ from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
-from gradtrail.attribution.scoring.kept_contributions import KeptRows, group_contributions, split_scores
+from gradtrail.attribution.scoring.kept_contributions import ScoredIndex, group_contributions, split_scores
 from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import StoreError
 from gradtrail.nouns import Attribution, Example, Weighting
@@ -59,7 +59,7 @@ class Scored:
             )
             rows = replace(rows, vectors=stored_vectors(rows.vectors, self.plan, stored))
             self.members.append(Member(prepared, lambda rows=rows: [rows]))
-            self.kept.append(KeptRows(prepared, lambda ids, rows=rows: self._read(rows, ids)))
+            self.kept.append(ScoredIndex(prepared, lambda ids, rows=rows: self._read(rows, ids)))
         self.result = score_pass(scoring_pass(self.members, self.combination), top_k=TOP)
         self.attributions = [
             Attribution(output_id, example_id, side, rank, score)
@@ -73,7 +73,7 @@ class Scored:
         found = [place for place, name in enumerate(rows.example_ids) if name in set(ids)]
         places = torch.tensor(found, dtype=torch.int64)
         for part in torch.split(places, 7):
-            yield FeatureRows(
+            yield GradientBatch(
                 [rows.example_ids[place] for place in part.tolist()],
                 rows.vectors[part],
                 rows.losses[part],

@@ -7,7 +7,7 @@ import torch
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.curvature.vectors import observed_vectors
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.fidelity.evaluation import predicted_effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.methods.rules import prepare_queries
@@ -41,7 +41,7 @@ def _rows(count, seed, prefix):
     )
     squares = torch.stack([vectors[:, columns].square().sum(1) for columns in plan.slices], dim=1)
     ids = [f"{prefix}-{place:02d}" for place in range(count)]
-    return FeatureRows(ids, vectors, torch.zeros(count, dtype=torch.float64), squares)
+    return GradientBatch(ids, vectors, torch.zeros(count, dtype=torch.float64), squares)
 
 
 TRAINING, MEASURED = _rows(EXAMPLES, 0, "row"), _rows(QUERIES, 1, "query")
@@ -55,7 +55,7 @@ def spectrum():
 
 def _stream():
     for part in torch.split(torch.arange(EXAMPLES), 30):
-        yield FeatureRows(
+        yield GradientBatch(
             [TRAINING.example_ids[place] for place in part.tolist()],
             TRAINING.vectors[part],
             TRAINING.losses[part],

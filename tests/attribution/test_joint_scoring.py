@@ -11,7 +11,7 @@ from gradtrail.attribution.curvature.spectrum import Spectrum, margin_vectors
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.margins import one_minus_probability
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import find_method, prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
@@ -23,8 +23,8 @@ from gradtrail.errors import DataError, UsageError
 RATES = (0.1, 0.05, 0.02)
 
 
-def chosen(rows: FeatureRows, order: list[int]) -> FeatureRows:
-    return FeatureRows(
+def chosen(rows: GradientBatch, order: list[int]) -> GradientBatch:
+    return GradientBatch(
         example_ids=[rows.example_ids[row] for row in order],
         vectors=rows.vectors[order],
         losses=rows.losses[order],
@@ -33,7 +33,7 @@ def chosen(rows: FeatureRows, order: list[int]) -> FeatureRows:
     )
 
 
-def batches(rows: FeatureRows, size: int) -> list[FeatureRows]:
+def batches(rows: GradientBatch, size: int) -> list[GradientBatch]:
     return [
         chosen(rows, list(range(start, min(start + size, len(rows.example_ids)))))
         for start in range(0, len(rows.example_ids), size)

@@ -8,7 +8,7 @@ import torch
 from gradtrail.attribution.curvature.blocks import BlockCurvature, empirical_curvature
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import group_weights, stored_vectors, unweighted_vectors
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.needs import CURVATURE
@@ -27,7 +27,7 @@ def measured(convolutional):
     return plan, rows
 
 
-def rescaled(rows: FeatureRows, factor: float) -> FeatureRows:
+def rescaled(rows: GradientBatch, factor: float) -> GradientBatch:
     return dataclasses.replace(rows, vectors=rows.vectors * factor, squared_norms=rows.squared_norms * factor**2)
 
 

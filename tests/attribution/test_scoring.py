@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrail.attribution.features.kept_rows import KeptRows
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch, StoredGradients
 from gradtrail.attribution.methods.rules import PreparedQueries
 from gradtrail.attribution.scoring.passes import overall_influence, score, shares
 from gradtrail.errors import DataError, StoreError, UsageError
@@ -16,9 +15,9 @@ from gradtrail.errors import DataError, StoreError, UsageError
 SOURCES = ("archive", "crawl", "forms")
 
 
-def make_rows(vectors, attributes=None) -> FeatureRows:
+def make_rows(vectors, attributes=None) -> GradientBatch:
     count = len(vectors)
-    return FeatureRows(
+    return GradientBatch(
         example_ids=[f"z{number:04d}" for number in range(count)],
         vectors=vectors,
         losses=torch.zeros(count, dtype=torch.float64),
@@ -27,12 +26,12 @@ def make_rows(vectors, attributes=None) -> FeatureRows:
     )
 
 
-def cut(rows: FeatureRows, sizes: list[int], order: list[int] | None = None) -> list[FeatureRows]:
+def cut(rows: GradientBatch, sizes: list[int], order: list[int] | None = None) -> list[GradientBatch]:
     order = order or list(range(len(rows.example_ids)))
     ends = list(itertools.accumulate(sizes))
     pieces = [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     return [
-        FeatureRows(
+        GradientBatch(
             example_ids=[rows.example_ids[i] for i in piece],
             vectors=rows.vectors[piece],
             losses=rows.losses[piece],
@@ -126,7 +125,7 @@ def test_overall_influence_is_the_mean_share_over_outputs_with_mass(small_intege
             assert overall.shares[side]["source"][source].share == pytest.approx(mean[member].sum().item())
 
 
-def planted(factor: float) -> tuple[PreparedQueries, FeatureRows]:
+def planted(factor: float) -> tuple[PreparedQueries, GradientBatch]:
     generator = torch.Generator().manual_seed(11)
     vectors = torch.randn(900, 20, generator=generator)
     influential = torch.rand(900, generator=generator) < 0.2
@@ -199,7 +198,7 @@ def test_the_values_with_most_examples_get_an_interval_however_much_they_carry(m
 class InPieces:
     """A batch of a store that hands its vectors over three rows at a time, and never whole."""
 
-    rows: FeatureRows
+    rows: GradientBatch
 
     def __getattr__(self, name):
         value = getattr(self.rows, name)
@@ -220,7 +219,7 @@ class InPieces:
 def test_rows_of_a_store_are_scored_in_pieces_without_ever_being_whole(small_integers):
     queries, rows = small_integers
     sizes = [100, 1, 399]
-    in_pieces = score(queries, lambda: [KeptRows(InPieces(part)) for part in cut(rows, sizes)], top_k=5)
+    in_pieces = score(queries, lambda: [StoredGradients(InPieces(part)) for part in cut(rows, sizes)], top_k=5)
     whole = score(queries, lambda: cut(rows, sizes), top_k=5)
     assert (in_pieces.proponents, in_pieces.opponents) == (whole.proponents, whole.opponents)
     assert torch.equal(in_pieces.positive_mass, whole.positive_mass)

@@ -9,7 +9,7 @@ from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.curvature.vectors import observed_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
@@ -26,9 +26,9 @@ def spectrum(seed: int) -> tuple[Spectrum, torch.Tensor]:
     return Spectrum("empirical", *torch.linalg.eigh(curvature), 10), curvature
 
 
-def queries() -> FeatureRows:
+def queries() -> GradientBatch:
     vectors = torch.randn(3, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    return FeatureRows(["a", "b", "c"], vectors, torch.ones(3), vectors.square().sum(1, keepdim=True))
+    return GradientBatch(["a", "b", "c"], vectors, torch.ones(3), vectors.square().sum(1, keepdim=True))
 
 
 def test_two_segments_of_one_curvature_are_one_of_their_length_together():

@@ -10,7 +10,7 @@ import torch
 
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.curvature.vectors import model_vectors
-from gradtrail.attribution.features.rows import FeatureRows
+from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.methods.rules import METHODS
 from gradtrail.attribution.methods.spec import MethodSpec
@@ -137,7 +137,7 @@ def test_training_is_unrolled_over_its_checkpoints_from_the_last_to_the_first(in
 
     pinned = pinned_model(ingested.workspace, "tiny/1")
     opened = [open_index(ingested.workspace, pinned, each) for each in built]
-    rows = [FeatureRows.joined(list(each.rows())) for each in opened]
+    rows = [GradientBatch.joined(list(each.rows())) for each in opened]
     moments = []
     for each in opened:
         pieces = model_vectors(

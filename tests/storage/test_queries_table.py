@@ -28,11 +28,11 @@ def test_queries_come_back_in_the_order_asked(open_gradients, query_rows):
     table, rows = open_gradients(), query_rows(range(5))
     assert table.put_queries(**rows) == 5
     stored = open_gradients().queries(["kiosk:o'3", "kiosk:o'1", "kiosk:never"])
-    assert stored.output_ids == ["kiosk:o'3", "kiosk:o'1"]
+    assert stored.example_ids == ["kiosk:o'3", "kiosk:o'1"]
     np.testing.assert_array_equal(stored.vectors, rows["vectors"][[3, 1]])
     np.testing.assert_array_equal(stored.losses, rows["losses"][[3, 1]])
     np.testing.assert_array_equal(stored.squared_norms, rows["squared_norms"][[3, 1]])
-    assert open_gradients().queries().output_ids == rows["output_ids"]
+    assert open_gradients().queries().example_ids == rows["output_ids"]
 
 
 def test_nothing_asked_or_nothing_stored_is_an_empty_answer_of_the_right_shape(open_gradients, query_rows):
@@ -47,7 +47,7 @@ def test_one_output_has_a_row_per_target(open_gradients, query_rows):
     table.put_queries(**query_rows([1, 2]))
     assert table.put_queries(**query_rows([2], target="label")) == 1
     assert table.queries().targets == ["emitted", "emitted", "label"]
-    assert table.queries(target="label").output_ids == ["kiosk:o'2"]
+    assert table.queries(target="label").example_ids == ["kiosk:o'2"]
     assert table.queries(["kiosk:o'1", "kiosk:o'2"], target="emitted").targets == ["emitted", "emitted"]
 
 
@@ -62,7 +62,7 @@ def test_putting_again_keeps_what_was_first_measured(open_gradients, query_rows)
 def test_more_ids_than_one_filter_holds(open_gradients, query_rows):
     table, rows = open_gradients(), query_rows(range(2500))
     table.put_queries(**rows)
-    assert table.queries(rows["output_ids"][::-1]).output_ids == rows["output_ids"][::-1]
+    assert table.queries(rows["output_ids"][::-1]).example_ids == rows["output_ids"][::-1]
 
 
 def test_bad_queries_are_refused(open_gradients, query_rows):
@@ -72,7 +72,7 @@ def test_bad_queries_are_refused(open_gradients, query_rows):
     rows["vectors"][1, 0] = np.nan
     with pytest.raises(DataError, match="The gradient of output kiosk:o'2 is not finite"):
         table.put_queries(**rows)
-    assert table.queries().output_ids == []
+    assert table.queries().example_ids == []
 
 
 def test_a_changed_query_is_named_by_verify(open_gradients, query_rows, gradient_rows):
@@ -98,10 +98,10 @@ def test_what_is_forgotten_of_many_outputs_is_in_no_file(gradient_store, open_gr
     assert table.forget_queries(["kiosk:o'150", "kiosk:never"]) == 1
     assert files_with(gradient_store, erased.tobytes()) == files_with(gradient_store, b"kiosk:o'150") == []
     assert len(files_with(gradient_store, kept.tobytes())) == 1
-    assert open_gradients().queries().output_ids == sorted(set(rows["output_ids"]) - {"kiosk:o'150"})
+    assert open_gradients().queries().example_ids == sorted(set(rows["output_ids"]) - {"kiosk:o'150"})
     assert open_gradients().put_queries(**query_rows([149, 150])) == 1
     assert table.forget_queries(rows["output_ids"]) == 300
-    assert open_gradients().queries().output_ids == []
+    assert open_gradients().queries().example_ids == []
 
 
 PUTTING = """
@@ -116,7 +116,7 @@ for number in range(60):
     output_ids = [f"kiosk:{number}-{each}" for each in range(4)]
     measured = {"vectors": np.ones((4, 8), np.float32), "losses": np.ones(4), "squared_norms": np.ones((4, 3))}
     table.put_queries(output_ids=output_ids, targets=["emitted"] * 4, **measured)
-    assert table.queries(output_ids).output_ids == output_ids, number
+    assert table.queries(output_ids).example_ids == output_ids, number
 """
 
 
@@ -130,10 +130,10 @@ def test_putting_and_forgetting_in_two_processes_lose_nothing_and_readers_see_al
         assert putting.stdout.readline().strip() == "opened"
         while putting.poll() is None:
             assert table.forget_queries(["kiosk:never"]) == 0
-            assert table.queries(rows["output_ids"]).output_ids == rows["output_ids"]
+            assert table.queries(rows["output_ids"]).example_ids == rows["output_ids"]
         assert putting.wait() == 0, putting.stderr.read()
     assert table.forget_queries(["kiosk:o'0"]) == 1
-    assert len(open_gradients().queries().output_ids) == 244
+    assert len(open_gradients().queries().example_ids) == 244
     assert open_gradients()._queries.problems() == []
 
 
@@ -144,7 +144,7 @@ def test_many_puts_leave_few_files_and_versions(gradient_store, open_gradients, 
     folder = Path(gradient_store.uri, f"queries_{INDEX_ID}.lance")
     assert len(list((folder / "data").iterdir())) < 10
     assert len(list((folder / "_versions").iterdir())) < 10
-    assert len(table.queries().output_ids) == 70
+    assert len(table.queries().example_ids) == 70
 
 
 def test_an_earlier_version_of_a_clock_that_was_ahead_is_named_and_then_removed(
@@ -162,7 +162,7 @@ def test_an_earlier_version_of_a_clock_that_was_ahead_is_named_and_then_removed(
         path.write_bytes(content)
     assert table.forget_queries(["kiosk:o'2"]) == 0
     assert files_with(gradient_store, rows["vectors"][2].tobytes()) == []
-    assert open_gradients().queries().output_ids == ["kiosk:o'0", "kiosk:o'1", "kiosk:o'3"]
+    assert open_gradients().queries().example_ids == ["kiosk:o'0", "kiosk:o'1", "kiosk:o'3"]
 
 
 def files_with(store, wanted):

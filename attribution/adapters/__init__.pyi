@@ -3,7 +3,9 @@ from .base import ClassificationAdapter as ClassificationAdapter
 from .base import ModelAdapter as ModelAdapter
 from .base import RegressionAdapter as RegressionAdapter
 from .base import TrainingData as TrainingData
+from .base import at_least_float32 as at_least_float32
 from .base import iterate_examples as iterate_examples
+from .base import measured_outputs as measured_outputs
 from .causal_language_model import CausalLMAdapter as CausalLMAdapter
 from .collation import map_tensors as map_tensors
 from .loading import adapter_reference as adapter_reference

@@ -3,6 +3,7 @@ from .capture import iterate_features as iterate_features
 from .checks import check_capture as check_capture
 from .checks import check_determinism as check_determinism
 from .eval_mode import frozen_in_eval as frozen_in_eval
+from .eval_mode import is_out_of_memory as is_out_of_memory
 from .hooks import Recording as Recording
 from .hooks import recording as recording
 from .instrument import Instrument as Instrument
@@ -12,4 +13,5 @@ from .memory import MEMORY_BUDGET as MEMORY_BUDGET
 from .memory import MOST_EXAMPLES as MOST_EXAMPLES
 from .memory import choose_batch_size as choose_batch_size
 from .memory import measure_memory as measure_memory
+from .precision import rounding_of_gradients as rounding_of_gradients
 from .shards import Shard as Shard

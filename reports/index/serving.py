@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from functools import partial
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import PathLike, StaticFiles
+from starlette.types import Scope
 
 from gradtrail.addresses import INDEX_PAGE
 from gradtrail.errors import UsageError
@@ -20,11 +26,30 @@ _CONTENT_TYPES = {
     ".json": "application/json",
     ".parquet": "application/vnd.apache.parquet",
 }
-_PIECE = 1 << 20
+_HEADERS = {"Cache-Control": "no-cache", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+
+
+class ReportServer:
+    """A server whose port is bound. `serve_forever` answers until `shutdown`, from another thread, or Ctrl-C."""
+
+    def __init__(self, app: Starlette, listening: socket.socket) -> None:
+        self._socket = listening
+        # Says nothing: addresses name audits.
+        config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off")
+        self._server = uvicorn.Server(config)
+        self.server_port: int = listening.getsockname()[1]
+
+    def serve_forever(self) -> None:
+        """Answer requests."""
+        self._server.run(sockets=[self._socket])
+
+    def shutdown(self) -> None:
+        """End `serve_forever` soon."""
+        self._server.should_exit = True
 
 
 @contextmanager
-def report_server(folder: Path, port: int, public_hosts: Collection[str] = ()) -> Iterator[ThreadingHTTPServer]:
+def report_server(folder: Path, port: int, public_hosts: Collection[str] = ()) -> Iterator[ReportServer]:
     """A server on the loopback address, bound and not yet answering: call `serve_forever` on it.
 
     Args:
@@ -35,71 +60,35 @@ def report_server(folder: Path, port: int, public_hosts: Collection[str] = ()) -
     Raises:
         UsageError: the port is taken, or not allowed.
     """
-    handler = partial(_Handler, folder.resolve(), {HOST, "localhost", *public_hosts})
-    try:
-        server = ThreadingHTTPServer((HOST, port), handler)
-    except OSError as error:
-        raise UsageError(
-            f"Reports cannot be served on port {port}: {error.strerror or error}.", "Choose another with --port."
-        ) from error
-    server.daemon_threads = True
-    with server:
-        yield server
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the files of reports; everything else there is not."""
-
-    server_version = "gradtrail"
-    sys_version = ""
-
-    def __init__(self, folder: Path, hosts: Collection[str], *connection: object) -> None:
-        self._folder = folder
-        self._hosts = hosts
-        super().__init__(*connection)  # type: ignore[arg-type]  # as http.server hands them over
-
-    def do_GET(self) -> None:
-        """Send a file."""
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        """Send what would come before a file."""
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        # A page elsewhere may have its own name point here; its requests carry that name.
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in self._hosts:
-            self.send_error(HTTPStatus.MISDIRECTED_REQUEST, "This server answers for this machine alone")
-            return
-        path = self._file()
-        if path is None:
-            self.send_error(HTTPStatus.NOT_FOUND, "There is no such report")
-            return
-        with path.open("rb") as stream:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", _CONTENT_TYPES[path.suffix])
-            self.send_header("Content-Length", str(os.fstat(stream.fileno()).st_size))
-            self.send_header("Cache-Control", "no-cache")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            while with_body and (piece := stream.read(_PIECE)):
-                self.wfile.write(piece)
-
-    def _file(self) -> Path | None:
-        """The file of a request: below the folder, not hidden, of a kind that reports have."""
-        asked = unquote(urlsplit(self.path).path)
-        if "\0" in asked:
-            return None
-        parts = [part for part in asked.split("/") if part] or [INDEX_PAGE]
-        if any(part.startswith(".") or "\\" in part for part in parts):
-            return None
-        path = self._folder.joinpath(*parts)
+    # A page elsewhere may have its own name point here; its requests carry that name.
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost", *public_hosts], www_redirect=False)
+    app = Starlette(routes=[Mount("/", _Reports(directory=folder))], middleware=[hosts])
+    with closing(socket.socket()) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            inside = path.resolve(strict=True).is_relative_to(self._folder)
-        except OSError:
-            return None
-        return path if inside and path.is_file() and path.suffix in _CONTENT_TYPES else None
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise UsageError(
+                f"Reports cannot be served on port {port}: {error.strerror or error}.", "Choose another with --port."
+            ) from error
+        listening.listen()
+        yield ReportServer(app, listening)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: addresses name audits."""
+
+class _Reports(StaticFiles):
+    """The files of reports; everything else there is not."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        """The file of a request: not hidden, and of a kind that reports have."""
+        asked = PurePosixPath(INDEX_PAGE if path == "." else path)
+        if asked.suffix not in _CONTENT_TYPES or any(part.startswith(".") for part in asked.parts):
+            return "", None
+        return super().lookup_path(str(asked))
+
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """The file as what it is, to be asked for again each time."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update({"Content-Type": _CONTENT_TYPES[PurePosixPath(full_path).suffix], **_HEADERS})
+        return response

@@ -74,7 +74,7 @@ def served_by_mlflow(tracking_uri):
 def served_reports(folder):
     """The address of a folder of reports, until the end of the block."""
     with report_server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

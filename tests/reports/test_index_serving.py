@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def port(folder: Path) -> Iterator[int]:
     with report_server(folder, 0, ["reports.example"]) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
         server.shutdown()
@@ -102,11 +102,11 @@ def test_nothing_else_is_given_and_no_folder_is_listed(port: int, path: str) -> 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_nothing_can_be_written(port: int, method: str) -> None:
-    assert ask(port, "/index.html", method)[0].status == 501
+    assert ask(port, "/index.html", method)[0].status == 405
 
 
 def test_pages_elsewhere_cannot_reach_it_through_a_name_of_theirs(port: int) -> None:
-    assert ask(port, "/", host="evil.example")[0].status == 421
+    assert ask(port, "/", host="evil.example")[0].status == 400
     assert ask(port, "/", host=f"localhost:{port}")[0].status == 200
     assert ask(port, "/", host="reports.example")[0].status == 200
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import pictures
 
 Row = Mapping[str, Any]
 
@@ -179,11 +179,7 @@ def _first(ratios: Mapping[str, float], prefix: str) -> float | None:
 
 def picture(results: Row, path: Path) -> None:
     """One bar an engine, as a share of the ceiling."""
-    mpl.use("svg")
-    # The same results give the same file.
-    mpl.rcParams.update({"svg.hashsalt": "gradtrail", "font.size": 9})
-    from matplotlib import pyplot
-
+    pyplot = pictures.pyplot(9)
     models = [model for model in NAMES if any(row["model"] == model for row in results["rows"])]
     heights = [1 + 0.22 * sum(row["model"] == model for row in results["rows"]) for model in models]
     figure, all_axes = pyplot.subplots(len(models), 1, figsize=(8, sum(heights)), height_ratios=heights, squeeze=False)
@@ -202,4 +198,4 @@ def picture(results: Row, path: Path) -> None:
         axes.set_title(f"{NAMES[model]}: share of the ceiling, and examples per second", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    pictures.save_svg(figure, path)

@@ -58,10 +58,17 @@ def environment(threads: int, packages: Sequence[str], **more: Any) -> dict[str,
 
 
 def write_results(path: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """One file a benchmark: {"environment": …, "rows": […]}."""
+    """One file a benchmark: {"environment": …, "rows": […]}, with a line for each fact and each row."""
+    facts = ",\n".join(f"{_compact(name)}: {_compact(fact)}" for name, fact in described.items())
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": described, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(
+        f'{{\n"environment": {{\n{facts}\n}},\n"rows": [\n' + ",\n".join(map(_compact, rows)) + "\n]\n}\n", "utf-8"
+    )
     print(f"Written: {path}")
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _cpu() -> str:

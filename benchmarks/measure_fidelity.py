@@ -181,7 +181,7 @@ def _verdicts(judged: Judged) -> Iterator[dict[str, Any]]:
             "ours_value": float(ours.ranks.mean()),
             "peer": f"{theirs.prediction.candidate.engine} {theirs.prediction.candidate.method}",
             "peer_value": float(theirs.ranks.mean()),
-            "ceiling": judged.ceiling(place)[0],
+            "ceiling": judged.ceiling(place),
             **asdict(comparison),
             "verdict": comparison.verdict,
         }

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+import pictures
 
 from fidelity.candidates import FURTHER
 
@@ -24,7 +24,7 @@ METRICS = {"fidelity_subset": "random halves left out", "fidelity_loo": "single 
 
 def by_training(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
     """Fidelity over steps: ours under uniform weights tuned for each amount, untuned influence, best peer, ceiling."""
-    pyplot = _pyplot()
+    pyplot = pictures.pyplot(8)
     figure, panels = pyplot.subplots(
         len(METRICS), len(titles), figsize=(3.3 * len(titles), 6), squeeze=False, layout="constrained"
     )
@@ -53,18 +53,19 @@ def by_training(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> N
                 chosen = [max((row for row in peers if row["steps"] == step), key=_selected)["value"] for step in steps]
                 axes.plot(steps, chosen, color="#d98f4e", marker="x", ms=4, lw=1.2, label="best peer")
             axes.set_xscale("log")
+            axes.minorticks_off()
             axes.set_ylim(-0.05, 1.05)
             axes.set_title(f"{title}\n{METRICS[metric]}", fontsize=8, loc="left")
             axes.set_xlabel("steps of further training")
             axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("Spearman")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
-    _save(figure, path)
+    pictures.save_svg(figure, path)
 
 
 def sweep(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
     """Heat maps over damping and amount of further training, block and global, with LDS as the last column of each."""
-    pyplot = _pyplot()
+    pyplot = pictures.pyplot(8)
     methods = {"influence": "block", "influence_global": "global"}
     figure, panels = pyplot.subplots(
         len(methods), len(titles), figsize=(3.3 * len(titles), 6.4), squeeze=False, layout="constrained"
@@ -73,8 +74,7 @@ def sweep(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
         for column, (task, title) in enumerate(titles.items()):
             axes = panels[line, column]
             own = [row for row in rows if row["task"] == task and row["method"] == method]
-            kind = own[0]["curvature"] if own else ""
-            own = [row for row in own if row["curvature"] == kind and row["metric"] in {"fidelity_subset", "lds"}]
+            kind = own[0]["curvature"]
             dampings = sorted({row["damping"] for row in own})
             steps = sorted({row["steps"] for row in own if row["metric"] == "fidelity_subset"})
             grid = np.full((len(dampings), len(steps) + 1), np.nan)
@@ -93,22 +93,9 @@ def sweep(rows: Sequence[Row], titles: Mapping[str, str], path: Path) -> None:
             axes.set_title(f"{title}\n{name} curvature ({kind})", fontsize=8, loc="left")
     panels[0, 0].set_ylabel("damping")
     figure.colorbar(image, ax=panels, shrink=0.6, label="Spearman below the best of its column")
-    _save(figure, path)
+    pictures.save_svg(figure, path)
 
 
 def _selected(row: Row) -> float:
     value: float = row["value_on_selection_queries"]
     return value
-
-
-def _pyplot() -> Any:
-    mpl.use("svg")
-    # The same results give the same file.
-    mpl.rcParams.update({"svg.hashsalt": "gradtrail", "font.size": 8})
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})

@@ -13,7 +13,7 @@ from fidelity.candidates import Candidate
 from fidelity.truths import Truths
 from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.fidelity.noise_ceilings import split_half_ceilings
-from gradtrail.attribution.numerics.correlation import cosines, spearmans
+from gradtrail.attribution.numerics.correlation import spearmans
 from gradtrail.nouns import Weighting
 
 Matrix = NDArray[np.float64]
@@ -34,19 +34,14 @@ class Question:
     measured: Matrix
     by_seed: Matrix
 
-    def ceiling(self, queries: Sequence[int]) -> tuple[float, float]:
-        """What a perfect prediction could reach, as Spearman and as cosine."""
-        return split_half_ceilings(self.by_seed[:, :, list(queries)])
+    def ceiling(self, queries: Sequence[int]) -> float:
+        """What a perfect prediction could reach, as Spearman."""
+        return split_half_ceilings(self.by_seed[:, :, list(queries)])[0]
 
     def ranks(self, predicted: Matrix, queries: Sequence[int]) -> Matrix:
         """Spearman of each query over the sets: (queries,)."""
         chosen = list(queries)
         return spearmans(predicted[:, chosen], self.measured[:, chosen])
-
-    def angles(self, predicted: Matrix, queries: Sequence[int]) -> Matrix:
-        """Cosine of each query over the sets: (queries,)."""
-        chosen = list(queries)
-        return cosines(predicted[:, chosen], self.measured[:, chosen])
 
 
 def questions(truths: Truths) -> list[Question]:

@@ -13,8 +13,8 @@ from gradtrail.attribution.features.weights import group_weights
 from gradtrail.attribution.weighting.learning import effective_groups
 
 BASELINES = "baseline"
-SWEPT = ("influence", "influence_global", "horizon", "ekfac")
-"""Methods whose every damping is in the results."""
+SWEPT = ("influence", "influence_global")
+"""Methods whose every damping is in the results, against halves and LDS, as the picture shows them."""
 Key = tuple[int, str, str, str]
 """Place of the question, engine, method, weighting."""
 
@@ -26,7 +26,6 @@ class Chosen:
     prediction: Prediction
     selected: float
     ranks: Matrix
-    angles: Matrix
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Judged:
     parts: dict[str, list[int]]
     chosen: dict[Key, Chosen] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
-    _ceilings: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _ceilings: dict[int, float] = field(default_factory=dict)
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """Keep whatever is best on the selection queries so far."""
@@ -55,8 +54,8 @@ class Judged:
         ]
         return max(found, key=lambda each: each.selected, default=None)
 
-    def ceiling(self, place: int) -> tuple[float, float]:
-        """Of a question on the report queries, as Spearman and as cosine."""
+    def ceiling(self, place: int) -> float:
+        """Of a question on the report queries, as Spearman."""
         if place not in self._ceilings:
             self._ceilings[place] = self.asked[place].ceiling(self.parts["report"])
         return self._ceilings[place]
@@ -66,7 +65,7 @@ class Judged:
         ours, theirs = self.best(place, ours=True), self.best(place, ours=False)
         if ours is None or theirs is None:
             return None
-        return compare(ours.ranks, theirs.ranks, self.ceiling(place)[0])
+        return compare(ours.ranks, theirs.ranks, self.ceiling(place))
 
     def gain(self, place: int, method: str, weighting: str) -> Comparison | None:
         """A weighting of ours against uniform, each at its own best setting, on the report queries."""
@@ -74,7 +73,7 @@ class Judged:
         uniform = self.chosen.get((place, ENGINE, method, "uniform"))
         if ours is None or uniform is None:
             return None
-        return compare(ours.ranks, uniform.ranks, self.ceiling(place)[0])
+        return compare(ours.ranks, uniform.ranks, self.ceiling(place))
 
     def rows(self) -> list[dict[str, Any]]:
         """One a question, engine, method and weighting."""
@@ -85,7 +84,7 @@ class Judged:
         selected = float(question.ranks(total, self.parts["select"]).mean())
         reported = self.parts["report"]
         candidate = prediction.candidate
-        if (candidate.engine, prediction.weighting_name) == (ENGINE, "uniform") and candidate.method in SWEPT:
+        if self._is_swept(question, prediction):
             self.sweep.append(
                 {
                     "task": self.task,
@@ -99,14 +98,21 @@ class Judged:
             )
         key = (place, candidate.engine, candidate.method, prediction.weighting_name)
         if key not in self.chosen or selected > self.chosen[key].selected:
-            self.chosen[key] = Chosen(
-                prediction, selected, question.ranks(total, reported), question.angles(total, reported)
-            )
+            self.chosen[key] = Chosen(prediction, selected, question.ranks(total, reported))
+
+    @staticmethod
+    def _is_swept(question: Question, prediction: Prediction) -> bool:
+        candidate = prediction.candidate
+        return (
+            (candidate.engine, prediction.weighting_name) == (ENGINE, "uniform")
+            and candidate.method in SWEPT
+            and candidate.parameters.get("curvature") != "empirical"
+            and question.metric != "fidelity_loo"
+        )
 
     def _row(self, key: Key, each: Chosen) -> dict[str, Any]:
         place, engine, method, weighting = key
         question, candidate = self.asked[place], each.prediction.candidate
-        ceiling, cosine_ceiling = self.ceiling(place)
         row = {
             "task": self.task,
             "engine": engine,
@@ -116,10 +122,7 @@ class Judged:
             "steps": question.steps,
             "value": float(each.ranks.mean()),
             "standard_error": standard_error(each.ranks),
-            "ceiling": ceiling,
-            "cosine": float(each.angles.mean()),
-            "cosine_standard_error": standard_error(each.angles),
-            "cosine_ceiling": cosine_ceiling,
+            "ceiling": self.ceiling(place),
             "value_on_selection_queries": each.selected,
             "damping": candidate.damping,
             **candidate.parameters,
@@ -127,8 +130,5 @@ class Judged:
         plan, fitted = candidate.plan, each.prediction.weighting
         if plan is not None and fitted.group_weights:
             weights = group_weights(fitted, plan)
-            row["group_weights"] = dict(zip([group.name for group in plan.groups], weights.tolist(), strict=True))
             row["effective_groups"] = effective_groups(weights / weights.sum())
-        elif "fell_back_because" in fitted.evidence:
-            row["fell_back_because"] = fitted.evidence["fell_back_because"]
         return row

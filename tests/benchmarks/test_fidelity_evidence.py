@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,8 +30,10 @@ def measure(folder: Path, *tasks: str) -> str:
 
 
 def check(folder: Path, *tasks: str) -> None:
-    content = json.loads((folder / "fidelity.json").read_text())
+    text = (folder / "fidelity.json").read_text()
+    content = json.loads(text)
     assert set(content) == {"environment", "rows"}
+    assert [json.loads(line.rstrip(",")) for line in text.splitlines() if line.startswith('{"')] == content["rows"]
     assert set(content["environment"]["tasks"]) == set(tasks)
     for row in content["rows"]:
         assert set(row) >= ROW
@@ -85,6 +89,23 @@ def test_the_page_says_a_tie_and_a_loss_as_plainly_as_a_win(measured, tmp_path):
     assert all(f"| -33% | {said} |" in page for said in ("**behind**", "**tie**", "yes"))
     assert (tmp_path / "fidelity-by-training.svg").stat().st_size > 0
     assert (tmp_path / "fidelity-sweep.svg").stat().st_size > 0
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path):
+    run("document_fidelity.py", "--docs", str(tmp_path))
+    committed = BENCHMARKS.parent / "docs" / "fidelity-evidence.md"
+    assert (tmp_path / committed.name).read_bytes() == committed.read_bytes()
+
+
+def test_pictures_hold_text_and_short_numbers(measured, tmp_path):
+    run("document_fidelity.py", "--results", str(measured), "--docs", str(tmp_path))
+    for name in ("fidelity-by-training.svg", "fidelity-sweep.svg"):
+        picture = (tmp_path / name).read_text()
+        texts = "".join(ElementTree.fromstring(picture).itertext())  # noqa: S314 - of this repository
+        assert "tabular classification" in texts
+        drawn = re.sub(r'xlink:href="data:[^"]*"', "", picture)
+        assert not re.search(r"\d\.\d{3}", drawn)
+        assert "<g>" not in drawn
 
 
 def test_a_lead_counts_when_it_closes_a_tenth_of_the_gap_beyond_its_error(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -23,7 +24,8 @@ IMPORT_ALL = (
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
+def source(tmp_path_factory):
+    """A copy of the checkout's own files, in which installs may leave what they make."""
     source = tmp_path_factory.mktemp("source")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -39,6 +41,11 @@ def distributions(tmp_path_factory):
         elif (CHECKOUT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((CHECKOUT / name).read_bytes())
+    return source
+
+
+@pytest.fixture(scope="module")
+def distributions(source, tmp_path_factory):
     built = tmp_path_factory.mktemp("built")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(built), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -106,6 +113,47 @@ def test_bare_checkout_imports_rooms_under_one_name_only(tmp_path):
     answer = _run(Path(sys.executable), code, tmp_path)
     assert answer["where"] == str(CHECKOUT / "gradtrail" / "tasks" / "__init__.py")
     assert answer["doubles"] == []
+
+
+@pytest.fixture(scope="module")
+def editable(source, tmp_path_factory):
+    """A Python that has nothing but an editable install of the copy."""
+    folder = tmp_path_factory.mktemp("editable")
+    python = _environment_with_site_packages(folder)
+    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(source)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    [existing] = folder.rglob("existing.pth")
+    existing.unlink()
+    return python
+
+
+def test_an_editable_install_is_a_path_and_no_import_hook(source, editable):
+    [paths] = editable.parents[1].rglob("*.pth")
+    assert paths.read_text().split() == [str(source)]
+    assert list(paths.parent.glob("*finder*")) == []
+
+
+@pytest.mark.parametrize("place", ["checkout", "editable install"])
+@pytest.mark.parametrize("tool", ["mypy", "basedpyright"])
+def test_type_checkers_resolve_the_rooms(tool, place, source, editable, tmp_path):
+    folder = source if place == "checkout" else tmp_path
+    file = folder / "user_of_gradtrail.py"
+    file.write_text("from gradtrail.storage.files.atomic import write_atomically\n\nreveal_type(write_atomically)\n")
+    command = {
+        ("mypy", "checkout"): ["--no-site-packages"],
+        ("mypy", "editable install"): ["--python-executable", editable],
+        ("basedpyright", "checkout"): [],
+        ("basedpyright", "editable install"): ["--pythonpath", editable],
+    }[tool, place]
+    if tool == "mypy":
+        command += ["--follow-imports=silent", f"--cache-dir={os.devnull}"]
+    clean = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "MYPYPATH"}}
+    result = subprocess.run(
+        [Path(sys.executable).with_name(tool), *command, file.name],
+        capture_output=True, text=True, cwd=folder, env=clean, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\(destination: (pathlib\.)?Path, content: bytes\)", result.stdout), result.stdout
 
 
 def test_importing_gradtrail_loads_nothing_heavy(tmp_path):

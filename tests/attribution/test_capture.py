@@ -10,7 +10,7 @@ from gradtrail.attribution.adapters.base import Batch, ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
 from gradtrail.attribution.gradients.capture import compute_features, iterate_features
 from gradtrail.errors import DataError, ModelError, StoreError, UsageError
-from gradtrail.nouns import Example, index_id
+from gradtrail.nouns import Example, Weighting, index_id
 
 EXACT = FeatureSettings(group_dimension=10**6)
 PROJECTED = FeatureSettings(group_dimension=36, seed=7)
@@ -189,6 +189,33 @@ def test_the_configuration_makes_the_index_id_and_gives_the_plan_back(convolutio
     older = {**plan.config(), "projection": {**plan.config()["projection"], "version": 0}}
     with pytest.raises(StoreError, match="other projection"):
         plan_from_config(model, older)
+
+
+def test_the_configuration_is_spelt_out_because_the_id_of_every_index_depends_on_it():
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 2, bias=False), nn.PReLU())
+    weighting = Weighting("source", {"0": 2.0})
+    plan = plan_features(model, FeatureSettings(16, 7, exclude=("2",), stored_weighting=weighting))
+    assert plan.config() == {
+        "measurement": "loss",
+        "groups": [
+            {"name": "0", "parameters": ["0.weight", "0.bias"], "dimension": 16, "exact": False, "projected": [4, 4]},
+            {"name": "1", "parameters": ["1.weight"], "dimension": 10, "exact": True, "projected": [2, 5]},
+        ],
+        "group_dimension": 16,
+        "exclude": ["2"],
+        "stored_weighting": {"objective": "source", "group_weights": {"0": 2.0}},
+        "projection": {"kind": "random", "seed": 7, "version": 1},
+        "dtype": "float32",
+    }
+    assert plan_from_config(model, plan.config()) == plan
+
+
+def test_one_number_may_be_kept_of_each_group(convolutional, autograd_vectors):
+    adapter, model, examples = convolutional
+    plan = plan_features(model, FeatureSettings(group_dimension=1))
+    assert plan.dimension == len(plan.groups)
+    rows = compute_features(adapter, model, examples, plan)
+    assert relative_error(rows.vectors, autograd_vectors(adapter, model, examples, plan)) < 1e-4
 
 
 def test_a_plan_of_another_model_is_refused(convolutional, perceptron):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,6 +184,16 @@ def test_a_basis_survives_a_file_and_a_flipped_number_is_found(tmp_path, double_
     tensors["outputs:0"][0, 0, 0] += 1e-12
     with pytest.raises(StoreError, match="A stored eigenbasis has digest"):
         EigenBasis.from_tensors(tensors, basis.kind, basis.digest)
+
+
+def test_what_an_index_id_says_about_a_basis_is_spelt_out():
+    """With any other text or bytes, indexes that exist would be measured again under another id."""
+    matrix = torch.arange(6, dtype=torch.float64).reshape(1, 3, 2)
+    basis = EigenBasis("empirical", {"outputs:0": matrix, "inputs:0": matrix.transpose(1, 2)})
+    digest = hashlib.sha256(b"eigen 2 empirical\ninputs:0 (1, 2, 3)\n" + np.array([0, 2, 4, 1, 3, 5], "<f8").tobytes())
+    digest.update(b"\noutputs:0 (1, 3, 2)\n" + np.arange(6, dtype="<f8").tobytes())
+    described = {"kind": "eigen", "seed": 5, "version": 2, "factors": "empirical", "digest": digest.hexdigest()}
+    assert basis.config(5) == described
 
 
 def test_a_basis_of_another_group_dimension_is_refused(double_network):

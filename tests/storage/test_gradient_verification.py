@@ -1,3 +1,5 @@
+import hashlib
+import json
 from pathlib import Path
 
 import lancedb
@@ -45,6 +47,28 @@ def test_a_vector_that_became_infinite_is_named(sealed, gradient_rows):
     (file,) = (path for path in (Path(sealed.uri) / "data").iterdir() if needle in path.read_bytes())
     file.write_bytes(file.read_bytes().replace(needle[:4], np.float32(np.inf).tobytes()))
     assert any("Not finite: example-31." in problem for problem in verify_afresh(sealed))
+
+
+def test_infinite_vectors_of_every_batch_are_named(sealed, gradient_rows):
+    for number in (3, 31):
+        needle = gradient_rows([number])["vectors"].tobytes()
+        (file,) = (path for path in (Path(sealed.uri) / "data").iterdir() if needle in path.read_bytes())
+        file.write_bytes(file.read_bytes().replace(needle[:4], np.float32(np.inf).tobytes()))
+    assert any("Not finite: example-3, example-31." in problem for problem in verify_afresh(sealed))
+
+
+def test_the_sealed_digest_is_of_bytes_that_never_change(open_gradients, gradient_rows):
+    """Spelt out: with any other bytes, every index that is sealed already would seem damaged."""
+    rows, digests = gradient_rows([4, 5]), []
+    for number in range(2):
+        attributes = [rows["attributes"][name][number] or "" for name in ("licence", "source")]
+        row = json.dumps([rows["example_ids"][number], rows["content_sha256"][number], *attributes]).encode()
+        row += rows["vectors"][number].astype("<f4").tobytes() + np.array(rows["losses"][number], "<f8").tobytes()
+        digests.append(hashlib.sha256(row + rows["squared_norms"][number].astype("<f8").tobytes()).digest())
+    table = open_gradients()
+    table.append(**rows)
+    table.seal(table.present())
+    assert table.seal_record().rows_sha256 == hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def test_any_flipped_byte_of_the_data_is_either_reported_or_changes_nothing(sealed, gradient_rows):
@@ -97,4 +121,14 @@ def test_a_seal_without_its_record_is_reported_and_sealing_again_mends_it(sealed
     assert "record of its seal is gone" in verify_afresh(sealed)[0]
     version = sealed.sealed_version()
     assert sealed.seal(sealed.present()) == version
+    assert verify_afresh(sealed) == []
+
+
+def test_an_index_that_lost_the_record_of_its_seal_keeps_its_pinned_version(sealed):
+    folder, expected, version = Path(sealed.uri).parent, sealed.present(), sealed.sealed_version()
+    lancedb.connect(str(folder)).drop_table("seals")
+    lancedb.connect(str(folder)).open_table(f"index_{INDEX_ID}").delete("example_id = 'example-8'")
+    again = GradientStore(str(folder)).existing(INDEX_ID)
+    assert again.seal(expected) == version == again.sealed_version()
+    assert again.seal_record().rows == 50
     assert verify_afresh(sealed) == []

@@ -44,6 +44,24 @@ def test_rows_come_back_as_they_were_appended(open_gradients, gradient_rows):
     assert batches[0].attributes["licence"][:2] == ["CC-BY", ""]
 
 
+def test_an_attribute_that_no_example_of_a_batch_has_reads_as_empty(open_gradients, gradient_rows):
+    table, rows = open_gradients(), gradient_rows(range(3))
+    del rows["attributes"]["licence"]
+    table.append(**rows)
+    table.seal(table.present())
+    (batch,) = table.stream()
+    assert list(batch.attributes["licence"]) == ["", "", ""]
+    assert list(batch.attributes["source"]) == rows["attributes"]["source"]
+
+
+def test_without_a_size_batches_hold_as_many_rows_as_are_read_fastest(open_gradients, gradient_rows):
+    table, rows = open_gradients(), gradient_rows(range(5000))
+    table.append(**rows)
+    table.seal(table.present())
+    for columns in (("vector",), ("loss",)):
+        assert [len(batch.example_ids) for batch in table.stream(columns=columns)] == [4096, 904]
+
+
 def test_streamed_vectors_are_views_of_arrow_memory(sealed):
     batch = next(sealed.stream())
     assert batch.vectors.dtype == np.float32

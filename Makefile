@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-faults bench-audit bench-docs
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-faults bench-audit bench-mutants bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ bench-faults: $(READY) ## flows killed at random moments, and what comes twice, 
 
 bench-audit: $(READY) ## whole audits of up to 10,000 outputs: speed, memory, and what an empty run costs; eighteen minutes
 	@$(BIN)/python benchmarks/audit.py
+
+bench-mutants: $(READY) ## small faults in scoring, projection, chain and index table that tests notice; ten minutes, or more
+	@$(BIN)/python benchmarks/mutants.py $(if $(COMMIT),--commit $(COMMIT))
 
 bench-docs: $(READY) ## docs/benchmarks.md and its picture, from the results
 	@$(BIN)/python benchmarks/document.py

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from document_indexing import indexing_section, picture
+from document_mutants import mutants_section
 from document_production import FLAT, audits_section, faults_section
 from machine import RESULTS, ROOT
 
@@ -18,8 +19,15 @@ WANTED_RATIO = 1.3
 """A pass of scoring may take this many times a bare scan and a bare product together."""
 
 
-def markdown(index: Row, score: Row, peers: Row, audit: Row | None = None, faults: Row | None = None) -> str:
-    """The whole page; whole audits and faults where they were measured."""
+def markdown(
+    index: Row,
+    score: Row,
+    peers: Row,
+    audit: Row | None = None,
+    faults: Row | None = None,
+    mutants: Row | None = None,
+) -> str:
+    """The whole page; whole audits, faults and mutants where they were measured."""
     parts = [
         "# Benchmarks\n",
         "What gradtrail costs and how it compares, measured by the scripts in `benchmarks/` and written by "
@@ -30,6 +38,7 @@ def markdown(index: Row, score: Row, peers: Row, audit: Row | None = None, fault
         _oracles(peers),
         *([audits_section(audit)] if audit else []),
         *([faults_section(faults)] if faults else []),
+        *([mutants_section(mutants)] if mutants else []),
         _running(),
     ]
     return "\n".join(parts)
@@ -109,8 +118,8 @@ def _oracles(results: Row) -> str:
 def _running() -> str:
     return (
         "## Measuring again\n\n"
-        "`make bench-index`, `make bench-score`, `make bench-peers`, `make bench-audit` and `make bench-faults` write "
-        "the results, `make bench-docs` this page. "
+        "`make bench-index`, `make bench-score`, `make bench-peers`, `make bench-audit`, `make bench-faults` and "
+        "`make bench-mutants` write the results, `make bench-docs` this page. "
         "The first makes `.venv-peers`, an environment with the peers, because their requirements do not go together "
         "with ours: they would bring a CUDA build of torch. Leave the machine alone meanwhile.\n\n"
         "All engines run under the same settings: as many threads, and an allocator that keeps its memory, because a "
@@ -128,11 +137,11 @@ def main() -> None:
     index, score, peers = (
         json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
     )
-    audit, faults = (
+    audit, faults, mutants = (
         json.loads(path.read_text()) if (path := options.results / f"{name}.json").is_file() else None
-        for name in ("audit", "faults")
+        for name in ("audit", "faults", "mutants")
     )
-    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults))
+    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants))
     picture(index, options.docs / "benchmarks.svg")
     print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
 

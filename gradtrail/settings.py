@@ -53,7 +53,11 @@ class Settings(BaseSettings):
     report_url: str = Field("", description="Public address of the reports folder, as served or published, for links.")
     gradients_uri: str = Field("", description="LanceDB folder or object-store URI; default: in the home folder.")
     allowed_adapters: tuple[str, ...] = Field((), description="Adapters that may run, as module:Class patterns.")
-    adapter_path: Path = Field(Path(), description="Folder to import adapters from.")
+    adapter_path: Path = Field(Path(), description="Folder to import adapters and extensions from.")
+    extensions: tuple[str, ...] = Field(
+        (), description="Sources, methods, policy rules and exports of yours that may run, as module:name patterns."
+    )
+    layer_rules: tuple[str, ...] = Field((), description="Layer rules of yours, as module:Class; each is loaded.")
     policy: Path | None = Field(None, description="Policy file; default: the built-in policy.")
     preview: PreviewMode = Field("full", description="What reports show of examples: full, redacted or none.")
     signing_key: Path | None = Field(None, description="PEM file of the Ed25519 key that signs audits.")
@@ -101,6 +105,8 @@ class Settings(BaseSettings):
             report_url=self.report_url.rstrip("/"),
             allowed_adapters=self.allowed_adapters,
             adapter_path=str(self.adapter_path.resolve()),
+            extensions=self.extensions,
+            layer_rules=self.layer_rules,
             policy=str(self.policy.resolve()) if self.policy else "",
             preview=self.preview,
             signing_key=str(self.signing_key.resolve()) if self.signing_key else "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,7 +18,9 @@ from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.share_history import earlier_shares
 from gradtrail.nouns import Audit, Weighting
-from gradtrail.reports.policies.evaluation import EarlierAudit, Policy, PolicyFacts, evaluate, load_policy
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.facts import EarlierAudit, PolicyFacts
+from gradtrail.reports.policies.file import Policy
 from gradtrail.tasks.audit.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
 from gradtrail.tasks.audit.facts import policy_facts
 from gradtrail.tasks.audit.group_contributions import audited_groups
@@ -27,9 +28,11 @@ from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audit.preparing import PreparedAudit, method_parameters, prepare_audit
 from gradtrail.tasks.audit.scored import OVERALL_TOP, PERMUTATIONS, Scored, score_prepared
 from gradtrail.tasks.collect.outputs_as_examples import output_examples
+from gradtrail.tasks.core.extensions import method_source
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 from gradtrail.tasks.core.measured_outputs import MeasuredOutputs
 from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.policies import workspace_policy
 from gradtrail.tasks.core.weightings import found_weighting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import OpenIndex, open_index
@@ -54,14 +57,14 @@ def score_outputs(
     """Score all training examples against the measured outputs, apply the policy, record the audit; returns its id."""
     pinned = pinned_model(workspace, model_version_id)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
-    policy = load_policy(Path(workspace.policy) if workspace.policy else None)
+    policy = workspace_policy(workspace)
     options = settled(options, pinned.adapter)
     weighting = found_weighting(workspace, model_version_id, options.weighting)
     output_ids = [each.output_id for each in measured.outputs]
     output_queries = [each.queries(output_ids, options.target) for each in opened]
     examples_of = partial(output_examples, workspace, pinned, options.target)
     known = _known(workspace, pinned, output_ids, options, policy)
-    audit = _audit(pinned, opened, output_ids, options, weighting, policy, known)
+    audit = _audit(workspace, pinned, opened, output_ids, options, weighting, policy, known)
     prepared = prepare_audit(
         workspace,
         pinned,
@@ -105,6 +108,7 @@ def _known(
 
 
 def _audit(
+    workspace: Workspace,
     pinned: PinnedModel,
     opened: Sequence[OpenIndex],
     output_ids: Sequence[str],
@@ -119,6 +123,7 @@ def _audit(
         "overall_top": OVERALL_TOP,
         "permutations": PERMUTATIONS,
         **method_parameters(pinned, options, [each.checkpoint for each in opened]),
+        **method_source(workspace, options.method),
     }
     if options.question:
         parameters["named_horizon"] = options.question

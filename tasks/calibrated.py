@@ -16,6 +16,7 @@ from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Fidelity, Weighting
 from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.core.extensions import load_method
 from gradtrail.tasks.core.recorded import recorded_model_version
 from gradtrail.tasks.core.weightings import NOT_LEARNED, found_weighting
 from gradtrail.tasks.core.workspace import Workspace
@@ -43,6 +44,7 @@ def resolve_audit(workspace: Workspace, model_version_id: str, options: AuditOpt
         UsageError: when options tune what the calibration chooses.
         NotFoundError: without an index, for a question that was never calibrated, or an unknown weighting or index.
     """
+    load_method(workspace, options.method)
     request = _Request(workspace, model_version_id, options)
     if options.method is None and options.horizon is not None and options.question is None:
         return request.with_own_parameters("horizon")

@@ -19,6 +19,7 @@ from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.intake import Intake
 from gradtrail.storage.sources.opening import open_source
 from gradtrail.storage.sources.spool import Held, Spool, open_spool
+from gradtrail.tasks.core.extensions import load_extension
 from gradtrail.tasks.core.measured_outputs import MEASURING
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.retrying import WITH_RETRIES
@@ -85,7 +86,7 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
         spool.begin(before)
         recording = Recording(workspace, source, spool)
         recording.drain()
-        reader = open_source(source, workspace.registry)
+        reader = open_source(source, workspace.registry, lambda kind: load_extension(workspace, kind, "a source").value)
         intake = Intake(source, reader, spool, now, since, recording.left(), recording.known)
         try:
             for taken in intake.run():

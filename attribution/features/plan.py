@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from math import isqrt
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.features.grouping import MeasuredPart, measured_parts
-from gradtrail.attribution.layers.registry import GradientShape, Projections
+from gradtrail.attribution.layers.registry import GradientShape, Projections, find_rule
 from gradtrail.attribution.projection.allocation import allocate
 from gradtrail.attribution.projection.eigen import EigenBasis
 from gradtrail.attribution.projection.random import PROJECTION_VERSION, ProjectionSide, projection_matrix
+from gradtrail.digests import sha256_file
 from gradtrail.errors import ModelError, StoreError, UsageError
 from gradtrail.nouns import Weighting
 
@@ -104,6 +107,7 @@ class FeaturePlan:
     """Every group in the order of its columns, and the parameters no group covers.
 
     Parameters are counted over those that training moves; `uncovered` and `frozen` name the others of either kind.
+    `layer_rules` are those of other packages that measure some of it, each with the digest of its source file.
     """
 
     groups: tuple[Group, ...]
@@ -114,6 +118,7 @@ class FeaturePlan:
     frozen: tuple[str, ...] = ()
     measurement: str = "loss"
     basis: EigenBasis | None = None
+    layer_rules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def projection_kind(self) -> Literal["random", "eigen"]:
@@ -163,6 +168,7 @@ class FeaturePlan:
             "group_dimension": self.settings.group_dimension,
             "exclude": list(self.settings.exclude),
             **self.settings.optional(),
+            **({"layer_rules": dict(self.layer_rules)} if self.layer_rules else {}),
             "projection": self._projection_config(),
             "dtype": self.settings.dtype,
         }
@@ -225,6 +231,7 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         total_parameters=sum(sizes.values()),
         uncovered=tuple(name for name in sizes if name not in covered),
         frozen=frozen,
+        layer_rules=foreign_rules(model, groups),
     )
 
 
@@ -242,6 +249,16 @@ def plan_from_config(model: nn.Module, config: Mapping[str, Any], basis: EigenBa
             "Use the model version the index was made for, or index again, and calibrate again.",
         )
     return plan
+
+
+def foreign_rules(model: nn.Module, groups: Iterable[Group]) -> dict[str, str]:
+    """The layer rules of other packages that measure the groups: `module:Class`, and its source file's sha256."""
+    found = {}
+    for name in (name for group in groups for name in group.modules):
+        kind = type(find_rule(model.get_submodule(name)))
+        if kind.__module__.partition(".")[0] not in ("gradtrail", "builtins"):
+            found[f"{kind.__module__}:{kind.__qualname__}"] = sha256_file(Path(inspect.getfile(kind)))
+    return found
 
 
 def _group(part: MeasuredPart, dimension: int) -> Group:

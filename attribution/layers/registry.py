@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.registry import Registry
+from gradtrail.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from gradtrail.attribution.curvature.damping import DEFAULT_DAMPING, Damping
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.methods.needs import Need
 from gradtrail.attribution.methods.spec import DEFAULT_METHOD, MethodSpec
-from gradtrail.attribution.registry import Registry
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Weighting
+from gradtrail.registry import Registry
 
 TrainScale = Literal["none", "inverse_norm"]
 Combination = Literal["one", "sum", "mean_margin"]
@@ -100,10 +100,14 @@ def attribution_method(
     combination: Combination = "one",
     carry: Callable[[Preparation], Tensor] | None = None,
 ) -> Callable[[Callable[[Preparation], Tensor]], Callable[[Preparation], Tensor]]:
-    """Register the decorated function as a method under its own name."""
+    """Register the decorated function as a method under its own name.
+
+    One of another package is registered as `module:function`, by which audits and calibrations name it.
+    """
 
     def register(precondition: Callable[[Preparation], Tensor]) -> Callable[[Preparation], Tensor]:
-        name = precondition.__name__
+        own = precondition.__module__.startswith("gradtrail.")
+        name = precondition.__name__ if own else f"{precondition.__module__}:{precondition.__name__}"
         METHODS.add(name, Method(name, source, description, cost, needs, train_scale, combination, precondition, carry))
         return precondition
 

@@ -87,6 +87,25 @@ def mlbom(
     _write(text, output)
 
 
+@export_app.command("with")
+def with_extension(
+    reference: Annotated[str, typer.Argument(help="Your function, module:function, that the settings allow.")],
+    argument: Annotated[str, typer.Argument(help="What it is given besides the ledger.")] = "",
+    output: ToFile = None,
+    home: Home = None,
+) -> None:
+    """An export of your own: a function of the published snapshot and one text, which returns text."""
+    from gradtrail.tasks.core.extensions import load_extension
+
+    workspace = load_settings(home=home).workspace()
+    export = load_extension(workspace, reference, "an export").value
+    with workspace.ledger().read_snapshot() as connection:
+        text = export(connection, argument)
+    if not isinstance(text, str):
+        raise UsageError(f"The export {reference} gave {type(text).__name__}.", "Let it return text.")
+    _write(text, output)
+
+
 @export_app.command()
 def parquet(
     folder: Annotated[Path, typer.Argument(help="Folder to write; an earlier export in it is replaced.")],

@@ -4,6 +4,5 @@ from .facts import Likeness as Likeness
 from .facts import PolicyFacts as PolicyFacts
 from .facts import RankedExample as RankedExample
 from .file import Policy as Policy
-from .file import listed as listed
-from .file import load_policy as load_policy
+from .registry import listed as listed
 from .sql import evidence_sql as evidence_sql

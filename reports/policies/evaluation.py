@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from gradtrail.nouns import SEVERITIES, Finding
-from gradtrail.reports.policies.examples import (
-    copies_of_output,
-    one_example_dominates,
-    unknown_among_top,
-    withdrawn_among_top,
-)
-from gradtrail.reports.policies.facts import EarlierAudit, Likeness, PolicyFacts, RankedExample, facts_for
-from gradtrail.reports.policies.file import DEFAULT_POLICY, RULE_KINDS, Policy, Rule, load_policy
-from gradtrail.reports.policies.shares import share_above, share_drift
-from gradtrail.reports.policies.trust import coverage_below, fidelity_below, not_reproduced, suspect_labels
-
-__all__ = [
-    "DEFAULT_POLICY",
-    "RULE_KINDS",
-    "EarlierAudit",
-    "Likeness",
-    "Policy",
-    "PolicyFacts",
-    "RankedExample",
-    "Rule",
-    "evaluate",
-    "load_policy",
-]
-
-_TESTS: Mapping[str, Callable[[Rule, PolicyFacts], Iterator[Finding]]] = {
-    "share_above": share_above,
-    "share_drift": share_drift,
-    "one_example_dominates": one_example_dominates,
-    "copies_of_output": copies_of_output,
-    "withdrawn_among_top": withdrawn_among_top,
-    "unknown_among_top": unknown_among_top,
-    "not_reproduced": not_reproduced,
-    "coverage_below": coverage_below,
-    "fidelity_below": fidelity_below,
-    "suspect_labels": suspect_labels,
-}
+from gradtrail.reports.policies.facts import PolicyFacts, facts_for
+from gradtrail.reports.policies.file import Policy
+from gradtrail.reports.policies.registry import RULES, Rule
 
 
 def evaluate(policy: Policy, facts: PolicyFacts) -> list[Finding]:
@@ -63,7 +30,7 @@ def evaluate(policy: Policy, facts: PolicyFacts) -> list[Finding]:
 
 def _of_rule(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     slices = {name: dict(rule.options[name]) for name in ("only_outputs", "only_examples") if rule.options.get(name)}
-    for finding in _TESTS[rule.kind](rule, facts_for(facts, rule.options)):
+    for finding in RULES[rule.kind].test(rule, facts_for(facts, rule.options)):
         if not slices:
             yield finding
             continue

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from gradtrail.nouns import Finding
 from gradtrail.reports.formats import percent, plural
 from gradtrail.reports.policies.facts import Likeness, PolicyFacts, RankedExample
-from gradtrail.reports.policies.file import Rule, finding, listed
+from gradtrail.reports.policies.registry import FRACTION, OF_BOTH, TOP, Option, Rule, finding, listed, policy_rule
 
 
+@policy_rule(limit=FRACTION, near_copies=Option("number", 0.0, low=0, high=1), **OF_BOTH)
 def one_example_dominates(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """One example, or one with its near-copies, carries too much of an output's support."""
     limit, near = rule.options["limit"], rule.options["near_copies"]
@@ -35,6 +36,7 @@ def one_example_dominates(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         )
 
 
+@policy_rule(cosine=Option("number", 0.999, low=0, high=1), top=TOP, **OF_BOTH)
 def copies_of_output(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """What the model was shown, or nearly so, is among the examples that support its output most."""
     limit = rule.options["cosine"]
@@ -71,6 +73,9 @@ def copies_of_output(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         )
 
 
+@policy_rule(
+    attribute=Option("text", ""), values=Option("texts", ()), example_ids=Option("texts", ()), top=TOP, **OF_BOTH
+)
 def withdrawn_among_top(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """Data that was withdrawn, by the ledger or by the rule itself, supports an output."""
     example_ids = facts.withdrawn_example_ids.union(rule.options["example_ids"])
@@ -85,6 +90,7 @@ def withdrawn_among_top(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     yield from _among_top(rule, facts, is_withdrawn, "withdrawn")
 
 
+@policy_rule(attribute=Option("text"), values=Option("texts", ("unknown",)), top=TOP, **OF_BOTH)
 def unknown_among_top(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """Data whose attribute is missing, blank or said to be unknown supports an output."""
     attribute = rule.options["attribute"]

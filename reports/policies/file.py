@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,23 +12,11 @@ from typing import Any, cast
 
 from gradtrail.digests import sha256_json
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.nouns import SEVERITIES, Finding, Severity
-from gradtrail.reports.formats import count
+from gradtrail.nouns import SEVERITIES, Severity
+from gradtrail.reports.policies.registry import RULES, Option, Rule
 
 DEFAULT_POLICY = Path(__file__).parents[1] / "templates" / "default_policy.toml"
-OUTPUT_SLICES = ("prediction", "source")
 LEAST_FOR_SPREAD = 3
-_NAMED_IN_MESSAGE = 3
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule of a policy. `options` holds every key of its kind, with defaults filled in."""
-
-    name: str
-    kind: str
-    severity: Severity
-    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,82 +32,12 @@ class Policy:
         return sha256_json(dict(self.content))
 
 
-def finding(rule: Rule, message: str, output_id: str | None = None, **evidence: Any) -> Finding:
-    """A finding of a rule; its evidence names the kind of the rule."""
-    return Finding(rule.name, rule.severity, message, output_id, {"kind": rule.kind, **evidence})
-
-
-def listed(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - _NAMED_IN_MESSAGE
-    return ", ".join(names[:_NAMED_IN_MESSAGE]) + (f" and {count(rest)} more" if rest > 0 else "")
-
-
-@dataclass(frozen=True)
-class _Option:
-    """What one key of a rule may hold. `default` is None where the key must be given."""
-
-    shape: str
-    default: Any = None
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-
-
-_TOP = _Option("whole", 10, low=1)
-_SIDE = _Option("choice", "proponent", choices=("proponent", "opponent"))
-_FRACTION = _Option("number", low=0, high=1)
-_OF_OUTPUTS: Mapping[str, _Option] = {"only_outputs": _Option("slice", (), choices=OUTPUT_SLICES)}
-_OF_BOTH: Mapping[str, _Option] = {**_OF_OUTPUTS, "only_examples": _Option("slice", ())}
-
-RULE_KINDS: Mapping[str, Mapping[str, _Option]] = {
-    "share_above": {
-        "attribute": _Option("text"),
-        "value": _Option("text", "*"),
-        "limit": _Option("number", low=0),
-        "measure": _Option("choice", "share", choices=("share", "ratio", "ratio_above_interval")),
-        "scope": _Option("choice", "overall", choices=("overall", "output")),
-        "side": _SIDE,
-        **_OF_OUTPUTS,
-    },
-    "share_drift": {
-        "attribute": _Option("text"),
-        "value": _Option("text", "*"),
-        "audits": _Option("whole", 5, low=1, high=100),
-        "tolerance": _Option("choice", "spread", choices=("spread", "interval")),
-        "limit": _Option("number", 3.0, low=0),
-        "least_change": _Option("number", 0.05, low=0, high=1),
-        "side": _SIDE,
-    },
-    "one_example_dominates": {"limit": _FRACTION, "near_copies": _Option("number", 0.0, low=0, high=1), **_OF_BOTH},
-    "copies_of_output": {"cosine": _Option("number", 0.999, low=0, high=1), "top": _TOP, **_OF_BOTH},
-    "withdrawn_among_top": {
-        "attribute": _Option("text", ""),
-        "values": _Option("texts", ()),
-        "example_ids": _Option("texts", ()),
-        "top": _TOP,
-        **_OF_BOTH,
-    },
-    "unknown_among_top": {
-        "attribute": _Option("text"),
-        "values": _Option("texts", ("unknown",)),
-        "top": _TOP,
-        **_OF_BOTH,
-    },
-    "not_reproduced": {**_OF_OUTPUTS},
-    "coverage_below": {"of": _Option("choice", choices=("parameters", "examples")), "limit": _FRACTION},
-    "fidelity_below": {"limit": _Option("number", low=-1, high=1)},
-    "suspect_labels": {
-        "limit": _Option("number", low=0),
-        "measure": _Option("choice", "opposition", choices=("opposition", "self_influence", "other_label")),
-        "attribute": _Option("text", "label"),
-        **_OF_BOTH,
-    },
-}
-
-
-def load_policy(path: Path | None) -> Policy:
+def load_policy(path: Path | None, load: Callable[[str], object] | None = None) -> Policy:
     """Read a policy file, or the built-in policy when `path` is None.
+
+    Args:
+        path: the file.
+        load: imports the module of a rule's kind `module:function`, where the settings allow it.
 
     Raises:
         NotFoundError: there is no such file.
@@ -141,17 +59,17 @@ def load_policy(path: Path | None) -> Policy:
     rules = content.get("rules", {})
     if not isinstance(rules, dict) or not all(isinstance(table, dict) for table in rules.values()):
         raise UsageError(f"In the policy file {path}, 'rules' holds no tables.", "Write each rule as [rules.its-name].")
-    return Policy(tuple(_rule(path, name, table) for name, table in rules.items()), content)
+    return Policy(tuple(_rule(path, name, table, load) for name, table in rules.items()), content)
 
 
-def _rule(path: Path, name: str, table: Mapping[str, Any]) -> Rule:
+def _rule(path: Path, name: str, table: Mapping[str, Any], load: Callable[[str], object] | None) -> Rule:
     where = f"In the policy file {path}, rule '{name}'"
     for key in ("kind", "severity"):
         if key not in table:
             raise UsageError(f"{where} has no '{key}'.", f'Add {key} = "…".')
-    kind = _one_of(where, "kind", table["kind"], tuple(RULE_KINDS))
+    kind = _kind(where, table["kind"], load)
     severity = cast(Severity, _one_of(where, "severity", table["severity"], SEVERITIES))
-    options = RULE_KINDS[kind]
+    options = RULES[kind].options
     for key in table:
         if key not in options and key not in ("kind", "severity"):
             raise UsageError(
@@ -167,6 +85,15 @@ def _rule(path: Path, name: str, table: Mapping[str, Any]) -> Rule:
             values[key] = option.default
     _check_together(where, kind, values)
     return Rule(name, kind, severity, values)
+
+
+def _kind(where: str, kind: Any, load: Callable[[str], object] | None) -> str:
+    if load is None or not isinstance(kind, str) or ":" not in kind:
+        return _one_of(where, "kind", kind, tuple(name for name in RULES if ":" not in name))
+    load(kind)
+    if kind not in RULES:
+        raise UsageError(f"{where} names {kind!r}, which is no policy rule.", "Decorate it with policy_rule().")
+    return kind
 
 
 def _check_together(where: str, kind: str, values: Mapping[str, Any]) -> None:
@@ -197,7 +124,7 @@ def _check_together(where: str, kind: str, values: Mapping[str, Any]) -> None:
         raise UsageError(f"{where} has no '{missing}'.", "Give 'attribute' and 'values' together, or neither.")
 
 
-def _checked(where: str, key: str, value: Any, option: _Option) -> Any:
+def _checked(where: str, key: str, value: Any, option: Option) -> Any:
     if option.shape == "choice":
         return _one_of(where, key, value, option.choices)
     if option.shape == "text" and isinstance(value, str) and value:
@@ -217,7 +144,7 @@ def _checked(where: str, key: str, value: Any, option: _Option) -> Any:
     raise UsageError(f"{where} has {key} = {value!r}.", f"Give {_wanted(option)}.")
 
 
-def _slice(where: str, key: str, value: Any, option: _Option) -> Mapping[str, str]:
+def _slice(where: str, key: str, value: Any, option: Option) -> Mapping[str, str]:
     texts = isinstance(value, dict) and value and all(isinstance(item, str) and item for item in value.values())
     if not texts:
         raise UsageError(
@@ -229,7 +156,7 @@ def _slice(where: str, key: str, value: Any, option: _Option) -> Mapping[str, st
     return dict(value)
 
 
-def _wanted(option: _Option) -> str:
+def _wanted(option: Option) -> str:
     if option.shape == "text":
         return "a text that is not empty"
     if option.shape == "texts":

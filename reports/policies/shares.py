@@ -10,11 +10,21 @@ from typing import Any
 from gradtrail.nouns import Finding, Share
 from gradtrail.reports.formats import percent, plural, ratio
 from gradtrail.reports.policies.facts import PolicyFacts
-from gradtrail.reports.policies.file import LEAST_FOR_SPREAD, Rule, finding
+from gradtrail.reports.policies.file import LEAST_FOR_SPREAD
+from gradtrail.reports.policies.registry import OF_OUTPUTS, SIDE, Option, Rule, finding, policy_rule
 
 _LEAST_AUDITS = {"spread": LEAST_FOR_SPREAD, "interval": 1}
 
 
+@policy_rule(
+    attribute=Option("text"),
+    value=Option("text", "*"),
+    limit=Option("number", low=0),
+    measure=Option("choice", "share", choices=("share", "ratio", "ratio_above_interval")),
+    scope=Option("choice", "overall", choices=("overall", "output")),
+    side=SIDE,
+    **OF_OUTPUTS,
+)
 def share_above(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """An attribute value has more of the influence than it may, in shares or beyond what its size explains."""
     options = rule.options
@@ -41,6 +51,15 @@ def share_above(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
             )
 
 
+@policy_rule(
+    attribute=Option("text"),
+    value=Option("text", "*"),
+    audits=Option("whole", 5, low=1, high=100),
+    tolerance=Option("choice", "spread", choices=("spread", "interval")),
+    limit=Option("number", 3.0, low=0),
+    least_change=Option("number", 0.05, low=0, high=1),
+    side=SIDE,
+)
 def share_drift(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """The share of an attribute value is not what it was in the last audits of the same model."""
     options = rule.options

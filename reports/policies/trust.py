@@ -8,9 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from gradtrail.nouns import Finding
 from gradtrail.reports.formats import count, number, percent, plural
 from gradtrail.reports.policies.facts import PolicyFacts
-from gradtrail.reports.policies.file import Rule, finding, listed
+from gradtrail.reports.policies.registry import (
+    FRACTION,
+    OF_BOTH,
+    OF_OUTPUTS,
+    Option,
+    Rule,
+    finding,
+    listed,
+    policy_rule,
+)
 
 
+@policy_rule(**OF_OUTPUTS)
 def not_reproduced(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """The pinned checkpoint does not give the output again."""
     for result in facts.results:
@@ -23,6 +33,7 @@ def not_reproduced(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
             )
 
 
+@policy_rule(of=Option("choice", choices=("parameters", "examples")), limit=FRACTION)
 def coverage_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """The scores speak for too little of the model or of its training data."""
     coverage, limit = facts.coverage, rule.options["limit"]
@@ -44,6 +55,7 @@ def coverage_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         )
 
 
+@policy_rule(limit=Option("number", low=-1, high=1))
 def fidelity_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """The scores were measured to predict too little, or not measured at all."""
     fidelity, limit = facts.fidelity, rule.options["limit"]
@@ -66,6 +78,12 @@ def fidelity_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
         )
 
 
+@policy_rule(
+    limit=Option("number", low=0),
+    measure=Option("choice", "opposition", choices=("opposition", "self_influence", "other_label")),
+    attribute=Option("text", "label"),
+    **OF_BOTH,
+)
 def suspect_labels(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """Examples that behave as wrongly labelled ones do, by one of three measures."""
     yield from _LABEL_MEASURES[rule.options["measure"]](rule, facts)

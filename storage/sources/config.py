@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from gradtrail.errors import UsageError
 
-Kind = Literal["inbox", "sql", "traces"]
+BUILT_IN_KINDS = ("inbox", "sql", "traces")
 Sampling = Literal["all", "first", "random", "stratified", "lowest_confidence"]
 
 DEFAULT_SOURCE = "inbox"
@@ -19,7 +19,7 @@ _FROM_ENVIRONMENT = "env:"
 _TRACE_ROOTS = ("request", "response", "tags", "metadata")
 _COUNTED = ("first", "stratified", "lowest_confidence")
 # What only some kinds understand; everything else is for all of them.
-_ONLY_FOR: Mapping[str, tuple[Kind, ...]] = {
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "location": ("inbox", "sql"),
     "table": ("sql",),
     "query": ("sql",),
@@ -42,7 +42,8 @@ class SourceConfig:
 
     Attributes:
         name: its name; outputs that name no source of their own carry it, and ids begin with it.
-        kind: `inbox` (folder or object-store prefix of Parquet and JSON Lines), `sql` or `traces` (MLflow).
+        kind: `inbox` (folder or object-store prefix of Parquet and JSON Lines), `sql`, `traces` (MLflow), or
+            `module:Class` of a source of your own.
         location: folder or filesystem URI, empty for the inbox of the home folder; or SQLAlchemy URL. `env:NAME` reads
             it from a variable of the environment, so that no password is kept with the settings.
         table: the SQL table, `schema.name` where it has one; or `query` instead.
@@ -54,6 +55,7 @@ class SourceConfig:
         experiments: names of the MLflow experiments whose traces are read.
         fields: field of a record by where it is found: a column, or for traces `request.KEY`, `response.KEY`,
             `tags.TAG` or `metadata.KEY`.
+        options: what a source of your own is told besides.
         constants: fields that are the same for every record, for example model and version.
         overlap_hours: how far before the watermark each run reads again, for records that arrive late.
         clock_skew_minutes: how far in the future a record may say it was made.
@@ -71,7 +73,7 @@ class SourceConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str
-    kind: Kind
+    kind: str
     location: str = ""
     table: str = ""
     query: str = ""
@@ -82,6 +84,7 @@ class SourceConfig:
     experiments: tuple[str, ...] = ()
     fields: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, str | int] = field(default_factory=dict)
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     overlap_hours: float = 24.0
     clock_skew_minutes: float = 60.0
     sampling: Sampling = "all"
@@ -95,7 +98,7 @@ class SourceConfig:
             self._refuse(f"is called {self.name!r}", "Use small letters, digits, - and _, at most 64.")
         for name, kinds in _ONLY_FOR.items():
             given = getattr(self, name)
-            if self.kind not in kinds and given and given != _default(name):
+            if not self.is_foreign and self.kind not in kinds and given and given != _default(name):
                 self._refuse(f"of kind {self.kind} has {name}", f"It belongs to sources of kind {' or '.join(kinds)}.")
         self._check_kind()
         self._check_sampling()
@@ -104,6 +107,11 @@ class SourceConfig:
                 self._refuse(f"has {name} = {getattr(self, name)}", "Give 0 or more.")
         if both := sorted(self.fields.keys() & self.constants.keys()):
             self._refuse(f"gives {both[0]!r} as a field and as a constant", "Keep one of them.")
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its kind is code of another package."""
+        return ":" in self.kind
 
     @property
     def is_home(self) -> bool:
@@ -133,6 +141,10 @@ class SourceConfig:
         return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", self.location)
 
     def _check_kind(self) -> None:
+        if self.kind not in BUILT_IN_KINDS and not self.is_foreign:
+            self._refuse(f"has kind {self.kind!r}", f"Choose {', '.join(BUILT_IN_KINDS)}, or module:Class of your own.")
+        if self.options and not self.is_foreign:
+            self._refuse(f"of kind {self.kind} has options", "They belong to a source of your own, module:Class.")
         if self.kind == "sql":
             if not self.location:
                 self._refuse("has no location", "Give a SQLAlchemy URL, or env:NAME for the variable that holds it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from gradtrail.errors import DataError
 
@@ -57,6 +57,7 @@ class Settled:
     cause: str = ""
 
 
+@runtime_checkable
 class Source(Protocol):
     """A place that outputs are read from."""
 

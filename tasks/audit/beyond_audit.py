@@ -10,7 +10,8 @@ from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.lineage.read.answers import RecordedExample
 from gradtrail.nouns import Attribution, Example
-from gradtrail.reports.policies.evaluation import EarlierAudit, Likeness, Policy
+from gradtrail.reports.policies.facts import EarlierAudit, Likeness
+from gradtrail.reports.policies.file import Policy
 from gradtrail.storage.gradients.rows import Column
 from gradtrail.tasks.audit.likeness import measured_likeness
 from gradtrail.tasks.core.datasets import ExampleFinder

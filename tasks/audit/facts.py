@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.nouns import Attribution, Coverage, ExampleInfluence, Fidelity, OutputResult, Share, Side
-from gradtrail.reports.policies.evaluation import PolicyFacts, RankedExample
+from gradtrail.reports.policies.facts import PolicyFacts, RankedExample
 from gradtrail.tasks.audit.beyond_audit import BeyondAudit
 
 

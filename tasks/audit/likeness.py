@@ -11,7 +11,7 @@ from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.digests import content_sha256
 from gradtrail.nouns import Attribution, Example
-from gradtrail.reports.policies.evaluation import Likeness
+from gradtrail.reports.policies.facts import Likeness
 from gradtrail.tasks.index.opened import OpenIndex
 
 _MOST_NUMBERS = 1 << 24

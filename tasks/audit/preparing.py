@@ -24,6 +24,7 @@ from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.models.checkpoints import write_safetensors
+from gradtrail.tasks.core.extensions import load_method
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import OpenIndex
@@ -79,6 +80,7 @@ def prepare_audit(
     `examples_of` gives outputs as examples. A method that carries its queries takes those of the serving checkpoint
     alone.
     """
+    load_method(workspace, spec.method)
     method = find_method(spec.method)
     members: list[Member] = []
     warnings: list[str] = []

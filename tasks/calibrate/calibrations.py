@@ -33,6 +33,7 @@ from gradtrail.tasks.calibrate.runs import (
     training_towards,
 )
 from gradtrail.tasks.calibrate.weightings import learned_candidates, with_evidence
+from gradtrail.tasks.core.extensions import load_method
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.progress import progress_bar, say
 from gradtrail.tasks.core.workspace import Workspace
@@ -49,6 +50,7 @@ def plan_calibration(workspace: Workspace, model_version_id: str, options: Calib
         NotFoundError: if there is no index, or none that was asked for or that a method scores.
     """
     for method in options.methods:
+        load_method(workspace, method)
         find_method(method)
     pinned = pinned_model(workspace, model_version_id)
     refuse_unknown_aspects(workspace, pinned, options.aspects)

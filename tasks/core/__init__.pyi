@@ -11,6 +11,7 @@ from .measured_outputs import MeasuredOutput as MeasuredOutput
 from .measured_outputs import MeasuredOutputs as MeasuredOutputs
 from .models import PinnedModel as PinnedModel
 from .models import pinned_model as pinned_model
+from .policies import workspace_policy as workspace_policy
 from .progress import ProgressBar as ProgressBar
 from .progress import progress_bar as progress_bar
 from .progress import say as say

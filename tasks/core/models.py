@@ -12,6 +12,7 @@ from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.models.checkpoints import load_into, read_weights
+from gradtrail.tasks.core.extensions import load_layer_rules
 from gradtrail.tasks.core.recorded import recorded_dataset, recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 
@@ -59,4 +60,5 @@ def pinned_model(workspace: Workspace, model_version_id: str) -> PinnedModel:
         expected_sha256=model_version.adapter_sha256,
         search_path=Path(workspace.adapter_path),
     )
+    load_layer_rules(workspace)
     return PinnedModel(model_version, dataset, tuple(checkpoints), loaded.adapter)

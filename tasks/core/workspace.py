@@ -31,7 +31,9 @@ class Workspace:
         mlflow_url: public address of the MLflow UI, for links.
         report_url: public address of the folder of reports, for links; empty where it is not served.
         allowed_adapters: patterns of adapters that may run.
-        adapter_path: folder to import adapters from.
+        adapter_path: folder to import adapters and extensions from.
+        extensions: patterns of the sources, methods, policy rules and exports of other packages that may run.
+        layer_rules: layer rules of other packages, each loaded before a model is measured.
         policy: path of the policy file; empty means the built-in policy.
         preview: how much of the examples and outputs a report shows.
         signing_key: PEM file of the Ed25519 key that signs audits; empty signs none.
@@ -50,6 +52,8 @@ class Workspace:
     report_url: str = ""
     allowed_adapters: tuple[str, ...] = ()
     adapter_path: str = "."
+    extensions: tuple[str, ...] = ()
+    layer_rules: tuple[str, ...] = ()
     policy: str = ""
     preview: PreviewMode = "full"
     signing_key: str = ""

@@ -12,8 +12,8 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Severity
 from gradtrail.reports.formats import plural
 from gradtrail.reports.gates import GatedAudit, gate_document, junit_xml, stops
-from gradtrail.reports.policies.evaluation import load_policy
 from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.tasks.core.policies import workspace_policy
 from gradtrail.tasks.core.workspace import Workspace
 
 
@@ -22,7 +22,7 @@ def gated_audits(workspace: Workspace, model_version_id: str, audit_ids: Sequenc
 
     Otherwise a pipeline that is started again after it was stopped would pass, for its outputs are audited by then.
     """
-    policy = load_policy(Path(workspace.policy) if workspace.policy else None)
+    policy = workspace_policy(workspace)
     with workspace.ledger().read() as connection:
         judged = audit_ids or queries.newest_audits(connection, model_version_id)
         found = [queries.audit_details(connection, audit_id) for audit_id in judged]

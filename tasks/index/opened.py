@@ -17,6 +17,7 @@ from gradtrail.errors import NotFoundError, NotReadyError, StoreError, UsageErro
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
 from gradtrail.storage.gradients.store import IndexTable
+from gradtrail.tasks.core.extensions import load_method
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.recorded import recorded_index, recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
@@ -94,6 +95,7 @@ def method_indexes(
         NotFoundError: if `only` begins the id of none.
         UsageError: if the method cannot use several checkpoints, or `only` begins several ids.
     """
+    load_method(workspace, method)
     chosen = find_method(method)
     if every_checkpoint and chosen.combination == "one":
         raise UsageError(

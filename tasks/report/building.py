@@ -7,7 +7,7 @@ from typing import Any
 
 from gradtrail import __version__
 from gradtrail.attribution.adapters.base import ModelAdapter
-from gradtrail.attribution.methods.rules import find_method
+from gradtrail.attribution.methods.registry import METHODS
 from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.permutation_intervals import INTERVALS_TOGETHER
 from gradtrail.errors import DataError, NotFoundError
@@ -15,7 +15,7 @@ from gradtrail.lineage.read.answers import AuditDetails, RecordedExample
 from gradtrail.lineage.verify.signatures import AuditSignature
 from gradtrail.nouns import Example, Output, Preview, Side
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, SignedRoot, Trust
-from gradtrail.reports.policies.file import listed
+from gradtrail.reports.policies.registry import listed
 from gradtrail.storage.files.payloads import PayloadStore
 from gradtrail.storage.models.audit_runs import Links
 from gradtrail.storage.sources.outputs import payload_record
@@ -189,12 +189,14 @@ def _overall(details: AuditDetails, cards: _Cards) -> Overall:
 
 def _trust(recorded: RecordedAudit) -> Trust:
     details, coverage = recorded.details, recorded.index.coverage
-    method = find_method(details.audit.method)
+    method = METHODS.get(details.audit.method)
+    described = method.description if method else "A method of another package, which is not loaded here."
     spec = MethodSpec.from_json(details.audit.parameters)
     segments = details.audit.parameters.get("segments", ())
     damping = ""
     if spec.damping is not None:
-        spectrum = "all groups together" if any(need.joins_groups for need in method.needs) else "each group"
+        joined = method is not None and any(need.joins_groups for need in method.needs)
+        spectrum = "all groups together" if joined else "each group"
         damping = f"{spec.damping.relative:g} × mean eigenvalue of {spectrum}"
         if spec.damping.absolute:
             damping += f" + {spec.damping.absolute:g}"
@@ -222,9 +224,9 @@ def _trust(recorded: RecordedAudit) -> Trust:
     return Trust(
         fidelity=recorded.fidelity,
         coverage=coverage,
-        method=method.name,
-        method_description=" ".join(filter(None, [method.description, question_of(details.audit, recorded.weighting)])),
-        method_source=method.source,
+        method=details.audit.method,
+        method_description=" ".join(filter(None, [described, question_of(details.audit, recorded.weighting)])),
+        method_source=method.source if method else details.audit.method,
         curvature_kind=spec.curvature,
         damping=damping,
         weighting=recorded.weighting,

@@ -10,7 +10,10 @@ import pytest
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.nouns import Finding, Share
-from gradtrail.reports.policies.evaluation import RULE_KINDS, Policy, PolicyFacts, Rule, evaluate
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.facts import PolicyFacts
+from gradtrail.reports.policies.file import Policy
+from gradtrail.reports.policies.registry import RULES, Rule
 from gradtrail.reports.policies.sql import evidence_sql
 
 
@@ -18,7 +21,7 @@ def _first(ledger: Ledger, statement: str) -> Any:
     return run_sql(ledger.paths.snapshot, statement).to_pylist()[0]
 
 
-@pytest.mark.parametrize("kind", sorted(RULE_KINDS))
+@pytest.mark.parametrize("kind", sorted(RULES))
 def test_every_kind_of_rule_shows_its_evidence(kind: str, story_ledger: Ledger) -> None:
     audit_id = _first(story_ledger, "SELECT audit_id FROM audit")["audit_id"]
     share = _first(story_ledger, "SELECT * FROM share WHERE output_id IS NULL AND side = 'proponent'")
@@ -67,7 +70,7 @@ def test_outputs_of_a_slice_without_any_share_count_as_none(story, empty_ledger:
     ]
     replace(story, audit=audit, evidence={**story.evidence, "results": results, "shares": shares}).record(empty_ledger)
     empty_ledger.publish_snapshot()
-    options = {name: option.default for name, option in RULE_KINDS["share_above"].items()}
+    options = {name: option.default for name, option in RULES["share_above"].options.items()}
     options |= {"attribute": "source", "limit": 0.1, "only_outputs": {"prediction": "a seven"}}
     facts = PolicyFacts(tuple(results), tuple(shares), {}, story.index.coverage)
     [finding] = evaluate(Policy((Rule("mine", "share_above", "low", options),)), facts)

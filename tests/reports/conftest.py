@@ -30,7 +30,9 @@ from gradtrail.nouns import (
     Weighting,
 )
 from gradtrail.reports.model import AuditReport, ExampleCard, LineageStep, OutputSection, Overall, Trust
-from gradtrail.reports.policies.evaluation import PolicyFacts, RankedExample, evaluate, load_policy
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.facts import PolicyFacts, RankedExample
+from gradtrail.reports.policies.file import load_policy
 
 SCRIPT = "<script>alert(1)</script>"
 LONG_ID = "s3://archive/" + "very-long-example-identifier/" * 6 + "scan_000017.png"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gradtrail.reports.policies.evaluation import RULE_KINDS, load_policy
+from gradtrail.reports.policies.file import load_policy
+from gradtrail.reports.policies.registry import RULES
 from gradtrail.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,11 +31,11 @@ def test_a_snippet_is_a_policy_or_settings(snippet, tmp_path, monkeypatch):
 
 def test_the_reference_has_every_kind_every_key_and_an_example_of_each(tmp_path):
     page = (DOCS / "reports.md").read_text("utf-8")
-    for kind, options in RULE_KINDS.items():
+    for kind, options in ((name, rule.options) for name, rule in RULES.items()):
         [row] = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |")]
         keys = {key for key in options if not key.startswith("only_")}
         assert {key for key in keys if f"`{key}`" not in row and key != "side"} == set()
     [policy] = [s for s in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if s.startswith("[rules.")]
     path = tmp_path / "policy.toml"
     path.write_text(policy, "utf-8")
-    assert {rule.kind for rule in load_policy(path).rules} == set(RULE_KINDS)
+    assert {rule.kind for rule in load_policy(path).rules} == set(RULES)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gradtrail.nouns import Coverage, ExampleInfluence, Fidelity, Finding, OutputResult, Share
-from gradtrail.reports.policies.evaluation import PolicyFacts, RankedExample, evaluate, load_policy
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.facts import PolicyFacts, RankedExample
+from gradtrail.reports.policies.file import load_policy
 
 COVERAGE = Coverage(90, 100, ("norm.weight",), 990, 1000)
 SHARES = (

@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from gradtrail.nouns import Coverage, ExampleInfluence, Finding, OutputResult, Share
-from gradtrail.reports.policies.evaluation import (
-    EarlierAudit,
-    Likeness,
-    PolicyFacts,
-    RankedExample,
-    evaluate,
-    load_policy,
-)
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.facts import EarlierAudit, Likeness, PolicyFacts, RankedExample
+from gradtrail.reports.policies.file import load_policy
 
 Fired = Callable[..., list[Finding]]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.reports.policies.evaluation import DEFAULT_POLICY, RULE_KINDS, load_policy
+from gradtrail.reports.policies.file import DEFAULT_POLICY, load_policy
+from gradtrail.reports.policies.registry import RULES
 
 
 def written(folder: Path, text: str) -> Path:
@@ -20,7 +21,7 @@ def rule(**keys: str) -> str:
 
 def test_the_built_in_policy_uses_every_kind_of_rule() -> None:
     policy = load_policy(None)
-    assert {each.kind for each in policy.rules} == set(RULE_KINDS)
+    assert {each.kind for each in policy.rules} == set(RULES)
     assert policy == load_policy(DEFAULT_POLICY)
 
 

@@ -2,7 +2,8 @@
 
 from gradtrail.lineage.events.withdrawals import Withdrawn
 from gradtrail.nouns import Attribution, Coverage, OutputResult
-from gradtrail.reports.policies.evaluation import evaluate, load_policy
+from gradtrail.reports.policies.evaluation import evaluate
+from gradtrail.reports.policies.file import load_policy
 from gradtrail.tasks.audit.facts import policy_facts
 
 

@@ -62,7 +62,7 @@ def _scoring(results: Row) -> str:
         f"and sums by {' and '.join(first['attributes_summed'])}. Beside it: a bare LanceDB scan of the vector column, "
         "and the bare float32 product of those vectors, held in memory and widened by torch, with the queries. Wanted: "
         "at most 1.3 times the sum of the two. The product is torch's own, by MKL here, and in brackets the same by "
-        "[oneDNN](attribution.md#faster-products), which scoring uses where it is faster.\n",
+        "[oneDNN](attribution-reference.md#faster-products), which scoring uses where it is faster.\n",
         "| index | kept as | pass | scan | product | pass / (scan + product) | | peak memory | of a quarter | of 4 × |",
         "|---|---|---:|---:|---:|---:|---|---:|---:|---:|",
     ]

@@ -20,6 +20,20 @@ PUBLIC = {
         "base": ("Batch", "ClassificationAdapter", "ModelAdapter", "RegressionAdapter"),
         "causal_language_model": ("CausalLMAdapter",),
     },
+    "gradtrail.attribution.layers": {
+        "registry": ("FeaturesLastRule", "GradientShape", "LayerRule", "OuterProductRule", "Projections", "layer_rule"),
+    },
+    "gradtrail.attribution.methods": {
+        "registry": ("Preparation", "attribution_method", "given", "inverse_norms"),
+    },
+    "gradtrail.reports.policies": {
+        "facts": ("PolicyFacts", "RankedExample"),
+        "registry": ("Option", "Rule", "finding", "policy_rule"),
+    },
+    "gradtrail.storage.sources": {
+        "config": ("SourceConfig",),
+        "rows": ("Arrival", "FileGone", "FileMark", "Settled", "Source"),
+    },
 }
 _LAZY = """
 import lazy_loader as lazy

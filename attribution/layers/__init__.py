@@ -1,6 +1,6 @@
 """Layer rules: what the per-example gradient of each layer type is, one class a type, found by a registry.
 
-How to add one: docs/add-a-layer-rule.md.
+How to add one: docs/extending/layer-rule.md.
 """
 
 import lazy_loader as lazy

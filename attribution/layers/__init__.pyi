@@ -1,11 +1,13 @@
 from .attention import InProjection as InProjection
 from .attention import taken_apart as taken_apart
+from .registry import FeaturesLastRule as FeaturesLastRule
 from .registry import GradientShape as GradientShape
 from .registry import LayerRule as LayerRule
 from .registry import OuterProductRule as OuterProductRule
 from .registry import Projections as Projections
 from .registry import factored_rule as factored_rule
 from .registry import find_rule as find_rule
+from .registry import layer_rule as layer_rule
 from .stand_ins import AffineLayer as AffineLayer
 from .stand_ins import affine_layers as affine_layers
 from .stand_ins import multiply_faster as multiply_faster

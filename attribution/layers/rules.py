@@ -1,6 +1,6 @@
 """The layer rules: what the gradient of each layer type is. To support a layer, read one and add one.
 
-Every rule is exact: a test compares it with autograd, one example at a time (docs/attribution.md).
+Every rule is exact: a test compares it with autograd, one example at a time.
 """
 
 from __future__ import annotations

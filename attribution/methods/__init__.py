@@ -1,6 +1,6 @@
 """Attribution methods: what each does to a query before the inner product with training rows.
 
-How to add one: docs/add-a-method.md.
+How to add one: docs/extending/method.md.
 """
 
 import lazy_loader as lazy

@@ -1,6 +1,6 @@
 """The ledger in other tools' words: OpenLineage, PROV, CycloneDX, Parquet.
 
-How to add one: docs/add-an-export.md.
+How to add one: docs/extending/export.md.
 """
 
 import lazy_loader as lazy

@@ -1,6 +1,6 @@
 """Policies: the rules an audit is held to, read from a file, and the findings they produce.
 
-How to add a rule: docs/add-a-policy-rule.md.
+How to add a rule: docs/extending/policy-rule.md.
 """
 
 import lazy_loader as lazy

@@ -4,5 +4,10 @@ from .facts import Likeness as Likeness
 from .facts import PolicyFacts as PolicyFacts
 from .facts import RankedExample as RankedExample
 from .file import Policy as Policy
+from .file import load_policy as load_policy
+from .registry import Option as Option
+from .registry import Rule as Rule
+from .registry import finding as finding
 from .registry import listed as listed
+from .registry import policy_rule as policy_rule
 from .sql import evidence_sql as evidence_sql

@@ -1,6 +1,6 @@
 """Where outputs come from: inbox, folders, object stores, SQL, MLflow traces; their records, and how far each was read.
 
-How to add one: docs/add-a-source.md.
+How to add one: docs/extending/source.md.
 """
 
 import lazy_loader as lazy

@@ -9,6 +9,11 @@ from .outputs import add_file as add_file
 from .outputs import parse_record as parse_record
 from .outputs import write_outputs as write_outputs
 from .records import payload_record as payload_record
+from .rows import Arrival as Arrival
+from .rows import FileGone as FileGone
+from .rows import FileMark as FileMark
+from .rows import Settled as Settled
+from .rows import Source as Source
 from .spool import Held as Held
 from .spool import Spool as Spool
 from .spool import open_spool as open_spool

@@ -168,7 +168,7 @@ def test_weights_derived_from_others_and_replaced_forwards_are_not_taken_for_cov
 def test_a_model_without_any_rule_is_refused():
     with pytest.raises(ModelError, match="No parameter of Sequential is covered") as caught:
         plan_features(nn.Sequential(nn.PReLU()), FeatureSettings(fallback=False))
-    assert "docs/attribution.md" in caught.value.remedy
+    assert "docs/extending/layer-rule.md" in caught.value.remedy
 
 
 def test_settings_that_make_no_sense_are_refused(perceptron):

@@ -205,8 +205,8 @@ def test_connect_gives_a_read_only_handle_for_notebooks(demo):
         trail.sql("DELETE FROM audit")
 
 
-def test_the_readmes_tour_works_as_written(prefect_server, migrated_mlflow, tmp_path, monkeypatch):
-    text = (CHECKOUT / "README.md").read_text()
+def test_the_tour_with_an_own_model_works_as_written(prefect_server, migrated_mlflow, tmp_path, monkeypatch):
+    text = (CHECKOUT / "docs" / "own-model.md").read_text()
     block = re.search(r"<!-- tour -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
     commands = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
     assert len(commands) >= 9

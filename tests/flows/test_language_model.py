@@ -16,7 +16,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.settings import Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "attribution.md"
+PAGE = Path(__file__).parents[2] / "docs" / "language-models.md"
 
 
 @pytest.fixture

@@ -222,7 +222,8 @@ def plan_features(model: nn.Module, settings: FeatureSettings | None = None) -> 
         raise ModelError(
             f"No parameter of {type(model).__name__} is covered; its parameters are "
             f"{', '.join(list(sizes)[:5]) or 'none'}.",
-            "Look at FeatureSettings.exclude and FeatureSettings.fallback, or add a layer rule (docs/extending/layer-rule.md).",
+            "Look at FeatureSettings.exclude and FeatureSettings.fallback, or add a layer rule "
+            "(docs/extending/layer-rule.md).",
         )
     return FeaturePlan(
         groups=groups,

@@ -32,7 +32,7 @@ def split_reference(reference: str, what: str) -> tuple[str, str]:
     """
     module_name, separator, name = reference.partition(":")
     if not separator or not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        raise UsageError(f"{reference!r} does not name {what}.", "Write it as module:Name.")
+        raise UsageError(f"{reference!r} does not name {what}.", "Write it as module:Class or module:function.")
     return module_name, name
 
 

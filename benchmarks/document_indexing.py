@@ -39,8 +39,8 @@ def indexing_section(results: Row) -> str:
         "can be started several times *by hand*. Peers keep as many numbers a layer, of the layers they cover. Engines "
         "take turns; each turn begins with a pass that is not timed.\n",
         "Peers and both yardsticks multiply as torch does by itself. On this machine that is by MKL, where gradtrail "
-        "takes [oneDNN](attribution-reference.md#faster-products), which any engine could: the second ceiling does, and "
-        "peers that were *told* run once more with torch's setting for it, which holds for attention, too.\n"
+        "takes [oneDNN](attribution-reference.md#faster-products), which any engine could: the second ceiling does, "
+        "and peers that were *told* run once more with torch's setting for it, which holds for attention, too.\n"
         if results["environment"].get("has_faster_products")
         else "",
         "![Examples per second of every engine](benchmarks.svg)\n",

@@ -24,7 +24,9 @@ PUBLIC = {
         "registry": ("FeaturesLastRule", "GradientShape", "LayerRule", "OuterProductRule", "Projections", "layer_rule"),
     },
     "gradtrail.attribution.methods": {
-        "registry": ("Preparation", "attribution_method", "given", "inverse_norms"),
+        "needs": ("Need",),
+        "registry": ("Preparation", "attribution_method", "inverse_norms"),
+        "spec": ("MethodSpec",),
     },
     "gradtrail.reports.policies": {
         "facts": ("PolicyFacts", "RankedExample"),

@@ -12,7 +12,6 @@ from .registry import Method as Method
 from .registry import Preparation as Preparation
 from .registry import attribution_method as attribution_method
 from .registry import find_method as find_method
-from .registry import given as given
 from .registry import inverse_norms as inverse_norms
 from .registry import settled as settled
 from .rules import prepare_queries as prepare_queries

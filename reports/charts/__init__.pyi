@@ -7,6 +7,8 @@ from .lineage_graph import GraphEdge as GraphEdge
 from .lineage_graph import GraphNode as GraphNode
 from .lineage_graph import draw as draw
 from .lineage_graph import drawing_of_output as drawing_of_output
+from .shares import ShareChart as ShareChart
 from .shares import ShareFigure as ShareFigure
+from .shares import ShareRow as ShareRow
 from .shares import reading_order as reading_order
 from .shares import share_figures as share_figures

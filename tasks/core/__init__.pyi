@@ -2,6 +2,9 @@ from .datasets import ExampleFinder as ExampleFinder
 from .datasets import checked_example as checked_example
 from .datasets import manifest_rows as manifest_rows
 from .datasets import refuse_drift as refuse_drift
+from .extensions import load_extension as load_extension
+from .extensions import load_method as load_method
+from .extensions import method_source as method_source
 from .measured_fidelity import Question as Question
 from .measured_fidelity import audited_fidelity as audited_fidelity
 from .measured_fidelity import fidelity_notes as fidelity_notes

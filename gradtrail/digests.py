@@ -8,8 +8,6 @@ from typing import Any
 
 import rfc8785
 
-_CHUNK_BYTES = 1 << 20
-
 
 def canonical_json(value: Any) -> bytes:
     """Serialise `value` by RFC 8785, so that equal values give equal bytes on every machine.
@@ -32,11 +30,8 @@ def sha256_json(value: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """Lower-case hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def short(identifier: str, length: int = 12) -> str:

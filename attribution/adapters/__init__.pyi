@@ -8,6 +8,8 @@ from .base import iterate_examples as iterate_examples
 from .base import measured_outputs as measured_outputs
 from .causal_language_model import CausalLMAdapter as CausalLMAdapter
 from .collation import map_tensors as map_tensors
+from .layout import BatchLayout as BatchLayout
+from .layout import grown_dimension as grown_dimension
 from .loading import adapter_reference as adapter_reference
 from .loading import adapter_source_sha256 as adapter_source_sha256
 from .loading import load_adapter as load_adapter

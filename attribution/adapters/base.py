@@ -1,6 +1,7 @@
 """The one interface users write: how gradtrail runs a model, measures a loss and shows an example.
 
-Every tensor's first dimension is the example. `ClassificationAdapter` and `RegressionAdapter` need two methods.
+The first dimension of outputs and losses is the example. Two methods are enough for `ClassificationAdapter` and
+`RegressionAdapter`.
 """
 
 from __future__ import annotations

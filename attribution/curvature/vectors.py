@@ -18,7 +18,9 @@ from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingDat
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
-from gradtrail.attribution.gradients.hooks import Instrument, Recording, build_instrument, recording
+from gradtrail.attribution.gradients.hooks import Recording
+from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
+from gradtrail.attribution.gradients.recordings import recording
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Weighting
 

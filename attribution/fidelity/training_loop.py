@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, measured_outputs
+from gradtrail.attribution.adapters.layout import BatchLayout
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
@@ -90,6 +91,7 @@ class TrainingLoop:
     device: str | torch.device
     denominator: Denominator
     _batches: dict[tuple[int, int], tuple[list[str], Batch]] = field(default_factory=dict, init=False, repr=False)
+    _layout: list[BatchLayout | None] = field(default_factory=list, init=False, repr=False)
     _kept_bytes: int = field(default=0, init=False, repr=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
@@ -178,9 +180,27 @@ class TrainingLoop:
             kept[places] = True
             optimiser.step(partial(self._objective, model, optimiser, batch, kept.to(self.device), when))
         elif places:
-            batch = batch if len(places) == len(ids) else _rows(batch, places, len(ids))
+            batch = batch if len(places) == len(ids) else self._rows(batch, places, len(ids))
             kept = torch.ones(len(places), dtype=torch.bool, device=self.device)
             optimiser.step(partial(self._objective, model, optimiser, batch, kept, when))
+
+    def _rows(self, batch: Batch, places: list[int], size: int) -> Batch:
+        """The examples of a batch at some places.
+
+        Raises:
+            ModelError: when examples do not lie side by side in the batch.
+        """
+        with self._lock:
+            if not self._layout:
+                self._layout.append(BatchLayout.of(self.adapter, self.training[0]))
+        (layout,) = self._layout
+        if layout is None or not layout.fits(batch, size):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch.tensors())
+            raise ModelError(
+                f"The tensors of a batch of {size} examples, of shapes {shapes}, have no row for each.",
+                "Let the adapter's collate return tensors in which each example has a row, or which all share.",
+            )
+        return layout.rows(batch, torch.tensor(places))
 
     def _objective(self, model: nn.Module, optimiser: Optimizer, batch: Batch, kept: Tensor, when: str) -> float:
         """Sum of the kept losses over the batch's size, with gradients in place."""
@@ -244,22 +264,6 @@ class _Window:
 
     def __getitem__(self, places: slice) -> list[Example]:
         return [self.training[place] for place in range(*places.indices(len(self)))]
-
-
-def _rows(batch: Batch, places: list[int], size: int) -> Batch:
-    """The examples of a batch at some places.
-
-    Raises:
-        ModelError: when a tensor of the batch has no row for each example.
-    """
-    for tensor in batch.tensors():
-        if tensor.ndim == 0 or len(tensor) != size:
-            raise ModelError(
-                f"A tensor of shape {tuple(tensor.shape)} in a batch of {size} examples has no row for each.",
-                "Let the adapter's collate return tensors whose first dimension is the example.",
-            )
-    chosen = torch.tensor(places)
-    return batch.with_each(lambda tensor: tensor[chosen.to(tensor.device)])
 
 
 def _diverged(what: str) -> ModelError:

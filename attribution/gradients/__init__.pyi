@@ -5,7 +5,6 @@ from .checks import check_determinism as check_determinism
 from .eval_mode import frozen_in_eval as frozen_in_eval
 from .eval_mode import is_out_of_memory as is_out_of_memory
 from .hooks import Recording as Recording
-from .hooks import recording as recording
 from .instrument import Instrument as Instrument
 from .instrument import build_instrument as build_instrument
 from .memory import FEW_EXAMPLES as FEW_EXAMPLES
@@ -14,4 +13,5 @@ from .memory import MOST_EXAMPLES as MOST_EXAMPLES
 from .memory import choose_batch_size as choose_batch_size
 from .memory import measure_memory as measure_memory
 from .precision import rounding_of_gradients as rounding_of_gradients
+from .recordings import recording as recording
 from .shards import Shard as Shard

@@ -14,7 +14,8 @@ from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.checks import check_determinism
 from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
-from gradtrail.attribution.gradients.hooks import Instrument, build_instrument, recording
+from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
+from gradtrail.attribution.gradients.recordings import recording
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import AttributionWarning, DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target

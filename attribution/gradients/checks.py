@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gradtrail.attribution.adapters.base import ModelAdapter, at_least_float32
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.gradients.hooks import Instrument, build_instrument, planned_layer, recording
-from gradtrail.attribution.gradients.precision import coarsest_dtype
-from gradtrail.attribution.gradients.weight_gradients import weight_gradients
+from gradtrail.attribution.gradients.instrument import build_instrument
+from gradtrail.attribution.gradients.oracle import autograd_vector, coarsest_dtype, rounding, unlike_autograd
+from gradtrail.attribution.gradients.recordings import recording
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
@@ -24,8 +24,6 @@ _COUPLING_REMEDY = (
 )
 _COMPARED = 4
 """Examples of a batch whose gradients are compared with autograd."""
-_CANCELLED = 0.1
-"""Share of the whole gradient by whose rounding a layer's own may be off."""
 
 
 def check_determinism(
@@ -77,21 +75,21 @@ def check_capture(
         vectors = record.vectors(losses)
     largest, finite = 0.0, False
     for row in _compared_rows(vectors):
-        expected = _autograd_vector(instrument, examples[row])
+        expected = autograd_vector(instrument, examples[row])
         if not torch.isfinite(expected).all() and not torch.isfinite(vectors[row]).all():
             continue
         finite = True
-        own, whole = _rounding(coarsest_dtype(model, plan.lower_precision)), expected.norm()
-        for group, columns in zip(plan.groups, plan.slices, strict=True):
-            error, wanted = (vectors[row, columns] - expected[columns]).norm(), expected[columns].norm()
-            # What cancels out in a layer leaves rounding of the size of the whole.
-            if not error <= own * (wanted + _CANCELLED * whole):
-                raise ModelError(
-                    f"The features of layer {group.name} are not its gradient for example {examples[row].example_id}.",
-                    "Its weight is used in another way than by calling the layer, the batch is not the first dimension "
-                    "there, the examples of a batch are coupled, or the adapter's position_mask hides positions that "
-                    "count; name the layer in fallback_for or in exclude.",
-                )
+        dtype = coarsest_dtype(model, plan.lower_precision) if instrument.routes is None else instrument.routes.dtype
+        wrong = unlike_autograd(vectors[row], expected, plan, dtype)
+        if wrong:
+            raise ModelError(
+                f"The features of layer {plan.groups[wrong[0]].name} are not its gradient for example "
+                f"{examples[row].example_id}.",
+                "Its weight is used in another way than by calling the layer, the examples of a batch are coupled or "
+                "not its first dimension there, or the adapter's position_mask hides positions that count; name the "
+                "layer in fallback_for or in exclude.",
+            )
+        whole = expected.norm()
         if whole > 0:
             largest = max(largest, ((vectors[row] - expected).norm() / whole).item())
     if not finite:
@@ -109,30 +107,6 @@ def _compared_rows(vectors: Tensor) -> list[int]:
     telling = [row for row in drawn if isfinite(norms[row]) and norms[row] > 0]
     others = [row for row in drawn if not (isfinite(norms[row]) and norms[row] > 0)]
     return telling[:_COMPARED] + others[: _COMPARED // 2]
-
-
-def _autograd_vector(instrument: Instrument, example: Example) -> Tensor:
-    """The projected weight gradient of one example by plain autograd: (dimension,)."""
-    adapter, model = instrument.adapter, instrument.model
-    batch = adapter.collate([example]).to(instrument.device)
-    names = [name for group in instrument.plan.groups for name in group.parameters]
-    with frozen_in_eval(model):
-        found = weight_gradients(
-            instrument.run, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum()
-        )
-    gradients = dict(zip(names, found, strict=True))
-    pieces = []
-    for group, projection in zip(instrument.plan.groups, instrument.projections, strict=True):
-        own = [gradients[name] for name in group.parameters]
-        if group.modules:
-            layer, rule = planned_layer(model, group.modules[0])
-            blocks = rule.matrix(layer, dict(zip(rule.parameters(layer), own, strict=True)))
-        else:
-            blocks = own[0].reshape(1, group.d_out, group.d_in)
-        blocks = blocks.to(projection.inputs.dtype)
-        summed = "bop,boi,biq->bpq" if projection.exact else "bop,boi,biq->pq"
-        pieces.append(torch.einsum(summed, projection.outputs, blocks, projection.inputs).flatten())
-    return torch.cat(pieces)
 
 
 @dataclass(frozen=True)
@@ -194,7 +168,7 @@ def _agree(left: Tensor, right: Tensor, dtype: torch.dtype, slack: float = 0.0) 
     if not finite.any():
         return True
     pair = torch.stack([left[finite], right[finite]]).cpu().double()
-    allowed = _rounding(dtype) * pair.abs().max().item() + slack
+    allowed = rounding(dtype) * pair.abs().max().item() + slack
     return (pair[0] - pair[1]).abs().max().item() <= allowed
 
 
@@ -202,7 +176,3 @@ def _loss_slack(results: _Results) -> float:
     """Rounding of a loss near zero, which comes from the size of the outputs and not from its own."""
     finite = results.outputs[torch.isfinite(results.outputs)]
     return 16 * torch.finfo(results.dtype).eps * finite.abs().max().item() if len(finite) else 0.0
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    return sqrt(torch.finfo(dtype).eps)

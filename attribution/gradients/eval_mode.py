@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, measured_outputs
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
 
 @contextmanager
 def frozen_in_eval(model: nn.Module) -> Iterator[None]:
-    """Freeze every parameter and switch to eval mode; restore each flag and each module's mode afterwards, always."""
+    """Freeze every parameter and switch to eval mode; restore each flag and each module's mode afterwards, always.
+
+    Gradients of embeddings are dense meanwhile: `sparse=True` says how torch writes them down, not what they are.
+    """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    sparse = [module for module in model.modules() if isinstance(module, _EMBEDDINGS) and module.sparse]
     training = any(in_training for _, in_training in modes)
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -27,6 +33,8 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for parameter, _ in flags:
             parameter.requires_grad_(False)
+        for embedding in sparse:
+            embedding.sparse = False
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
@@ -36,6 +44,8 @@ def frozen_in_eval(model: nn.Module) -> Iterator[None]:
                 module.training = in_training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+        for embedding in sparse:
+            embedding.sparse = True
 
 
 def forward_pass(

@@ -7,8 +7,8 @@ and a hook reads the gradient at each tracked layer's output (METHODS: φ).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch
-from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.fallback import Fallback
-from gradtrail.attribution.gradients.instrument import Instrument, LayerUse, build_instrument, planned_layer
+from gradtrail.attribution.gradients.instrument import Instrument, LayerUse
+from gradtrail.attribution.gradients.routes import ROWS, CallLayout, Routes, positions_of
 from gradtrail.attribution.gradients.weight_gradients import in_graph
 from gradtrail.attribution.layers.attention import InProjection, taken_apart
 from gradtrail.attribution.layers.registry import LayerRule, Projections
@@ -29,25 +29,42 @@ from gradtrail.attribution.numerics.products import faster_products, frozen_line
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
-__all__ = ["Instrument", "Recording", "build_instrument", "planned_layer", "recording"]
+__all__ = ["Recording", "UnfitError"]
+
+
+class UnfitError(ModelError):
+    """A layer that its rule cannot measure in this batch: the group at `place` of the plan."""
+
+    def __init__(self, place: int, what: str) -> None:
+        super().__init__(
+            what,
+            "Its weight is unused, used without calling the layer, or for all examples together: allow the fallback, "
+            "name the layer in fallback_for, which measures it by autograd, or in exclude, which reports it as "
+            "uncovered.",
+        )
+        self.place = place
 
 
 class Recording:
     """The outputs of one batch, and feature vectors for any per-example quantity computed from them."""
 
-    def __init__(self, instrument: Instrument, size: int) -> None:
+    def __init__(self, instrument: Instrument, examples: Sequence[Example], routes: Routes) -> None:
         self.outputs: Tensor
         self.batch: Batch
         self.kept_bytes = 0
+        self.masked = True
+        self._examples = examples
+        self._routes = routes
+        self._positions: frozenset[int] = frozenset()
         self._instrument = instrument
         self._model = instrument.model
         self._adapter = instrument.adapter
         self._plan = instrument.plan
         self._projections = instrument.projections
-        self._fallback = instrument.fallback
+        self._fallback = routes.fallback
         self._run = instrument.run
         self._device_type = torch.device(instrument.device).type
-        self._size = size
+        self._size = len(examples)
         self._listening = True
         self._called: set[str] = set()
         self._starts: list[Tensor] = []
@@ -62,10 +79,11 @@ class Recording:
         """Run the model forward.
 
         Raises:
-            ModelError: when a planned layer is not called, or its batch is not the first dimension.
+            UnfitError: when a layer is not called, or not as its route says.
         """
         self.batch = batch
-        mask = self._adapter.position_mask(batch)
+        self._positions = positions_of(batch, self._routes.batch)
+        mask = self._adapter.position_mask(batch) if self.masked else None
         self._padding = None if mask is None else ~mask.bool()
         # A model may overwrite its inputs, which the fallback needs once more.
         outputs = self._run(self._model, batch if self._fallback is None else batch.with_each(torch.clone))
@@ -126,10 +144,13 @@ class Recording:
     def attach(self, stack: ExitStack) -> None:
         """Hook every planned layer and take attention apart; all of it is undone when `stack` closes."""
         for use in self._instrument.uses:
+            if use.place in self._routes.by_autograd:
+                continue
             # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
             handle = use.layer.register_forward_hook(self._forward_hook(use), prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
-        for layer, packed in self._instrument.attention.values():
+        for layer, planned in self._instrument.attention.values():
+            packed = None if planned is None or planned.place in self._routes.by_autograd else planned
             stand_in(layer, taken_apart(layer, self._in_projection(layer, packed)), stack)
         # The fallback differentiates by the weights, in ways that know torch's own layers only.
         multiply_faster(self._instrument.affine, stack, lambda: self._listening)
@@ -161,23 +182,25 @@ class Recording:
         return project
 
     def _remember(self, use: LayerUse, inputs: Tensor, output: Tensor) -> Tensor:
-        name = use.name
-        self._check_batch_dimension(name, inputs, output)
+        name, layout = use.name, self._routes.layouts.get(use.name, ROWS)
         self._called.add(name)
+        self._refuse_unfit(use, layout, inputs, output)
         if not torch.is_grad_enabled():
             self._owed_by_inputs |= not self._starts
             self._owed[name] += 1
             return output
         self._owed[name] -= 1 if self._owed[name] else 0
-        seen = self._without_padding(use.rule, _as_working_type(inputs.detach(), use.projections))
+        inputs = layout.by_example(_as_working_type(inputs.detach(), use.projections), self._size)
+        seen = self._without_padding(use.rule, inputs)
         # The model may run in lower precision; what is kept of it does not.
         lowered = torch.is_autocast_enabled(self._device_type)
         with torch.autocast(self._device_type, enabled=False) if lowered else nullcontext(), faster_products():
             kept = use.rule.keep(use.layer, seen, use.projections)
         self.kept_bytes += kept.untyped_storage().nbytes()
-        output = self._in_graph(output)
+        # What all examples share becomes theirs one by one, so that each has a gradient of its own.
+        output = self._in_graph(layout.expanded(output, self._size) if layout.is_shared else output)
         if output.requires_grad:
-            output.register_hook(partial(self._add, use, kept))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            output.register_hook(partial(self._add, use, layout, kept))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return output
 
     def _in_graph(self, output: Tensor) -> Tensor:
@@ -192,8 +215,11 @@ class Recording:
         unnamed: Tensor = torch.ops.aten._unsafe_view(output, output.shape)
         return unnamed
 
-    def _add(self, use: LayerUse, kept: Tensor, gradient: Tensor) -> None:
-        seen = self._without_padding(use.rule, _as_working_type(gradient.detach(), use.projections))
+    def _add(self, use: LayerUse, layout: CallLayout, kept: Tensor, gradient: Tensor) -> None:
+        gradient = _as_working_type(gradient.detach(), use.projections)
+        seen = self._without_padding(
+            use.rule, gradient if layout.is_shared else layout.by_example(gradient, self._size)
+        )
         with faster_products():
             part = use.rule.gradient(use.layer, kept, seen, use.projections)
         if use.turned:
@@ -215,7 +241,6 @@ class Recording:
         self._cotangents = gradient.detach()
 
     def _add_fallback(self, fallback: Fallback) -> None:
-        places = [place for place, group in enumerate(self._plan.groups) if not group.modules]
         if self._cotangents is None or len(self._cotangents) != self._size:
             raise ModelError(
                 f"The outputs do not have one row for each of the {self._size} examples, or the losses do not depend "
@@ -225,24 +250,18 @@ class Recording:
             )
         self._listening = False
         try:
-            projections = [self._projections[place] for place in places]
-            parts = fallback.vectors(self.batch, self._cotangents, projections)
+            parts = fallback.vectors(self._examples, self.batch, self._cotangents)
         finally:
             self._listening = True
-        for place, part in zip(places, parts, strict=True):
-            self._sums[place] = part
+        for each, part in zip(fallback.groups, parts, strict=True):
+            self._sums[each.place] = part
 
     def _refuse_uncalled(self) -> None:
-        """Every planned layer must have run: one that is bypassed would count as covered with zero gradients."""
-        for group in self._plan.groups:
+        """Every layer must have run: one that is bypassed would count as covered with zero gradients."""
+        for place, group in enumerate(self._plan.groups):
             for module in group.modules:
-                if module not in self._called:
-                    raise ModelError(
-                        f"Layer {module} was never called in the forward pass.",
-                        "Its weight is unused, or used without calling the layer: name it in "
-                        "FeatureSettings.fallback_for, which measures it by autograd, or in FeatureSettings.exclude, "
-                        "which reports it as uncovered.",
-                    )
+                if module not in self._called and place not in self._routes.by_autograd:
+                    raise UnfitError(place, f"Layer {module} was never called in the forward pass.")
 
     def _refuse_owed(self) -> None:
         owed = sorted(name for name, calls in self._owed.items() if calls > 0)
@@ -252,30 +271,17 @@ class Recording:
                 "Look for torch.no_grad around it in the model, or leave it out with FeatureSettings.exclude.",
             )
 
-    def _check_batch_dimension(self, name: str, inputs: Tensor, output: Tensor) -> None:
+    def _refuse_unfit(self, use: LayerUse, layout: CallLayout, inputs: Tensor, output: Tensor) -> None:
         for role, value in (("input", inputs), ("output", output)):
-            # Token ids may be one-dimensional; anything else has features beside the examples.
-            least = 2 if value.is_floating_point() else 1
-            if value.ndim < least or len(value) != self._size:
-                raise ModelError(
-                    f"The {role} of layer {name} has shape {tuple(value.shape)} in a batch of {self._size} examples: "
-                    "its first dimension is not the example.",
-                    "Keep the batch as the first dimension of every layer's input; or name the layer in "
-                    "FeatureSettings.fallback_for, which measures it by autograd, or in FeatureSettings.exclude.",
+            if not layout.fits(value, self._size, self._positions):
+                raise UnfitError(
+                    use.place,
+                    f"The {role} of layer {use.name} has shape {tuple(value.shape)} in a batch of {self._size} "
+                    "examples: its first dimension is not the example.",
                 )
 
 
-@contextmanager
-def recording(instrument: Instrument, examples: Sequence[Example]) -> Iterator[Recording]:
-    """Run `examples` forward with hooks on; hooks, modes and flags are undone on leaving, also after an exception."""
-    record = Recording(instrument, len(examples))
-    batch = instrument.adapter.collate(examples).to(instrument.device)
-    with frozen_in_eval(instrument.model), ExitStack() as stack:
-        stack.callback(record.release)
-        record.attach(stack)
-        record.run(batch)
-        yield record
-
-
 def _as_working_type(values: Tensor, projections: Projections) -> Tensor:
+    if values.layout != torch.strided:
+        values = values.to_dense()
     return values.to(projections.inputs.dtype) if values.is_floating_point() else values

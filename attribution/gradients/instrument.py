@@ -11,7 +11,8 @@ from torch import nn
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import forward_pass
-from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.fallback import WholeGroup
+from gradtrail.attribution.gradients.routes import Routes
 from gradtrail.attribution.gradients.weight_gradients import Run
 from gradtrail.attribution.layers.registry import LayerRule, Projections
 from gradtrail.attribution.layers.rules import find_rule
@@ -34,9 +35,11 @@ class LayerUse:
     turned: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Instrument:
     """Everything that stays the same from batch to batch; `model` is on `device`.
+
+    `routes` are found with the first batch: how each group is measured.
 
     `uses` are the layers that a hook measures. `attention` is taken apart: each layer by name, with the use of its
     packed projection, or None where that is left out. `affine` are the layers, measured or not, that faster products
@@ -48,11 +51,24 @@ class Instrument:
     plan: FeaturePlan
     projections: tuple[Projections, ...]
     device: str | torch.device
-    fallback: Fallback | None
     run: Run
     uses: tuple[LayerUse, ...]
     attention: Mapping[str, tuple[nn.MultiheadAttention, LayerUse | None]]
     affine: tuple[AffineLayer, ...]
+    routes: Routes | None = None
+
+    @property
+    def every_use(self) -> tuple[LayerUse, ...]:
+        """All uses that a rule measures, those inside of attention too."""
+        return (*self.uses, *(use for _, use in self.attention.values() if use is not None))
+
+    def whole_group(self, place: int) -> WholeGroup:
+        """The group at a place of the plan, as it is measured without hooks."""
+        group = self.plan.groups[place]
+        for use in self.every_use:
+            if group.modules and use.name == group.modules[0]:
+                return WholeGroup(place, group, self.projections[place], use.layer, use.rule)
+        return WholeGroup(place, group, self.projections[place])
 
 
 def build_instrument(
@@ -68,7 +84,6 @@ def build_instrument(
     if missing:
         raise _unplanned(missing[0], model)
     run = forward_pass(adapter, plan.lower_precision, device)
-    fallback = Fallback(run, model, names) if names else None
     projections = plan.projections(dtype, device)
     uses = [use for place in range(len(plan.groups)) for use in _uses(model, plan, place, projections[place])]
     planned = {use.name: use for use in uses}
@@ -79,7 +94,7 @@ def build_instrument(
     }
     hooked = tuple(use for use in uses if use.name not in attention)
     affine = affine_layers(model, device)
-    return Instrument(adapter, model, plan, projections, device, fallback, run, hooked, attention, affine)
+    return Instrument(adapter, model, plan, projections, device, run, hooked, attention, affine)
 
 
 def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projections) -> Iterator[LayerUse]:

@@ -13,8 +13,8 @@ from gradtrail.attribution.adapters.base import Batch, ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.fallback import GRADIENT_BYTES
-from gradtrail.attribution.gradients.hooks import recording
 from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
+from gradtrail.attribution.gradients.recordings import prepare, recording
 from gradtrail.errors import AttributionWarning, DataError, UsageError
 from gradtrail.nouns import Example
 
@@ -68,14 +68,15 @@ def measure_memory(
     if not examples:
         raise DataError("A memory estimate without examples.", "Pass at least one example.")
     instrument = build_instrument(adapter, model, plan, device)
+    prepare(instrument, examples)
     alone = [_batch_bytes(instrument, [example]) for example in examples]
     largest = max(range(len(alone)), key=alone.__getitem__)
     pair = _batch_bytes(instrument, [examples[largest]] * 2)
     each = max(pair - alone[largest], 1)
     projections = sum(_nbytes(side) for part in instrument.projections for side in (part.outputs, part.inputs))
-    slow = instrument.fallback is not None and instrument.fallback.one_at_a_time
-    names = tuple(name for group in plan.groups if not group.modules for name in group.parameters) if slow else ()
-    whole = 0 if instrument.fallback is None else instrument.fallback.gradient_bytes
+    fallback = None if instrument.routes is None else instrument.routes.fallback
+    names = () if fallback is None or not fallback.one_at_a_time else tuple(fallback.names)
+    whole = 0 if fallback is None else fallback.gradient_bytes
     return PassMemory(projections + max(alone[largest] - each, 0), each, whole, names)
 
 
@@ -107,7 +108,8 @@ def _batch_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
 
 def _fallback_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
     """What the pass for parameters without a layer rule keeps: as autograd runs it, which torch.func resembles."""
-    if instrument.fallback is None:
+    fallback = None if instrument.routes is None else instrument.routes.fallback
+    if fallback is None:
         return 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttributionWarning)
@@ -117,9 +119,8 @@ def _fallback_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
     kept = _Kept(instrument.model)
     parameters = dict(instrument.model.named_parameters())
     with frozen_in_eval(instrument.model):
-        for group in instrument.plan.groups:
-            if not group.modules:
-                parameters[group.parameters[0]].requires_grad_(True)
+        for name in fallback.names:
+            parameters[name].requires_grad_(True)
         with kept.counting():
             instrument.run(instrument.model, batch.with_each(torch.clone))
     return kept.peak()

@@ -10,18 +10,14 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.gradients.hooks import build_instrument, recording
+from gradtrail.attribution.gradients.instrument import build_instrument
+from gradtrail.attribution.gradients.oracle import coarsest_dtype
+from gradtrail.attribution.gradients.recordings import recording
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
 LARGEST_ROUNDING = 0.2
 """Relative error of a gradient from which on a model in half precision is refused; usual are 0.005 to 0.05."""
-
-
-def coarsest_dtype(model: nn.Module, lower: torch.dtype | None = None) -> torch.dtype:
-    """The type with the fewest digits among the model's parameters and `lower`; float32 for a model without any."""
-    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return max(found | ({lower} if lower else set()) or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def rounding_of_gradients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.adapters.collation import map_tensors
+from gradtrail.attribution.adapters.layout import BatchLayout
 
 Run = Callable[[nn.Module, Batch], Tensor]
 """One forward pass: the outputs (batch, …) of a model."""
@@ -28,42 +29,55 @@ class _Measured(nn.Module):
         return self._run(self.model, batch)
 
 
-def together(run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor) -> list[Tensor]:
+def together(
+    run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch, layout: BatchLayout, cotangents: Tensor
+) -> list[Tensor]:
     """∇ ⟨outputs_n, cotangents_n⟩ of every example at once, by vmap: one (batch, *parameter.shape) for each parameter.
 
     Raises:
         RuntimeError: where torch.func cannot follow the model: fused kernels, saved-tensor hooks, control flow that
             depends on values.
     """
-    size = len(cotangents)
-    # Copies, which the model may overwrite.
-    varying = [tensor.clone() for tensor in batch.tensors() if _has_rows(tensor, size)]
+    varying: list[Tensor] = []
+    places: list[int] = []
+
+    def remember(tensor: Tensor, dimension: int) -> Tensor:
+        # A copy, which the model may overwrite.
+        varying.append(tensor.clone())
+        places.append(dimension)
+        return tensor
+
+    layout.change(batch, remember)
     measured = _Measured(run, model)
 
     def product(weights: Mapping[str, Tensor], cotangent: Tensor, own: list[Tensor]) -> Tensor:
         parts = iter(own)
-        lone = batch.with_each(lambda tensor: next(parts).unsqueeze(0) if _has_rows(tensor, size) else tensor)
+        lone = layout.change(batch, lambda _, dimension: next(parts).unsqueeze(dimension))
         outputs: Tensor = functional_call(measured, dict(weights), (lone,))
         return (outputs[0] * cotangent).sum()
 
     every = dict(model.named_parameters())
     weights = {f"model.{name}": every[name].detach() for name in parameters}
-    gradients = vmap(grad(product), in_dims=(None, 0, 0))(weights, cotangents, varying)
-    return [gradients[f"model.{name}"].detach() for name in parameters]
+    gradients = vmap(grad(product), in_dims=(None, 0, places))(weights, cotangents, varying)
+    return [_dense(gradients[f"model.{name}"].detach()) for name in parameters]
 
 
 def one_at_a_time(
-    run: Run, model: nn.Module, parameters: Sequence[str], batch: Batch, cotangents: Tensor
+    run: Run, model: nn.Module, parameters: Sequence[str], alone: Iterable[Batch], cotangents: Tensor
 ) -> list[Tensor]:
-    """The same as `together`, with a forward and a backward pass for each example: it works for every model."""
-    size = len(cotangents)
+    """The same as `together`, with a forward and a backward pass for each example: it works for every model.
+
+    `alone` are the batches of each example by itself.
+    """
     rows = []
-    for row in range(size):
-        own = batch_rows(batch, slice(row, row + 1), size)
-        cotangent = cotangents[row : row + 1]
+    for own, cotangent in zip(alone, cotangents, strict=True):
 
         def product(outputs: Tensor, cotangent: Tensor = cotangent) -> Tensor:
-            return (outputs * cotangent).sum()
+            if outputs.shape != (1, *cotangent.shape):
+                raise RuntimeError(
+                    f"alone an example has outputs of shape {tuple(outputs.shape)}, in a batch {tuple(cotangent.shape)}"
+                )
+            return (outputs[0] * cotangent).sum()
 
         rows.append(weight_gradients(run, model, parameters, own, product))
     return [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
@@ -97,7 +111,7 @@ def weight_gradients(
             parameter.requires_grad_(required)
             parameter.grad = gradient
     return [
-        torch.zeros_like(parameter) if gradient is None else gradient.detach()
+        torch.zeros_like(parameter) if gradient is None else _dense(gradient.detach())
         for parameter, gradient in zip(wanted, found, strict=True)
     ]
 
@@ -111,10 +125,5 @@ def in_graph(inputs: Any) -> Any:
     return map_tensors(started, inputs)
 
 
-def batch_rows(batch: Batch, rows: slice, size: int) -> Batch:
-    """Some examples of a batch of `size`; a tensor without one entry per example is left whole."""
-    return batch.with_each(lambda tensor: tensor[rows] if _has_rows(tensor, size) else tensor)
-
-
-def _has_rows(tensor: Tensor, size: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == size
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

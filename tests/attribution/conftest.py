@@ -142,7 +142,7 @@ def _one_vector(adapter: ModelAdapter, model: nn.Module, example: Example, plan:
     loss = adapter.losses(adapter.outputs(model, batch), batch).sum()
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    gradients = dict(zip(parameters, found, strict=True))
+    gradients = {name: gradient.to_dense() for name, gradient in zip(parameters, found, strict=True)}
     pieces = []
     for group in plan.groups:
         own = [gradients[name] for name in group.parameters]

@@ -118,7 +118,7 @@ def test_attention_is_put_together_again_after_a_failure(make_classifier, make_e
     adapter = make_classifier(Flattening, examples)
     model = adapter.build_model()
     with pytest.raises(ModelError, match="input of layer attend has shape"):
-        compute_features(adapter, model, examples, plan_features(model))
+        compute_features(adapter, model, examples, plan_features(model, FeatureSettings(fallback=False)))
     assert "forward" not in vars(model.attend)
 
 

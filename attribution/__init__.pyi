@@ -1,0 +1,17 @@
+from .adapters.base import ClassificationAdapter as ClassificationAdapter
+from .adapters.base import ModelAdapter as ModelAdapter
+from .adapters.base import RegressionAdapter as RegressionAdapter
+from .adapters.causal_language_model import CausalLMAdapter as CausalLMAdapter
+from .curvature.blocks import model_curvature as model_curvature
+from .features.plan import FeatureSettings as FeatureSettings
+from .features.plan import plan_features as plan_features
+from .fidelity.further_training import measure_effects as measure_effects
+from .gradients.capture import compute_features as compute_features
+from .gradients.capture import iterate_features as iterate_features
+from .gradients.checks import check_capture as check_capture
+from .methods.rules import prepare_queries as prepare_queries
+from .methods.spec import MethodSpec as MethodSpec
+from .scoring.passes import score as score
+from .scoring.passes import shares as shares
+from .scoring.self_scores import self_influence as self_influence
+from .weighting.fitting import fit_weighting as fit_weighting

@@ -219,6 +219,11 @@ class Fidelity:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def fidelity_id(self) -> str:
+        """Digest of all it says; what it does not say does not count, so that a field added later changes no id."""
+        return sha256_json({name: value for name, value in asdict(self).items() if value is not None})
+
 
 @dataclass(frozen=True)
 class Output:

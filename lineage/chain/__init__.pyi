@@ -23,4 +23,5 @@ from .row_check import UNREADABLE as UNREADABLE
 from .row_check import check_rows as check_rows
 from .row_check import erased_positions as erased_positions
 from .rows import Rows as Rows
+from .rows import rows_from as rows_from
 from .rows import rows_of as rows_of

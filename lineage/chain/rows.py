@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from gradtrail.errors import DataError
 from gradtrail.lineage.chain.integrity import key_text, row_keys
+from gradtrail.lineage.schema.nouns import records_of
 from gradtrail.lineage.schema.tables import TABLES, Table
 
 _CHUNK_ROWS = 50_000
@@ -47,6 +48,29 @@ def rows_of(name: str, records: Iterable[Sequence[Any]]) -> Rows:
     _refuse_duplicates(table, data)
     _refuse_non_finite(table, data)
     return Rows(table, data.combine_chunks())
+
+
+def rows_from(
+    name: str,
+    nouns: Iterable[Any],
+    *,
+    each: Mapping[str, Sequence[Any]] | None = None,
+    named: Mapping[str, str] | None = None,
+    **same: Any,
+) -> Rows:
+    """Rows of the table `name` from nouns, whose fields and properties are its columns; JSON columns become text.
+
+    Args:
+        name: of the table; where nouns say nothing of its column `position`, their order does.
+        nouns: all of one type.
+        each: values by column, one a noun, of what the nouns do not say.
+        named: fields by column, where they have another name.
+        same: values by column that are the same in all rows.
+
+    Raises:
+        DataError: a value of the wrong type, a missing or non-finite one, or a key that occurs twice.
+    """
+    return rows_of(name, records_of(TABLES[name], nouns, same, each or {}, named or {}))
 
 
 def _arrow(table: Table, chunk: Sequence[Sequence[Any]]) -> pa.Table:

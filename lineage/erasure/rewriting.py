@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from gradtrail.lineage.connections import BLOCK_BYTES, marked, open_database
-from gradtrail.lineage.ledger.migrations import schema_files, version_of
+from gradtrail.lineage.ledger.migrations import version_of
 from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.files import create_schema
 from gradtrail.lineage.schema.statements import statement
 
 _FRESH = "fresh"
@@ -42,9 +43,7 @@ def rewrite_database(ledger: Ledger) -> None:
         quoted = str(part).replace("'", "''")
         connection.execute(f"ATTACH '{quoted}' AS {_FRESH} (BLOCK_SIZE {BLOCK_BYTES})")
         connection.execute(f"USE {_FRESH}")
-        for each in schema_files():
-            if each.version <= version:
-                connection.execute(each.text)
+        create_schema(connection, version)
         for name in tables:
             template = "INSERT INTO $fresh.$table BY NAME SELECT * FROM $old.$table"
             connection.execute(statement(template, fresh=_FRESH, table=name, old=str(row[0])))

@@ -10,8 +10,9 @@ import duckdb
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.chain.appending import append, keep_new
 from gradtrail.lineage.chain.references import require
-from gradtrail.lineage.chain.rows import rows_of
+from gradtrail.lineage.chain.rows import rows_from
 from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.nouns import noun_of, select
 
 DUE, DELIVERED = "due", "delivered"
 
@@ -31,7 +32,7 @@ class Alert:
 
 def record_alerts(ledger: Ledger, alerts: Sequence[Alert], state: str) -> bool:
     """Record that alerts are due, or were delivered; those recorded before stay. False when none is new."""
-    rows = rows_of("alert", ((each.audit_id, each.outlet, state, each.idempotency_key) for each in alerts))
+    rows = rows_from("alert", alerts, state=state)
     with ledger.transaction() as connection:
         require(connection, "audit", "audit_id", [each.audit_id for each in alerts])
         new = keep_new(connection, rows)
@@ -42,9 +43,9 @@ def record_alerts(ledger: Ledger, alerts: Sequence[Alert], state: str) -> bool:
 
 def undelivered_alerts(connection: duckdb.DuckDBPyConnection) -> list[Alert]:
     """Alerts that are due and not delivered, the oldest first; those whose audit has its report, which they link to."""
-    query = """
-        SELECT audit_id, outlet FROM alert SEMI JOIN report USING (audit_id) WHERE state = 'due'
+    due = """
+        FROM alert SEMI JOIN report USING (audit_id) WHERE state = 'due'
             AND NOT EXISTS (SELECT 1 FROM alert AS taken
                 WHERE taken.audit_id = alert.audit_id AND taken.outlet = alert.outlet AND taken.state = 'delivered')
         ORDER BY event_sequence, audit_id, outlet"""
-    return [Alert(*row) for row in connection.execute(query).fetchall()]
+    return [noun_of(Alert, row) for row in connection.execute(select(Alert, due)).fetchall()]

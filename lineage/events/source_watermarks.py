@@ -7,12 +7,11 @@ from dataclasses import replace
 import duckdb
 
 from gradtrail.lineage.chain.appending import append
-from gradtrail.lineage.chain.rows import rows_of
+from gradtrail.lineage.chain.rows import rows_from
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import Watermark
-
-_COLUMNS = "source, kind, reached, seen, taken, sampled_out, refused, waiting"
 
 
 def record_watermark(ledger: Ledger, watermark: Watermark) -> bool:
@@ -32,36 +31,26 @@ def record_watermark(ledger: Ledger, watermark: Watermark) -> bool:
             connection, "SELECT coalesce(max(revision), 0) FROM watermark WHERE source = ?", [watermark.source]
         )
         revision = int(found[0]) + 1 if found else 1
-        record = (
-            watermark.source,
-            revision,
-            watermark.kind,
-            watermark.reached,
-            watermark.seen,
-            watermark.taken,
-            watermark.sampled_out,
-            watermark.refused,
-            watermark.waiting,
-        )
-        append(connection, "watermark", watermark.source, [rows_of("watermark", [record])])
+        append(connection, "watermark", watermark.source, [rows_from("watermark", [watermark], revision=revision)])
         return True
 
 
 def newest_watermark(connection: duckdb.DuckDBPyConnection, source: str) -> Watermark | None:
     """The watermark that holds for a source."""
-    row = first_row(connection, f"SELECT {_COLUMNS} FROM source_watermark WHERE source = ?", [source])  # noqa: S608 - our own columns
-    return Watermark(*row) if row else None
+    row = first_row(connection, select(Watermark, "FROM source_watermark WHERE source = ?"), [source])
+    return noun_of(Watermark, row) if row else None
 
 
 def watermarks_before(connection: duckdb.DuckDBPyConnection, event_sequence: int) -> list[Watermark]:
     """The watermark that held for every source before an event, by name."""
-    query = f"""
-        SELECT {_COLUMNS} FROM watermark WHERE event_sequence < ?
-        QUALIFY row_number() OVER (PARTITION BY source ORDER BY revision DESC) = 1 ORDER BY source"""  # noqa: S608 - our own columns
-    return [Watermark(*row) for row in connection.execute(query, [event_sequence]).fetchall()]
+    newest = """
+        FROM watermark WHERE event_sequence < ?
+        QUALIFY row_number() OVER (PARTITION BY source ORDER BY revision DESC) = 1 ORDER BY source"""
+    found = connection.execute(select(Watermark, newest), [event_sequence]).fetchall()
+    return [noun_of(Watermark, row) for row in found]
 
 
 def watermarks(connection: duckdb.DuckDBPyConnection) -> list[Watermark]:
     """The watermark of every source that was ever read, by name."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM source_watermark ORDER BY source").fetchall()  # noqa: S608 - our own columns
-    return [Watermark(*row) for row in rows]
+    found = connection.execute(select(Watermark, "FROM source_watermark ORDER BY source")).fetchall()
+    return [noun_of(Watermark, row) for row in found]

@@ -1,5 +1,4 @@
 from .migrations import schema_differences as schema_differences
-from .migrations import schema_files as schema_files
 from .migrations import version_of as version_of
 from .published import read_published as read_published
 from .seal import Seal as Seal

@@ -7,8 +7,8 @@ from math import isclose
 from typing import Any
 
 from gradtrail.errors import DataError
-from gradtrail.lineage.chain.rows import Rows, rows_of
-from gradtrail.lineage.schema.json_columns import as_json, json_text
+from gradtrail.lineage.chain.rows import Rows, rows_from, rows_of
+from gradtrail.lineage.schema.json_columns import as_json
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -43,99 +43,23 @@ def audit_rows(
         audit_id = audit.audit_id
     _refuse_strangers(audit, results, attributions, [*shares, *findings, *group_contributions])
     _refuse_partial_contributions(audit_id, group_contributions)
-    indexes = ((audit_id, position, index_id) for position, index_id in enumerate(audit.index_ids))
-    attributed = (
-        (audit_id, each.output_id, each.example_id, each.side, each.rank, each.score) for each in attributions
-    )
-    influential = ((audit_id, each.side, each.example_id, each.rank, each.share) for each in influences)
-    contributed = (
-        (audit_id, position, each.output_id, each.side, each.group, each.share)
-        for position, each in enumerate(group_contributions)
-    )
-    return [
-        _header_row(audit, method_notes),
-        rows_of("audit_index", indexes),
-        _output_rows(audit, results),
-        rows_of("attribution", attributed),
-        _share_rows(audit_id, shares),
-        rows_of("example_influence", influential),
-        _finding_rows(audit_id, findings),
-        rows_of("group_contribution", contributed),
-    ]
-
-
-def _header_row(audit: Audit, method_notes: Mapping[str, Any]) -> Rows:
-    header = (
-        audit.audit_id,
-        audit.model_version_id,
-        audit.method,
-        json_text(audit.parameters, "parameters"),
-        audit.weighting_id,
-        audit.policy_sha256,
-        json_text(method_notes, "method_notes"),
-    )
-    return rows_of("audit", [header])
-
-
-def _output_rows(audit: Audit, results: Sequence[OutputResult]) -> Rows:
     by_output = {result.output_id: result for result in results}
-    return rows_of(
-        "audit_output",
-        (
-            (
-                audit.audit_id,
-                output_id,
-                position,
-                target,
-                by_output[output_id].prediction,
-                by_output[output_id].loss,
-                by_output[output_id].reproduced,
-                by_output[output_id].proponent_mass,
-                by_output[output_id].opponent_mass,
-            )
-            for position, (output_id, target) in enumerate(audit.outputs)
-        ),
-    )
-
-
-def _share_rows(audit_id: str, shares: Sequence[Share]) -> Rows:
     ordered = sorted(shares, key=lambda each: (each.output_id or "", each.side, each.attribute, each.value))
-    return rows_of(
-        "share",
-        (
-            (
-                audit_id,
-                position,
-                each.output_id,
-                each.side,
-                each.attribute,
-                each.value,
-                each.share,
-                each.training_share,
-                each.interval_low,
-                each.interval_high,
-            )
-            for position, each in enumerate(ordered)
+    return [
+        rows_from("audit", [audit], method_notes=method_notes),
+        rows_of("audit_index", ((audit_id, position, index_id) for position, index_id in enumerate(audit.index_ids))),
+        rows_from(
+            "audit_output",
+            [by_output[output_id] for output_id, _ in audit.outputs],
+            audit_id=audit_id,
+            each={"target": [target for _, target in audit.outputs]},
         ),
-    )
-
-
-def _finding_rows(audit_id: str, findings: Sequence[Finding]) -> Rows:
-    return rows_of(
-        "finding",
-        (
-            (
-                audit_id,
-                position,
-                each.rule,
-                each.severity,
-                each.message,
-                each.output_id,
-                json_text(each.evidence, "evidence"),
-            )
-            for position, each in enumerate(findings)
-        ),
-    )
+        rows_from("attribution", attributions, audit_id=audit_id),
+        rows_from("share", ordered, audit_id=audit_id),
+        rows_from("example_influence", influences, audit_id=audit_id),
+        rows_from("finding", findings, audit_id=audit_id),
+        rows_from("group_contribution", group_contributions, audit_id=audit_id, named={"group_name": "group"}),
+    ]
 
 
 def _refuse_strangers(

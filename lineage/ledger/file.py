@@ -13,9 +13,10 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database
 from gradtrail.lineage.gate import gate_of
-from gradtrail.lineage.ledger.migrations import migrate, newest_version, version_of
+from gradtrail.lineage.ledger.migrations import migrate, version_of
 from gradtrail.lineage.ledger.published import read_published
 from gradtrail.lineage.ledger.seal import copy_and_seal, read_seal
+from gradtrail.lineage.schema.files import newest_version
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
 
 from gradtrail.digests import sha256_json
 from gradtrail.errors import DataError
-from gradtrail.lineage.chain.rows import Rows, rows_of
-from gradtrail.lineage.schema.json_columns import as_json, json_text
+from gradtrail.lineage.chain.rows import Rows, rows_from, rows_of
+from gradtrail.lineage.schema.json_columns import as_json
 from gradtrail.nouns import (
     Checkpoint,
     DatasetVersion,
@@ -31,20 +30,17 @@ def dataset_rows(
     Raises:
         DataError: also when the manifest has another number of examples than the dataset version says.
     """
-    header = rows_of(
-        "dataset_version",
-        [(dataset.dataset_version_id, dataset.name, dataset.example_count, dataset.manifest_uri)],
-    )
+    header = rows_from("dataset_version", [dataset])
     personal: list[tuple[str, str, str, str]] = []
 
-    def example_records() -> Iterator[tuple[Any, ...]]:
-        for position, row in enumerate(manifest):
+    def without_personal() -> Iterator[ManifestRow]:
+        for row in manifest:
             kept = {name: value for name, value in row.attributes.items() if name not in personal_names}
             for name in sorted(row.attributes.keys() - kept):
                 personal.append((dataset.dataset_version_id, row.example_id, name, row.attributes[name]))
-            yield dataset.dataset_version_id, row.example_id, position, row.content_sha256, kept
+            yield replace(row, attributes=kept)
 
-    examples = rows_of("example", example_records())
+    examples = rows_from("example", without_personal(), dataset_version_id=dataset.dataset_version_id)
     if examples.count != dataset.example_count:
         raise DataError(
             f"Dataset version {dataset.dataset_version_id} says {dataset.example_count} examples, "
@@ -72,88 +68,32 @@ def model_version_rows(
         )
     unique = {checkpoint.checkpoint_id: checkpoint for checkpoint in checkpoints}
     return (
-        rows_of(
-            "model_version",
-            [
-                (
-                    model_version_id,
-                    model_version.name,
-                    model_version.version,
-                    model_version.run_id,
-                    model_version.dataset_version_id,
-                    model_version.adapter,
-                    model_version.adapter_sha256,
-                )
-            ],
-        ),
-        rows_of(
-            "model_version_checkpoint",
-            (
-                (
-                    model_version_id,
-                    position,
-                    checkpoint.checkpoint_id,
-                    checkpoint.step,
-                    checkpoint.learning_rate,
-                    checkpoint.source_uri,
-                    checkpoint.weights_uri,
-                )
-                for position, checkpoint in enumerate(checkpoints)
-            ),
-        ),
-        rows_of("training_run", [(run.run_id, run.experiment_id, run.name, run.started_at, run.parameters)]),
-        rows_of(
-            "checkpoint",
-            ((each.checkpoint_id, each.format, each.byte_size, each.weights_sha256) for each in unique.values()),
-        ),
+        rows_from("model_version", [model_version]),
+        rows_from("model_version_checkpoint", checkpoints, model_version_id=model_version_id),
+        rows_from("training_run", [run]),
+        rows_from("checkpoint", unique.values()),
     )
 
 
 def index_rows(index: Index) -> Rows:
     """The row of an index."""
-    coverage = index.coverage
     with as_json("feature_config"):
         index_id = index.index_id
-    return rows_of(
-        "gradient_index",
-        [
-            (
-                index_id,
-                index.checkpoint_id,
-                index.dataset_version_id,
-                json_text(index.feature_config, "feature_config"),
-                coverage.covered_parameters,
-                coverage.total_parameters,
-                list(coverage.uncovered),
-                coverage.indexed_examples,
-                coverage.total_examples,
-                coverage.quarantined,
-                index.table_uri,
-                index.table_version,
-                index.rows_sha256,
-            )
-        ],
-    )
+    return rows_from("gradient_index", [index], index_id=index_id)
 
 
 def weighting_rows(weighting: Weighting) -> Rows:
     """The row of a weighting."""
-    evidence = json_text(weighting.evidence, "evidence")
     with as_json("group_weights"):
         weighting_id = weighting.weighting_id
-    return rows_of("weighting", [(weighting_id, weighting.objective, weighting.group_weights, evidence)])
+    return rows_from("weighting", [weighting], weighting_id=weighting_id)
 
 
 def fidelity_rows(fidelities: Sequence[Fidelity]) -> Rows:
-    """One row a measurement; its id is the digest of all it says."""
-    rows = []
-    for fidelity in fidelities:
-        said = asdict(fidelity)
-        with as_json("fidelity"):
-            fidelity_id = sha256_json(said)
-        texts = {name: json_text(said[name], name) for name in ("parameters", "evidence")}
-        rows.append((fidelity_id, *(said | texts).values()))
-    return rows_of("fidelity", rows)
+    """One row a measurement."""
+    with as_json("fidelity"):
+        fidelity_ids = [fidelity.fidelity_id for fidelity in fidelities]
+    return rows_from("fidelity", fidelities, each={"fidelity_id": fidelity_ids})
 
 
 def output_rows(outputs: Sequence[Output]) -> Rows:
@@ -164,7 +104,7 @@ def output_rows(outputs: Sequence[Output]) -> Rows:
                 f"Output {output.output_id} was produced at {output.produced_at}, which has no time zone.",
                 "Give times with a time zone; UTC is best.",
             )
-    return rows_of("output", (tuple(asdict(output).values()) for output in outputs))
+    return rows_from("output", outputs)
 
 
 def quarantine_rows(source: str, record_id: str, cause: str) -> Rows:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePath
+from typing import Any
 
 import duckdb
 
@@ -14,6 +15,7 @@ from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.read.answers import AuditDetails, AuditTold, RecordedReport
 from gradtrail.lineage.read.catalogue import model_version
 from gradtrail.lineage.read.revisions import current_digests
+from gradtrail.lineage.schema.nouns import Noun, noun_of, select
 from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
 
 Connection = duckdb.DuckDBPyConnection
@@ -37,13 +39,17 @@ class _Recorded:
 
 
 def _recorded(connection: Connection, audit_id: str) -> _Recorded | None:
-    query = """
-        SELECT model_version_id, method, parameters, weighting_id, policy_sha256, method_notes, event_sequence,
-            recorded_at
-        FROM audit JOIN event ON event.sequence = audit.event_sequence WHERE audit_id = ?"""
+    query = select(
+        _Recorded,
+        "FROM audit JOIN event ON event.sequence = audit.event_sequence WHERE audit_id = ?",
+        outputs="[]",
+        index_ids="[]",
+        dataset_version_id="''",
+    )
     row = first_row(connection, query, [audit_id])
     if row is None:
         return None
+    found = noun_of(_Recorded, row)
     examined = connection.execute(
         "SELECT output_id, target FROM audit_output WHERE audit_id = ? ORDER BY position", [audit_id]
     ).fetchall()
@@ -51,16 +57,8 @@ def _recorded(connection: Connection, audit_id: str) -> _Recorded | None:
         SELECT index_id, dataset_version_id FROM audit_index LEFT JOIN gradient_index USING (index_id)
         WHERE audit_id = ? ORDER BY position"""
     indexes = connection.execute(read, [audit_id]).fetchall()
-    found = Audit(
-        outputs=tuple(examined),
-        model_version_id=row[0],
-        index_ids=tuple(index_id for index_id, _ in indexes),
-        method=row[1],
-        parameters=json.loads(row[2]),
-        weighting_id=row[3],
-        policy_sha256=row[4],
-    )
-    return _Recorded(found, row[7], row[6], row[5], (indexes[0][1] if indexes else None) or "")
+    audit = replace(found.audit, outputs=tuple(examined), index_ids=tuple(index_id for index_id, _ in indexes))
+    return replace(found, audit=audit, dataset_version_id=(indexes[0][1] if indexes else None) or "")
 
 
 def audits(connection: Connection, model_version_id: str | None = None) -> list[Audit]:
@@ -114,19 +112,16 @@ def audit_details(connection: Connection, audit_id: str, *, output_id: str | Non
         raise LedgerError(
             f"The model version of audit {audit_id} is missing from the ledger.", "Run `gradtrail verify`."
         )
-    influences = """
-        SELECT example_id, side, rank, share FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank"""
-    contributions = """
-        SELECT output_id, side, group_name, share
+    influences = select(ExampleInfluence, "FROM example_influence WHERE audit_id = ? ORDER BY side DESC, rank")
+    carried = """
         FROM group_contribution WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
         ORDER BY position"""
+    contributions = select(GroupContribution, carried, group="group_name")
     return AuditDetails(
         **vars(told),
         model_version=version,
-        influences=tuple(ExampleInfluence(*row) for row in connection.execute(influences, [audit_id]).fetchall()),
-        group_contributions=tuple(
-            GroupContribution(*row) for row in connection.execute(contributions, [audit_id, output_id]).fetchall()
-        ),
+        influences=_all(connection, ExampleInfluence, influences, [audit_id]),
+        group_contributions=_all(connection, GroupContribution, contributions, [audit_id, output_id]),
     )
 
 
@@ -139,21 +134,16 @@ def told_by(connection: Connection, audit_id: str, output_id: str | None = None)
     found = _recorded(connection, audit_id)
     if found is None:
         raise NotFoundError(f"There is no audit {audit_id} in the ledger.", "`gradtrail report` lists the audits.")
-    results = """
-        SELECT output_id, prediction, loss, reproduced, proponent_mass, opponent_mass
-        FROM audit_output WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY position"""
+    results = "FROM audit_output WHERE audit_id = ? AND output_id = coalesce(?, output_id) ORDER BY position"
     attributions = """
-        SELECT output_id, example_id, side, rank, score
         FROM attribution JOIN audit_output USING (audit_id, output_id)
         WHERE audit_id = $1 AND output_id = coalesce($2, output_id) AND attribution.event_sequence = $3
         ORDER BY audit_output.position, side DESC, rank"""
     shares = """
-        SELECT output_id, side, attribute, value, share, training_share, interval_low, interval_high
         FROM share
         WHERE audit_id = $1 AND (output_id IS NULL OR output_id = coalesce($2, output_id)) AND event_sequence >= $3
         ORDER BY output_id NULLS FIRST, side DESC, attribute, share DESC, value"""
     findings = """
-        SELECT rule, severity, message, output_id, evidence
         FROM finding WHERE audit_id = ? AND (output_id IS NULL OR output_id = coalesce(?, output_id))
         ORDER BY position"""
     both = [audit_id, output_id]
@@ -165,28 +155,29 @@ def told_by(connection: Connection, audit_id: str, output_id: str | None = None)
         event_sequence=found.event_sequence,
         dataset_version_id=found.dataset_version_id,
         method_notes=json.loads(found.method_notes),
-        results=tuple(OutputResult(*row) for row in connection.execute(results, both).fetchall()),
-        attributions=tuple(Attribution(*row) for row in connection.execute(attributions, placed).fetchall()),
-        shares=tuple(Share(*row) for row in connection.execute(shares, placed).fetchall()),
-        findings=tuple(
-            Finding(rule, severity, message, concerned, json.loads(evidence))
-            for rule, severity, message, concerned, evidence in connection.execute(findings, both).fetchall()
-        ),
+        results=_all(connection, OutputResult, select(OutputResult, results), both),
+        attributions=_all(connection, Attribution, select(Attribution, attributions), placed),
+        shares=_all(connection, Share, select(Share, shares), placed),
+        findings=_all(connection, Finding, select(Finding, findings), both),
     )
 
 
 def report_of(connection: Connection, audit_id: str) -> RecordedReport | None:
     """The report of an audit, with the digests its files have since they were last written."""
-    query = """
-        SELECT audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id, recorded_at
-        FROM report JOIN event ON event.sequence = report.event_sequence WHERE audit_id = ?"""
+    query = select(
+        RecordedReport, "FROM report JOIN event ON event.sequence = report.event_sequence WHERE audit_id = ?"
+    )
     row = first_row(connection, query, [audit_id])
     if row is None:
         return None
-    report = RecordedReport(*row)
+    report = noun_of(RecordedReport, row)
     revised = current_digests(connection, "report", audit_id)
     if revised is None:
         return report
     html_name = PurePath(report.html_uri).name
     beside = {name: digest for name, digest in revised.items() if name != html_name}
     return replace(report, html_sha256=revised[html_name], file_sha256=beside)
+
+
+def _all(connection: Connection, noun: type[Noun], query: str, parameters: list[Any]) -> tuple[Noun, ...]:
+    return tuple(noun_of(noun, row) for row in connection.execute(query, parameters).fetchall())

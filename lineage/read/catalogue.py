@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import duckdb
 
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.read.answers import AttributeCount, Quarantined, RecordedExample
+from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import (
     Checkpoint,
-    Coverage,
     DatasetVersion,
     Event,
     Fidelity,
@@ -25,38 +23,23 @@ from gradtrail.nouns import (
 )
 
 Connection = duckdb.DuckDBPyConnection
+_MEMBERS = """(
+    SELECT list(checkpoint_id ORDER BY position) FROM model_version_checkpoint AS member
+    WHERE member.model_version_id = model_version.model_version_id)"""
 
 
 def dataset_version(connection: Connection, dataset_version_id: str) -> DatasetVersion | None:
     """The dataset version with that id."""
-    query = """
-        SELECT dataset_version_id, name, example_count, manifest_uri
-        FROM dataset_version WHERE dataset_version_id = ?"""
+    query = select(DatasetVersion, "FROM dataset_version WHERE dataset_version_id = ?")
     row = first_row(connection, query, [dataset_version_id])
-    return DatasetVersion(*row) if row else None
+    return noun_of(DatasetVersion, row) if row else None
 
 
 def model_version(connection: Connection, model_version_id: str) -> ModelVersion | None:
     """The model version with that id, for example `digits/3`."""
-    query = """
-        SELECT name, version, run_id, dataset_version_id, adapter, adapter_sha256
-        FROM model_version WHERE model_version_id = ?"""
+    query = select(ModelVersion, "FROM model_version WHERE model_version_id = ?", checkpoint_ids=_MEMBERS)
     row = first_row(connection, query, [model_version_id])
-    if row is None:
-        return None
-    members = connection.execute(
-        "SELECT checkpoint_id FROM model_version_checkpoint WHERE model_version_id = ? ORDER BY position",
-        [model_version_id],
-    ).fetchall()
-    return ModelVersion(
-        name=row[0],
-        version=row[1],
-        run_id=row[2],
-        dataset_version_id=row[3],
-        adapter=row[4],
-        adapter_sha256=row[5],
-        checkpoint_ids=tuple(member[0] for member in members),
-    )
+    return noun_of(ModelVersion, row) if row else None
 
 
 def model_versions(connection: Connection) -> list[ModelVersion]:
@@ -67,30 +50,26 @@ def model_versions(connection: Connection) -> list[ModelVersion]:
 
 def run(connection: Connection, run_id: str) -> Run | None:
     """The training run with that MLflow id."""
-    query = "SELECT run_id, experiment_id, name, started_at, parameters FROM training_run WHERE run_id = ?"
-    row = first_row(connection, query, [run_id])
-    return Run(*row) if row else None
+    row = first_row(connection, select(Run, "FROM training_run WHERE run_id = ?"), [run_id])
+    return noun_of(Run, row) if row else None
 
 
 def checkpoint(connection: Connection, checkpoint_id: str) -> Checkpoint | None:
     """The checkpoint with that id, with step and place as it was first recorded."""
-    query = """
-        SELECT checkpoint_id, member.step, member.learning_rate, checkpoint.format, member.source_uri,
-            member.weights_uri, checkpoint.weights_sha256, checkpoint.byte_size
+    placed = """
         FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
         WHERE checkpoint_id = ? ORDER BY member.event_sequence, member.position LIMIT 1"""
-    row = first_row(connection, query, [checkpoint_id])
-    return Checkpoint(*row) if row else None
+    row = first_row(connection, select(Checkpoint, placed), [checkpoint_id])
+    return noun_of(Checkpoint, row) if row else None
 
 
 def checkpoints_of(connection: Connection, model_version_id: str) -> list[Checkpoint]:
     """The checkpoints of a model version in order of steps; the last one serves."""
-    query = """
-        SELECT checkpoint_id, member.step, member.learning_rate, checkpoint.format, member.source_uri,
-            member.weights_uri, checkpoint.weights_sha256, checkpoint.byte_size
+    placed = """
         FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
         WHERE member.model_version_id = ? ORDER BY member.position"""
-    return [Checkpoint(*row) for row in connection.execute(query, [model_version_id]).fetchall()]
+    found = connection.execute(select(Checkpoint, placed), [model_version_id]).fetchall()
+    return [noun_of(Checkpoint, row) for row in found]
 
 
 def index(connection: Connection, index_id: str) -> Index | None:
@@ -106,51 +85,44 @@ def indexes_of(connection: Connection, checkpoint_id: str) -> list[Index]:
 
 def weighting(connection: Connection, weighting_id: str) -> Weighting | None:
     """The weighting with that id."""
-    query = "SELECT objective, group_weights, evidence FROM weighting WHERE weighting_id = ?"
-    row = first_row(connection, query, [weighting_id])
-    return Weighting(row[0], row[1], json.loads(row[2])) if row else None
+    row = first_row(connection, select(Weighting, "FROM weighting WHERE weighting_id = ?"), [weighting_id])
+    return noun_of(Weighting, row) if row else None
 
 
 def fidelities(connection: Connection, checkpoint_id: str, before: int | None = None) -> list[Fidelity]:
     """What was measured on a checkpoint, the latest first; with `before`, by events of a smaller sequence only."""
-    query = """
-        SELECT checkpoint_id, method, weighting_id, metric, value, standard_error, ceiling, queries,
-            parameters, evidence
+    measured = """
         FROM fidelity WHERE checkpoint_id = $1 AND ($2 IS NULL OR event_sequence < $2)
         ORDER BY event_sequence DESC, fidelity_id"""
-    found = connection.execute(query, [checkpoint_id, before]).fetchall()
-    return [replace(Fidelity(*row[:8]), parameters=json.loads(row[8]), evidence=json.loads(row[9])) for row in found]
+    found = connection.execute(select(Fidelity, measured), [checkpoint_id, before]).fetchall()
+    return [noun_of(Fidelity, row) for row in found]
 
 
 def outputs(connection: Connection, output_ids: Sequence[str]) -> list[Output]:
     """The outputs with those ids that are recorded, in the order asked."""
-    query = """
-        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
-        FROM output WHERE output_id IN (SELECT unnest(?))"""
-    found = connection.execute(query, [list(output_ids)]).fetchall()
-    by_id = {row[0]: Output(*row) for row in found}
+    query = select(Output, "FROM output WHERE output_id IN (SELECT unnest(?))")
+    found = [noun_of(Output, row) for row in connection.execute(query, [list(output_ids)]).fetchall()]
+    by_id = {output.output_id: output for output in found}
     return [by_id[output_id] for output_id in output_ids if output_id in by_id]
 
 
 def outputs_of(connection: Connection, model_version_id: str) -> list[Output]:
     """All outputs of a model version, by id."""
-    query = """
-        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
-        FROM output WHERE model_version_id = ? ORDER BY output_id"""
-    return [Output(*row) for row in connection.execute(query, [model_version_id]).fetchall()]
+    query = select(Output, "FROM output WHERE model_version_id = ? ORDER BY output_id")
+    return [noun_of(Output, row) for row in connection.execute(query, [model_version_id]).fetchall()]
 
 
 def pending_outputs(connection: Connection, model_version_id: str, *, target: Target) -> list[Output]:
     """Outputs of a model version that no audit of it has examined for that target, by time, then id."""
-    query = """
-        SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, target
+    pending = """
         FROM output
         WHERE model_version_id = ? AND NOT EXISTS (
             SELECT 1 FROM audit_output JOIN audit USING (audit_id)
             WHERE audit_output.output_id = output.output_id AND audit_output.target = ?
                 AND audit.model_version_id = output.model_version_id)
         ORDER BY produced_at, output_id"""
-    return [Output(*row) for row in connection.execute(query, [model_version_id, target]).fetchall()]
+    found = connection.execute(select(Output, pending), [model_version_id, target]).fetchall()
+    return [noun_of(Output, row) for row in found]
 
 
 def versions_to_audit(connection: Connection, name: str, *, target: Target, quarantine: str | None) -> list[str]:
@@ -178,25 +150,25 @@ def versions_to_audit(connection: Connection, name: str, *, target: Target, quar
 
 def quarantined(connection: Connection, source: str | None = None, *, before: int | None = None) -> list[Quarantined]:
     """Records that were refused, of one source or of all, in the order they were; with `before`, up to that event."""
-    query = """
-        SELECT source, record_id, cause, recorded_at
+    refused = """
         FROM quarantine JOIN event ON event.sequence = quarantine.event_sequence
         WHERE source = coalesce(?, source) AND event_sequence < coalesce(?, event_sequence + 1)
         ORDER BY event_sequence, record_id"""
-    return [Quarantined(*row) for row in connection.execute(query, [source, before]).fetchall()]
+    found = connection.execute(select(Quarantined, refused), [source, before]).fetchall()
+    return [noun_of(Quarantined, row) for row in found]
 
 
 def examples(connection: Connection, dataset_version_id: str, example_ids: Iterable[str]) -> dict[str, RecordedExample]:
     """Those of the examples that the dataset version has, by id."""
     # The rows are found by id alone first: reading every column of a million examples takes twice as long.
-    query = """
-        SELECT example_id, content_sha256, attributes, position
+    named = """
         FROM example
         WHERE dataset_version_id = ?
             AND rowid IN (SELECT rowid FROM example WHERE example_id IN (SELECT unnest(?)))
         ORDER BY position"""
-    found = connection.execute(query, [dataset_version_id, list(example_ids)]).fetchall()
-    return {row[0]: RecordedExample(*row) for row in found}
+    rows = connection.execute(select(RecordedExample, named), [dataset_version_id, list(example_ids)]).fetchall()
+    found = [noun_of(RecordedExample, row) for row in rows]
+    return {example.example_id: example for example in found}
 
 
 def personal_names(connection: Connection, dataset_version_id: str) -> frozenset[str]:
@@ -218,22 +190,12 @@ def attribute_counts(connection: Connection, dataset_version_id: str) -> list[At
 
 def events(connection: Connection, limit: int = 100) -> list[Event]:
     """The latest events, the newest first."""
-    query = """
-        SELECT sequence, recorded_at, kind, subject, payload, previous_hash, event_hash
-        FROM event ORDER BY sequence DESC LIMIT ?"""
-    found = connection.execute(query, [limit]).fetchall()
-    return [
-        Event(sequence, recorded_at, kind, subject, json.loads(payload), previous_hash, event_hash)
-        for sequence, recorded_at, kind, subject, payload, previous_hash, event_hash in found
-    ]
+    found = connection.execute(select(Event, "FROM event ORDER BY sequence DESC LIMIT ?"), [limit]).fetchall()
+    return [noun_of(Event, row) for row in found]
 
 
 def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | None) -> list[Index]:
-    query = """
-        SELECT checkpoint_id, dataset_version_id, feature_config, covered_parameters, total_parameters, uncovered,
-            indexed_examples, total_examples, quarantined, table_uri,
-            coalesce(standing.table_version, gradient_index.table_version),
-            coalesce(standing.rows_sha256, gradient_index.rows_sha256)
+    standing = """
         FROM gradient_index
         LEFT JOIN (
             SELECT
@@ -244,15 +206,10 @@ def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | 
         ) AS standing USING (index_id)
         WHERE index_id = coalesce(?, index_id) AND checkpoint_id = coalesce(?, checkpoint_id)
         ORDER BY event_sequence"""
-    return [
-        Index(
-            checkpoint_id=row[0],
-            dataset_version_id=row[1],
-            feature_config=json.loads(row[2]),
-            coverage=Coverage(row[3], row[4], tuple(row[5]), row[6], row[7], row[8]),
-            table_uri=row[9],
-            table_version=row[10],
-            rows_sha256=row[11],
-        )
-        for row in connection.execute(query, [index_id, checkpoint_id]).fetchall()
-    ]
+    query = select(
+        Index,
+        standing,
+        table_version="coalesce(standing.table_version, gradient_index.table_version)",
+        rows_sha256="coalesce(standing.rows_sha256, gradient_index.rows_sha256)",
+    )
+    return [noun_of(Index, row) for row in connection.execute(query, [index_id, checkpoint_id]).fetchall()]

@@ -9,6 +9,7 @@ import duckdb
 
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import RecordedReport
+from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import Checkpoint, DatasetVersion, Index, Target, Weighting
 
 Connection = duckdb.DuckDBPyConnection
@@ -16,9 +17,8 @@ Connection = duckdb.DuckDBPyConnection
 
 def dataset_versions(connection: Connection) -> list[DatasetVersion]:
     """All dataset versions, in the order they were recorded."""
-    query = """
-        SELECT dataset_version_id, name, example_count, manifest_uri FROM dataset_version ORDER BY event_sequence"""
-    return [DatasetVersion(*row) for row in connection.execute(query).fetchall()]
+    query = select(DatasetVersion, "FROM dataset_version ORDER BY event_sequence")
+    return [noun_of(DatasetVersion, row) for row in connection.execute(query).fetchall()]
 
 
 def checkpoints(connection: Connection) -> list[Checkpoint]:

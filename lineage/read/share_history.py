@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import duckdb
 
+from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import Share, Target
 
 
@@ -30,11 +31,9 @@ def earlier_shares(
                 SELECT min(same.event_sequence) FROM audit AS same JOIN audit_output USING (audit_id)
                 WHERE same.method = ? AND target = ? AND output_id IN (SELECT unnest(?))), 9223372036854775807)
         ORDER BY audit.event_sequence DESC LIMIT ?"""
-    shares = """
-        SELECT output_id, side, attribute, value, share, training_share, interval_low, interval_high
-        FROM share WHERE audit_id = ? AND output_id IS NULL ORDER BY position"""
+    shares = select(Share, "FROM share WHERE audit_id = ? AND output_id IS NULL ORDER BY position")
     found = connection.execute(audits, [model_name, method, target, method, target, list(output_ids), limit]).fetchall()
     return [
-        (audit_id, tuple(Share(*row) for row in connection.execute(shares, [audit_id]).fetchall()))
+        (audit_id, tuple(noun_of(Share, row) for row in connection.execute(shares, [audit_id]).fetchall()))
         for (audit_id,) in found
     ]

@@ -1,22 +1,46 @@
 """The ledger's tables as Arrow: the columns a writer hands over, the key, and what may differ under one key.
 
-The SQL in `schema/` says the same for DuckDB and adds `event_sequence` and `salt` to each; a test holds both together.
+All of it but the labels is read from the numbered files of `schema/`, by creating their tables in a database in memory;
+there each table has two more columns, `event_sequence` and `salt`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
+import duckdb
 import pyarrow as pa
+
+from gradtrail.lineage.schema.files import SchemaFile, newest_version, schema_files_until
 
 _TEXT = pa.string()
 _WHOLE = pa.int64()
-_REAL = pa.float64()
-_TIME = pa.timestamp("us", tz="UTC")
-_TEXT_MAP = pa.map_(_TEXT, _TEXT)
-_REAL_MAP = pa.map_(_TEXT, _REAL)
-_TEXT_LIST = pa.list_(_TEXT)
+_ARROW: Mapping[str, pa.DataType] = {
+    "VARCHAR": _TEXT,
+    "JSON": _TEXT,
+    "BIGINT": _WHOLE,
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", tz="UTC"),
+    "MAP(VARCHAR, VARCHAR)": pa.map_(_TEXT, _TEXT),
+    "MAP(VARCHAR, DOUBLE)": pa.map_(_TEXT, pa.float64()),
+    "VARCHAR[]": pa.list_(_TEXT),
+}
+_OF_THE_LEDGER = ("event_sequence", "salt")
+_LABELS: Mapping[str, frozenset[str]] = {
+    "dataset_version": frozenset({"name", "manifest_uri"}),
+    "training_run": frozenset({"name", "started_at", "parameters"}),
+    "model_version_checkpoint": frozenset({"source_uri", "weights_uri"}),
+    "gradient_index": frozenset({"table_uri"}),
+    "weighting": frozenset({"evidence"}),
+    "audit": frozenset({"method_notes"}),
+    "audit_output": frozenset({"position"}),
+    "finding": frozenset({"message", "evidence"}),
+    "report": frozenset({"html_uri"}),
+    "withdrawal": frozenset({"example_count", "reason"}),
+}
 
 
 @dataclass(frozen=True)
@@ -24,330 +48,35 @@ class Table:
     """One table of the ledger.
 
     `labels` are columns that say what a thing was called or where it lay when it was first recorded. They may differ
-    when the same id is recorded again; the first ones stay.
+    when the same id is recorded again; the first ones stay. `json` are columns of text that is JSON.
     """
 
     name: str
     schema: pa.Schema
     key: tuple[str, ...]
     labels: frozenset[str] = frozenset()
+    json: frozenset[str] = frozenset()
 
 
-def _table(name: str, key: str, columns: Mapping[str, pa.DataType], *, nullable: str = "", labels: str = "") -> Table:
-    fields = [pa.field(column, kind, nullable=column in nullable.split()) for column, kind in columns.items()]
-    return Table(name, pa.schema(fields), tuple(key.split()), frozenset(labels.split()))
+def tables_at(version: int) -> Mapping[str, Table]:
+    """Every table that a ledger of that version has, by name, but event and row_commitment."""
+    return _tables(schema_files_until(version))
 
 
-_ALL = (
-    _table("schema_version", "version", {"version": _WHOLE, "file": _TEXT, "file_sha256": _TEXT}),
-    _table(
-        "dataset_version",
-        "dataset_version_id",
-        {"dataset_version_id": _TEXT, "name": _TEXT, "example_count": _WHOLE, "manifest_uri": _TEXT},
-        labels="name manifest_uri",
-    ),
-    _table(
-        "example",
-        "dataset_version_id example_id",
-        {
-            "dataset_version_id": _TEXT,
-            "example_id": _TEXT,
-            "position": _WHOLE,
-            "content_sha256": _TEXT,
-            "attributes": _TEXT_MAP,
-        },
-    ),
-    _table(
-        "training_run",
-        "run_id",
-        {
-            "run_id": _TEXT,
-            "experiment_id": _TEXT,
-            "name": _TEXT,
-            "started_at": _TIME,
-            "parameters": _TEXT_MAP,
-        },
-        nullable="started_at",
-        labels="name started_at parameters",
-    ),
-    _table(
-        "checkpoint",
-        "checkpoint_id",
-        {"checkpoint_id": _TEXT, "format": _TEXT, "byte_size": _WHOLE, "weights_sha256": _TEXT},
-    ),
-    _table(
-        "model_version",
-        "model_version_id",
-        {
-            "model_version_id": _TEXT,
-            "name": _TEXT,
-            "version": _WHOLE,
-            "run_id": _TEXT,
-            "dataset_version_id": _TEXT,
-            "adapter": _TEXT,
-            "adapter_sha256": _TEXT,
-        },
-    ),
-    _table(
-        "model_version_checkpoint",
-        "model_version_id position",
-        {
-            "model_version_id": _TEXT,
-            "position": _WHOLE,
-            "checkpoint_id": _TEXT,
-            "step": _WHOLE,
-            "learning_rate": _REAL,
-            "source_uri": _TEXT,
-            "weights_uri": _TEXT,
-        },
-        nullable="learning_rate",
-        labels="source_uri weights_uri",
-    ),
-    _table(
-        "gradient_index",
-        "index_id",
-        {
-            "index_id": _TEXT,
-            "checkpoint_id": _TEXT,
-            "dataset_version_id": _TEXT,
-            "feature_config": _TEXT,
-            "covered_parameters": _WHOLE,
-            "total_parameters": _WHOLE,
-            "uncovered": _TEXT_LIST,
-            "indexed_examples": _WHOLE,
-            "total_examples": _WHOLE,
-            "quarantined": _TEXT_MAP,
-            "table_uri": _TEXT,
-            "table_version": _WHOLE,
-            "rows_sha256": _TEXT,
-        },
-        labels="table_uri",
-    ),
-    _table(
-        "weighting",
-        "weighting_id",
-        {"weighting_id": _TEXT, "objective": _TEXT, "group_weights": _REAL_MAP, "evidence": _TEXT},
-        labels="evidence",
-    ),
-    _table(
-        "fidelity",
-        "fidelity_id",
-        {
-            "fidelity_id": _TEXT,
-            "checkpoint_id": _TEXT,
-            "method": _TEXT,
-            "weighting_id": _TEXT,
-            "metric": _TEXT,
-            "value": _REAL,
-            "standard_error": _REAL,
-            "ceiling": _REAL,
-            "queries": _WHOLE,
-            "parameters": _TEXT,
-            "evidence": _TEXT,
-        },
-    ),
-    _table(
-        "output",
-        "output_id",
-        {
-            "output_id": _TEXT,
-            "source": _TEXT,
-            "record_id": _TEXT,
-            "produced_at": _TIME,
-            "model_version_id": _TEXT,
-            "payload_sha256": _TEXT,
-            "target": _TEXT,
-        },
-    ),
-    _table(
-        "audit",
-        "audit_id",
-        {
-            "audit_id": _TEXT,
-            "model_version_id": _TEXT,
-            "method": _TEXT,
-            "parameters": _TEXT,
-            "weighting_id": _TEXT,
-            "policy_sha256": _TEXT,
-            "method_notes": _TEXT,
-        },
-        labels="method_notes",
-    ),
-    _table(
-        "audit_output",
-        "audit_id output_id",
-        {
-            "audit_id": _TEXT,
-            "output_id": _TEXT,
-            "position": _WHOLE,
-            "target": _TEXT,
-            "prediction": _TEXT,
-            "loss": _REAL,
-            "reproduced": pa.bool_(),
-            "proponent_mass": _REAL,
-            "opponent_mass": _REAL,
-        },
-        labels="position",
-    ),
-    _table(
-        "audit_index",
-        "audit_id position",
-        {"audit_id": _TEXT, "position": _WHOLE, "index_id": _TEXT},
-    ),
-    _table(
-        "attribution",
-        "audit_id output_id example_id",
-        {
-            "audit_id": _TEXT,
-            "output_id": _TEXT,
-            "example_id": _TEXT,
-            "side": _TEXT,
-            "rank": _WHOLE,
-            "score": _REAL,
-        },
-    ),
-    _table(
-        "share",
-        "audit_id position",
-        {
-            "audit_id": _TEXT,
-            "position": _WHOLE,
-            "output_id": _TEXT,
-            "side": _TEXT,
-            "attribute": _TEXT,
-            "value": _TEXT,
-            "share": _REAL,
-            "training_share": _REAL,
-            "interval_low": _REAL,
-            "interval_high": _REAL,
-        },
-        nullable="output_id interval_low interval_high",
-    ),
-    _table(
-        "group_contribution",
-        "audit_id position",
-        {
-            "audit_id": _TEXT,
-            "position": _WHOLE,
-            "output_id": _TEXT,
-            "side": _TEXT,
-            "group_name": _TEXT,
-            "share": _REAL,
-        },
-        nullable="output_id",
-    ),
-    _table(
-        "example_influence",
-        "audit_id side example_id",
-        {"audit_id": _TEXT, "side": _TEXT, "example_id": _TEXT, "rank": _WHOLE, "share": _REAL},
-    ),
-    _table(
-        "finding",
-        "audit_id position",
-        {
-            "audit_id": _TEXT,
-            "position": _WHOLE,
-            "rule": _TEXT,
-            "severity": _TEXT,
-            "message": _TEXT,
-            "output_id": _TEXT,
-            "evidence": _TEXT,
-        },
-        nullable="output_id",
-        labels="message evidence",
-    ),
-    _table(
-        "report",
-        "audit_id",
-        {
-            "audit_id": _TEXT,
-            "html_uri": _TEXT,
-            "html_sha256": _TEXT,
-            "file_sha256": _TEXT_MAP,
-            "mlflow_run_id": _TEXT,
-            "mlflow_experiment_id": _TEXT,
-        },
-        nullable="mlflow_run_id mlflow_experiment_id",
-        labels="html_uri",
-    ),
-    _table(
-        "quarantine",
-        "quarantine_id",
-        {"quarantine_id": _TEXT, "source": _TEXT, "record_id": _TEXT, "cause": _TEXT},
-    ),
-    _table(
-        "withdrawal",
-        "withdrawal_id",
-        {"withdrawal_id": _TEXT, "attribute": _TEXT, "value": _TEXT, "example_count": _WHOLE, "reason": _TEXT},
-        nullable="attribute value reason",
-        labels="example_count reason",
-    ),
-    _table(
-        "withdrawn_example",
-        "withdrawal_id dataset_version_id example_id",
-        {"withdrawal_id": _TEXT, "dataset_version_id": _TEXT, "example_id": _TEXT},
-    ),
-    _table(
-        "audit_signature",
-        "audit_id",
-        {
-            "audit_id": _TEXT,
-            "public_key_sha256": _TEXT,
-            "public_key": _TEXT,
-            "statement": _TEXT,
-            "signature": _TEXT,
-        },
-    ),
-    _table(
-        "personal_attribute",
-        "dataset_version_id example_id name",
-        {"dataset_version_id": _TEXT, "example_id": _TEXT, "name": _TEXT, "value": _TEXT},
-    ),
-    _table(
-        "erasure",
-        "erasure_id position",
-        {"erasure_id": _TEXT, "position": _WHOLE, "kind": _TEXT, "subject_id": _TEXT, "reason": _TEXT},
-        nullable="reason",
-    ),
-    _table(
-        "erased_row",
-        "erased_event table_name position",
-        {"erased_event": _WHOLE, "table_name": _TEXT, "position": _WHOLE, "erasure_id": _TEXT},
-    ),
-    _table(
-        "file_revision",
-        "kind subject_id revision",
-        {"kind": _TEXT, "subject_id": _TEXT, "revision": _WHOLE, "file_sha256": _TEXT_MAP, "reason": _TEXT},
-    ),
-    _table(
-        "index_revision",
-        "index_id revision",
-        {"index_id": _TEXT, "revision": _WHOLE, "table_version": _WHOLE, "rows_sha256": _TEXT, "reason": _TEXT},
-    ),
-    _table(
-        "watermark",
-        "source revision",
-        {
-            "source": _TEXT,
-            "revision": _WHOLE,
-            "kind": _TEXT,
-            "reached": _TIME,
-            "seen": _WHOLE,
-            "taken": _WHOLE,
-            "sampled_out": _WHOLE,
-            "refused": _WHOLE,
-            "waiting": _WHOLE,
-        },
-        nullable="reached",
-    ),
-    _table(
-        "alert",
-        "audit_id outlet state",
-        {"audit_id": _TEXT, "outlet": _TEXT, "state": _TEXT, "idempotency_key": _TEXT},
-    ),
-)
+class _Newest(Mapping[str, Table]):
+    """The tables of the newest version, read from the schema files when somebody asks first."""
 
-TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
+    def __getitem__(self, name: str) -> Table:
+        return tables_at(newest_version())[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tables_at(newest_version()))
+
+    def __len__(self) -> int:
+        return len(tables_at(newest_version()))
+
+
+TABLES: Mapping[str, Table] = _Newest()
 
 COMMITMENT_SCHEMA = pa.schema(
     [
@@ -358,3 +87,38 @@ COMMITMENT_SCHEMA = pa.schema(
         pa.field("row_digest", pa.binary(), nullable=False),
     ]
 )
+
+
+@cache
+def _tables(files: tuple[SchemaFile, ...]) -> Mapping[str, Table]:
+    with duckdb.connect(":memory:") as connection:
+        for file in files:
+            for each in connection.extract_statements(file.text):
+                if each.query.lstrip().startswith(("CREATE TABLE ", "ALTER TABLE ")):
+                    connection.execute(each)
+        query = """
+            SELECT table_name, constraint_column_names
+            FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"""
+        keys = dict(connection.execute(query).fetchall())
+        columns: dict[str, dict[str, tuple[str, bool]]] = {}
+        query = """
+            SELECT table_name, column_name, data_type, is_nullable
+            FROM duckdb_columns() ORDER BY table_oid, column_index"""
+        for table, column, kind, nullable in connection.execute(query).fetchall():
+            columns.setdefault(table, {})[column] = (kind, nullable)
+    return {
+        name: _table(name, tuple(keys[name]), found)
+        for name, found in columns.items()
+        if found.keys() >= set(_OF_THE_LEDGER)
+    }
+
+
+def _table(name: str, key: tuple[str, ...], columns: Mapping[str, tuple[str, bool]]) -> Table:
+    own = {column: said for column, said in columns.items() if column not in _OF_THE_LEDGER}
+    return Table(
+        name,
+        pa.schema([pa.field(column, _ARROW[kind], nullable=nullable) for column, (kind, nullable) in own.items()]),
+        key,
+        _LABELS.get(name, frozenset()),
+        frozenset(column for column, (kind, _) in own.items() if kind == "JSON"),
+    )

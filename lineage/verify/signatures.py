@@ -15,9 +15,10 @@ from gradtrail.errors import NotFoundError, UsageError, VerificationError
 from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.proofs import AuditEvidence, audit_evidence
 from gradtrail.lineage.chain.row_check import Problem
-from gradtrail.lineage.chain.rows import rows_of
+from gradtrail.lineage.chain.rows import rows_from
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.nouns import noun_of, select
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -108,19 +109,14 @@ def sign_audit(ledger: Ledger, audit_id: str, key: Path) -> AuditSignature:
         made = AuditSignature(
             audit_id, sha256_bytes(public), public.hex(), statement, private.sign(statement.encode()).hex()
         )
-        record = (made.audit_id, made.public_key_sha256, made.public_key, made.statement, made.signature)
-        append(connection, "audit_signature", audit_id, [rows_of("audit_signature", [record])])
+        append(connection, "audit_signature", audit_id, [rows_from("audit_signature", [made])])
         return made
 
 
 def signature_of(connection: duckdb.DuckDBPyConnection, audit_id: str) -> AuditSignature | None:
     """The signature of an audit."""
-    row = first_row(
-        connection,
-        "SELECT audit_id, public_key_sha256, public_key, statement, signature FROM audit_signature WHERE audit_id = ?",
-        [audit_id],
-    )
-    return AuditSignature(*row) if row else None
+    row = first_row(connection, select(AuditSignature, "FROM audit_signature WHERE audit_id = ?"), [audit_id])
+    return noun_of(AuditSignature, row) if row else None
 
 
 def signed_statement(evidence: AuditEvidence) -> str:

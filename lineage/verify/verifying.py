@@ -39,7 +39,7 @@ from gradtrail.lineage.erasure.erasures import unfinished_erasures
 from gradtrail.lineage.ledger.migrations import schema_differences, version_of
 from gradtrail.lineage.ledger.seal import Seal, is_continued, publications_held, read_seal, seal_path
 from gradtrail.lineage.ledger.writing import Ledger
-from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.schema.tables import tables_at
 from gradtrail.lineage.verify.signatures import check_signatures
 
 __all__ = ["Problem", "VerificationReport", "verify_ledger"]
@@ -172,6 +172,7 @@ def _check_snapshot(snapshot: Path, seal: Seal, found: _Findings) -> None:
 
 def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings, public_key: str) -> None:
     version = version_of(connection)
+    tables = tables_at(version)
     changed = schema_differences(connection, version)
     for name, message in changed.items():
         found.add("schema_changed", name, message)
@@ -179,7 +180,7 @@ def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings, publ
         promises = _check_events(connection, found)
         names = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         erasures = {} if "erased_row" in changed else erased_positions(connection)
-        for name, table in TABLES.items():
+        for name, table in tables.items():
             if name in names - changed.keys():
                 for outcome in check_rows(connection, table, promises.get(name, {}), erasures):
                     if outcome is None:
@@ -188,7 +189,7 @@ def _check_content(connection: duckdb.DuckDBPyConnection, found: _Findings, publ
                         found.erased[name, outcome.erasing_event] += 1
                     else:
                         found.note(outcome)
-        if names.issuperset({"audit_signature", "erasure"}) and changed.keys().isdisjoint(TABLES):
+        if names.issuperset({"audit_signature", "erasure"}) and changed.keys().isdisjoint(tables):
             for problem in chain(unfinished_erasures(connection), check_signatures(connection, public_key)):
                 found.note(problem)
 

@@ -17,8 +17,9 @@ import pytest
 from gradtrail.digests import sha256_file
 from gradtrail.flows.audit import audit
 from gradtrail.flows.reaudit import reaudit
-from gradtrail.lineage.ledger.migrations import newest_version, version_of
+from gradtrail.lineage.ledger.migrations import version_of
 from gradtrail.lineage.read import listings, queries
+from gradtrail.lineage.schema.files import newest_version
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.govern.verifying import verify_workspace

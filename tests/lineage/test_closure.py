@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradtrail.errors import NotFoundError, UsageError
-from gradtrail.lineage.ledger.migrations import schema_files
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.schema.files import schema_files
 
 # Structure may have any edge, so also cycles; examples are reached by influence and membership, and lead to attributes.
 STRUCTURE = st.tuples(st.sampled_from(["output", "audit", "dataset_version"]), st.sampled_from("abc"))

@@ -7,9 +7,9 @@ from gradtrail.errors import DataError
 from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.ledger.audit_rows import audit_rows
-from gradtrail.lineage.ledger.migrations import newest_version, schema_files
 from gradtrail.lineage.ledger.writing import Ledger, nouns_to_rows
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.schema.files import newest_version, schema_files
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import GroupContribution, Weighting

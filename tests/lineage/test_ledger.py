@@ -13,9 +13,9 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError, LedgerError, NotFoundError
-from gradtrail.lineage.ledger.migrations import schema_files
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.schema.files import schema_files
 from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import TABLES
 from gradtrail.lineage.verify.verifying import verify_ledger
@@ -379,23 +379,6 @@ def test_rows_cannot_be_changed_or_deleted_by_accident(story_ledger: Ledger) -> 
                 connection.execute(statement("DELETE FROM $table", table=name))
         with pytest.raises(duckdb.Error, match="append-only"):
             connection.execute("UPDATE output SET source = 'x'")
-
-
-def test_arrow_and_sql_say_the_same_about_every_table(story_ledger: Ledger) -> None:
-    with story_ledger.read() as connection:
-        for name, table in TABLES.items():
-            described = connection.execute(
-                "SELECT column_name, is_nullable FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index",
-                [name],
-            ).fetchall()
-            assert [row[0] for row in described] == [*table.schema.names, "event_sequence", "salt"]
-            assert [row[1] for row in described[:-2]] == [field.nullable for field in table.schema]
-            keys = connection.execute(
-                "SELECT constraint_column_names FROM duckdb_constraints() "
-                "WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'",
-                [name],
-            ).fetchall()
-            assert tuple(keys[0][0]) == table.key
 
 
 def test_every_table_view_and_column_is_commented(story_ledger: Ledger) -> None:

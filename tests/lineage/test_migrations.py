@@ -8,11 +8,14 @@ import duckdb
 import pytest
 
 from gradtrail.errors import LedgerError
+from gradtrail.lineage.chain import rows
 from gradtrail.lineage.ledger import migrations
-from gradtrail.lineage.ledger.migrations import newest_version, schema_files, version_of
+from gradtrail.lineage.ledger.migrations import version_of
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.read import queries
-from gradtrail.lineage.schema.tables import TABLES
+from gradtrail.lineage.schema import files
+from gradtrail.lineage.schema.files import newest_version, schema_files
+from gradtrail.lineage.schema.tables import TABLES, tables_at
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.lineage.verify.verifying import verify_ledger
 
@@ -53,10 +56,12 @@ def test_a_ledger_of_an_earlier_version_keeps_every_row_and_verifies(
     everything = schema_files()
     if version < 4:  # the first to hold contributions of parameter groups
         del story.evidence["group_contributions"]
+    tables_then = {**TABLES, **tables_at(version)}
     with monkeypatch.context() as earlier:
-        earlier.setattr(
-            migrations, "schema_files", lambda: tuple(each for each in everything if each.version <= version)
-        )
+        released = tuple(each for each in everything if each.version <= version)
+        for module in (files, migrations):
+            earlier.setattr(module, "schema_files", lambda: released)
+        earlier.setattr(rows, "TABLES", tables_then)
         story.record(empty_ledger)
         empty_ledger.publish_snapshot()
         with empty_ledger.read_unmigrated() as connection:

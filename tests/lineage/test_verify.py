@@ -12,9 +12,9 @@ import pytest
 from gradtrail.digests import canonical_json, sha256_json
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.integrity import event_hash
-from gradtrail.lineage.ledger.migrations import schema_files
 from gradtrail.lineage.ledger.seal import read_seal, seal_path
 from gradtrail.lineage.ledger.writing import Ledger
+from gradtrail.lineage.schema.files import schema_files
 from gradtrail.lineage.schema.tables import TABLES
 from gradtrail.lineage.verify.signatures import new_keys, sign_audit
 from gradtrail.lineage.verify.verifying import Problem, VerificationReport, verify_ledger

@@ -45,6 +45,11 @@ class LedgerFile:
         self.patience_seconds = patience_seconds
         self._gate = gate_of(database)
 
+    @property
+    def home(self) -> Path:
+        """The folder that paths in the ledger are relative to."""
+        return self.paths.database.resolve().parent
+
     def publish_snapshot(self) -> Path:
         """Publish a copy for readers, by rename, with its seal beside it; returns the path of the snapshot."""
         self.paths.snapshot.parent.mkdir(parents=True, exist_ok=True)

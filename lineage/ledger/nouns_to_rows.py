@@ -38,7 +38,7 @@ def dataset_rows(
             kept = {name: value for name, value in row.attributes.items() if name not in personal_names}
             for name in sorted(row.attributes.keys() - kept):
                 personal.append((dataset.dataset_version_id, row.example_id, name, row.attributes[name]))
-            yield replace(row, attributes=kept)
+            yield row if len(kept) == len(row.attributes) else replace(row, attributes=kept)
 
     examples = rows_from("example", without_personal(), dataset_version_id=dataset.dataset_version_id)
     if examples.count != dataset.example_count:

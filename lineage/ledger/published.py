@@ -9,7 +9,8 @@ import duckdb
 
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.connections import open_snapshot
-from gradtrail.lineage.ledger.migrations import newest_version, version_of
+from gradtrail.lineage.ledger.migrations import version_of
+from gradtrail.lineage.schema.files import newest_version
 
 
 def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.DuckDBPyConnection:

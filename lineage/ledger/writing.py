@@ -8,6 +8,7 @@ Recording something else under the same id is refused, because nothing in the le
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -19,6 +20,7 @@ from gradtrail.lineage.ledger import nouns_to_rows
 from gradtrail.lineage.ledger.audit_rows import audit_rows
 from gradtrail.lineage.ledger.file import LedgerFile
 from gradtrail.lineage.read import catalogue
+from gradtrail.lineage.schema.home_paths import to_record
 from gradtrail.nouns import (
     Attribution,
     Audit,
@@ -43,7 +45,8 @@ class Ledger(LedgerFile):
     """The ledger as those see it who record: one method a noun.
 
     Every writer raises DataError, and records nothing, when a value is missing, non-finite, of the wrong type or twice
-    there, or when the id is recorded already with other content.
+    there, or when the id is recorded already with other content. Paths below the home folder are recorded relative to
+    it, and read back absolute.
     """
 
     def record_dataset_version(
@@ -58,6 +61,7 @@ class Ledger(LedgerFile):
             with self.read() as connection:
                 if is_recorded(connection, "dataset_version", "dataset_version_id", dataset.dataset_version_id):
                     personal_names = catalogue.personal_names(connection, dataset.dataset_version_id)
+        dataset = replace(dataset, manifest_uri=to_record(dataset.manifest_uri, self.home))
         header, examples, personal = nouns_to_rows.dataset_rows(dataset, manifest, personal_names)
         with self.transaction() as connection:
             if not keep_new(connection, header).count:
@@ -75,6 +79,7 @@ class Ledger(LedgerFile):
         Raises:
             LedgerError: its dataset version is not recorded.
         """
+        checkpoints = [replace(each, weights_uri=to_record(each.weights_uri, self.home)) for each in checkpoints]
         header, members, run_row, weights = nouns_to_rows.model_version_rows(model_version, run, checkpoints)
         model_version_id = model_version.model_version_id
         with self.transaction() as connection:
@@ -92,7 +97,7 @@ class Ledger(LedgerFile):
         Raises:
             LedgerError: its checkpoint or dataset version is not recorded.
         """
-        rows = nouns_to_rows.index_rows(index)
+        rows = nouns_to_rows.index_rows(replace(index, table_uri=to_record(index.table_uri, self.home)))
         with self.transaction() as connection:
             require(connection, "checkpoint", "checkpoint_id", [index.checkpoint_id])
             require(connection, "dataset_version", "dataset_version_id", [index.dataset_version_id])
@@ -200,6 +205,7 @@ class Ledger(LedgerFile):
         Raises:
             LedgerError: the audit is not recorded.
         """
+        html_uri = to_record(html_uri, self.home)
         record = (audit_id, html_uri, html_sha256, file_sha256, mlflow_run_id, mlflow_experiment_id)
         rows = rows_of("report", [record])
         with self.transaction() as connection:

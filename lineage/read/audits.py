@@ -14,6 +14,7 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.read.answers import AuditDetails, AuditTold, RecordedReport
 from gradtrail.lineage.read.catalogue import model_version
+from gradtrail.lineage.read.places import located
 from gradtrail.lineage.read.revisions import current_digests
 from gradtrail.lineage.schema.nouns import Noun, noun_of, select
 from gradtrail.nouns import Attribution, Audit, ExampleInfluence, Finding, GroupContribution, OutputResult, Share
@@ -170,7 +171,7 @@ def report_of(connection: Connection, audit_id: str) -> RecordedReport | None:
     row = first_row(connection, query, [audit_id])
     if row is None:
         return None
-    report = noun_of(RecordedReport, row)
+    [report] = located(connection, [noun_of(RecordedReport, row)])
     revised = current_digests(connection, "report", audit_id)
     if revised is None:
         return report

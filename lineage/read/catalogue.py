@@ -8,6 +8,7 @@ import duckdb
 
 from gradtrail.lineage.connections import first_row
 from gradtrail.lineage.read.answers import AttributeCount, Quarantined, RecordedExample
+from gradtrail.lineage.read.places import located
 from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import (
     Checkpoint,
@@ -32,7 +33,7 @@ def dataset_version(connection: Connection, dataset_version_id: str) -> DatasetV
     """The dataset version with that id."""
     query = select(DatasetVersion, "FROM dataset_version WHERE dataset_version_id = ?")
     row = first_row(connection, query, [dataset_version_id])
-    return noun_of(DatasetVersion, row) if row else None
+    return located(connection, [noun_of(DatasetVersion, row)])[0] if row else None
 
 
 def model_version(connection: Connection, model_version_id: str) -> ModelVersion | None:
@@ -60,7 +61,7 @@ def checkpoint(connection: Connection, checkpoint_id: str) -> Checkpoint | None:
         FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
         WHERE checkpoint_id = ? ORDER BY member.event_sequence, member.position LIMIT 1"""
     row = first_row(connection, select(Checkpoint, placed), [checkpoint_id])
-    return noun_of(Checkpoint, row) if row else None
+    return located(connection, [noun_of(Checkpoint, row)])[0] if row else None
 
 
 def checkpoints_of(connection: Connection, model_version_id: str) -> list[Checkpoint]:
@@ -69,7 +70,7 @@ def checkpoints_of(connection: Connection, model_version_id: str) -> list[Checkp
         FROM model_version_checkpoint AS member JOIN checkpoint USING (checkpoint_id)
         WHERE member.model_version_id = ? ORDER BY member.position"""
     found = connection.execute(select(Checkpoint, placed), [model_version_id]).fetchall()
-    return [noun_of(Checkpoint, row) for row in found]
+    return located(connection, [noun_of(Checkpoint, row) for row in found])
 
 
 def index(connection: Connection, index_id: str) -> Index | None:
@@ -212,4 +213,5 @@ def _indexes(connection: Connection, index_id: str | None, checkpoint_id: str | 
         table_version="coalesce(standing.table_version, gradient_index.table_version)",
         rows_sha256="coalesce(standing.rows_sha256, gradient_index.rows_sha256)",
     )
-    return [noun_of(Index, row) for row in connection.execute(query, [index_id, checkpoint_id]).fetchall()]
+    found = connection.execute(query, [index_id, checkpoint_id]).fetchall()
+    return located(connection, [noun_of(Index, row) for row in found])

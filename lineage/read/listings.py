@@ -9,6 +9,7 @@ import duckdb
 
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import RecordedReport
+from gradtrail.lineage.read.places import located
 from gradtrail.lineage.schema.nouns import noun_of, select
 from gradtrail.nouns import Checkpoint, DatasetVersion, Index, Target, Weighting
 
@@ -18,7 +19,7 @@ Connection = duckdb.DuckDBPyConnection
 def dataset_versions(connection: Connection) -> list[DatasetVersion]:
     """All dataset versions, in the order they were recorded."""
     query = select(DatasetVersion, "FROM dataset_version ORDER BY event_sequence")
-    return [noun_of(DatasetVersion, row) for row in connection.execute(query).fetchall()]
+    return located(connection, [noun_of(DatasetVersion, row) for row in connection.execute(query).fetchall()])
 
 
 def checkpoints(connection: Connection) -> list[Checkpoint]:

@@ -5,6 +5,9 @@ from .files import definitions as definitions
 from .files import newest_version as newest_version
 from .files import schema_files as schema_files
 from .files import schema_files_until as schema_files_until
+from .home_paths import home_of as home_of
+from .home_paths import to_read as to_read
+from .home_paths import to_record as to_record
 from .json_columns import as_json as as_json
 from .nouns import Noun as Noun
 from .nouns import noun_of as noun_of

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from operator import attrgetter
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 from gradtrail.lineage.schema.json_columns import json_text
-from gradtrail.lineage.schema.tables import Table
+
+if TYPE_CHECKING:
+    from gradtrail.lineage.schema.tables import Table
 
 Noun = TypeVar("Noun")
 

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.nouns import DatasetVersion, Run
+from gradtrail.storage.models.moved_home import follow_moved_home
 
 ARTIFACT_FOLDER = "gradtrail"
 CHECKPOINT_LIST = "checkpoints.json"
@@ -51,14 +52,18 @@ class Registry:
 
     Args:
         tracking_uri: `sqlite:///…`, `http://…`, `postgresql://…`.
-        artifact_root: folder for the artifacts of new experiments; empty leaves that to the server.
+        artifact_root: folder for the artifacts of new experiments, beside an embedded database, which follows it where
+            both were moved; empty leaves that to the server.
     """
 
     def __init__(self, tracking_uri: str, artifact_root: str = "") -> None:
         self.tracking_uri = tracking_uri
         self._artifact_root = artifact_root
         if tracking_uri.startswith("sqlite:///"):
-            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            database = Path(tracking_uri.removeprefix("sqlite:///"))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            if artifact_root:
+                follow_moved_home(database, Path(artifact_root).resolve())
         self.client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
     def experiment_id(self, name: str) -> str:

@@ -1,14 +1,11 @@
-"""The committed home, made by commit f0bbf55: today's code opens, verifies and audits it, under the same ids."""
+"""The committed home, made by commit f0bbf55: today's code opens, verifies and audits it elsewhere, under its ids."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
-import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +39,12 @@ PROJECT = _old_project()
 
 
 @pytest.fixture(scope="module")
-def old(prefect_server: None) -> Iterator[Any]:
-    """The home where it was made, for paths under it are in its ledger; one test run at a time has it."""
-    place: Path = PROJECT.PLACE
-    with place.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(place, ignore_errors=True)
-        with tarfile.open(HERE / "f0bbf55.tar.xz") as archive:
-            archive.extractall(place, filter="data")
-        yield PROJECT.OldProject(place)
-        shutil.rmtree(place)
+def old(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The home, moved: paths below the folder where it was made are in its ledger, its MLflow and its reports."""
+    place = tmp_path_factory.mktemp("old")
+    with tarfile.open(HERE / "f0bbf55.tar.xz") as archive:
+        archive.extractall(place, filter="data")
+    return PROJECT.OldProject(place)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +93,7 @@ def test_its_reports_are_the_ones_that_were_recorded(old: Any, verified: Any) ->
     assert len(reports) == 3
     for report in reports:
         html = Path(report.html_uri)
+        assert html.is_relative_to(old.folder)
         assert sha256_file(html) == report.html_sha256
         assert json.loads((html.parent / "report.json").read_text())["evidence"]["audit_id"] == report.audit_id
 

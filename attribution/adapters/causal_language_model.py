@@ -33,7 +33,7 @@ class CausalLMAdapter(ModelAdapter):
 
     The model may be one of Hugging Face's (whatever returns an object with `logits`) or any module from token ids
     (batch, positions) to logits (batch, positions, vocabulary). It gets `position_ids` (batch, positions) where its
-    forward takes them.
+    forward takes them and it is none of Hugging Face's, which count for themselves.
 
     Attributes:
         padding_token: fills up shorter sequences; any token will do.
@@ -93,7 +93,7 @@ class CausalLMAdapter(ModelAdapter):
         """
         accepted = inspect.signature(model.forward).parameters
         options: dict[str, Any] = {}
-        if "position_ids" in accepted:
+        if "position_ids" in accepted and not _counts_positions(model):
             options["position_ids"] = batch.inputs["position_ids"]
         if "use_cache" in accepted:
             options["use_cache"] = False
@@ -255,3 +255,12 @@ class CausalLMAdapter(ModelAdapter):
                 f"A target is token {targets.max().item()}, but the model has {outputs.shape[2]} (from 0).",
                 "Use the tokeniser the model was built for.",
             )
+
+
+def _counts_positions(model: nn.Module) -> bool:
+    """Whether the model is one of transformers, which take given positions for several texts packed into one row.
+
+    Looking for where each of them begins costs them time, and torch.func the way through (transformers 5).
+    """
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__}
+    return "transformers.modeling_utils.PreTrainedModel" in bases

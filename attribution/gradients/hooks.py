@@ -258,10 +258,9 @@ class Recording:
 
     def _refuse_uncalled(self) -> None:
         """Every layer must have run: one that is bypassed would count as covered with zero gradients."""
-        for place, group in enumerate(self._plan.groups):
-            for module in group.modules:
-                if module not in self._called and place not in self._routes.by_autograd:
-                    raise UnfitError(place, f"Layer {module} was never called in the forward pass.")
+        for use in self._instrument.every_use:
+            if use.name not in self._called and use.place not in self._routes.by_autograd:
+                raise UnfitError(use.place, f"Layer {use.name} was never called in the forward pass.")
 
     def _refuse_owed(self) -> None:
         owed = sorted(name for name, calls in self._owed.items() if calls > 0)

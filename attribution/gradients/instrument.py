@@ -15,9 +15,11 @@ from gradtrail.attribution.gradients.fallback import WholeGroup
 from gradtrail.attribution.gradients.routes import Routes
 from gradtrail.attribution.gradients.weight_gradients import Run
 from gradtrail.attribution.layers.registry import LayerRule, Projections
-from gradtrail.attribution.layers.rules import find_rule
+from gradtrail.attribution.layers.rules import ScaleRule, find_rule
 from gradtrail.attribution.layers.stand_ins import AffineLayer, affine_layers
 from gradtrail.errors import ModelError
+
+_SCALE = ScaleRule()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Instrument:
         """All uses that a rule measures, those inside of attention too."""
         return (*self.uses, *(use for _, use in self.attention.values() if use is not None))
 
+    @property
+    def supposed(self) -> frozenset[int]:
+        """The places of groups without a rule of their own that one could measure all the same."""
+        return frozenset(use.place for use in self.uses if not self.plan.groups[use.place].modules)
+
     def whole_group(self, place: int) -> WholeGroup:
         """The group at a place of the plan, as it is measured without hooks."""
         group = self.plan.groups[place]
@@ -86,6 +93,7 @@ def build_instrument(
     run = forward_pass(adapter, plan.lower_precision, device)
     projections = plan.projections(dtype, device)
     uses = [use for place in range(len(plan.groups)) for use in _uses(model, plan, place, projections[place])]
+    uses += _scales(model, plan, projections)
     planned = {use.name: use for use in uses}
     attention = {
         name: (layer, planned.get(name))
@@ -102,6 +110,22 @@ def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projecti
     for name, layer, rule in found:
         turned = rule.transposes != found[0][2].transposes
         yield LayerUse(name, place, layer, rule, projections.exchanged if turned else projections, turned)
+
+
+def _scales(model: nn.Module, plan: FeaturePlan, projections: tuple[Projections, ...]) -> Iterator[LayerUse]:
+    """Uses of bare parameters that are probably weights of a norm; routes find out."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    every = dict(model.named_parameters())
+    for place, group in enumerate(plan.groups):
+        if group.modules:
+            continue
+        own = owners[id(every[group.parameters[0]])]
+        layer = model.get_submodule(own[0])
+        if len(own) == 1 and _SCALE.could_measure(layer):
+            yield LayerUse(own[0], place, layer, _SCALE, projections[place])
 
 
 def planned_layer(model: nn.Module, name: str) -> tuple[nn.Module, LayerRule]:

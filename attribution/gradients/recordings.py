@@ -24,6 +24,7 @@ _SCALES = (1.0, -0.5)
 """What the losses of the same example twice are multiplied by, so that neither gradient passes for the other."""
 _NAMED = 5
 _LOOKED_AT = 8
+_TRIES = 3
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def find_routes(instrument: Instrument, example: Example) -> Routes:
     try:
         lone, pair = ([example] * count for count in (1, 2))
         one, two = (instrument.adapter.collate(each).to(instrument.device) for each in (lone, pair))
-        once, twice = Watching(instrument, lone, bare), Watching(instrument, pair, bare)
+        once, twice = Watching(instrument, lone, Routes()), Watching(instrument, pair, Routes())
         outputs, expected = once.watch(one), twice.watch(two)
     except Exception:
         return _routes(instrument, bare, {})
@@ -94,16 +95,36 @@ def find_routes(instrument: Instrument, example: Example) -> Routes:
         layout = call_layout(once.shapes[use.name], twice.shapes[use.name], positions, use.rule.sequential)
         if layout is not None and (layout.dimension != 0 or use.name not in once.chosen):
             layouts[use.name] = layout
-        elif plan.settings.fallback:
+        elif plan.settings.fallback and use.place not in instrument.supposed:
             unfit[use.place] = f"layer {use.name} is {once.told(use.name)}"
-    routes = replace(bare, layouts=layouts, by_autograd=bare.by_autograd | set(unfit))
-    if plan.settings.fallback:
-        wrong = _wrong(instrument, routes, example, expected)
-        if wrong:
-            unfit |= wrong
-            routes = replace(routes, by_autograd=routes.by_autograd | set(wrong))
-            unfit |= _wrong(instrument, routes, example, expected)
-    return _routes(instrument, replace(routes, by_autograd=bare.by_autograd), unfit)
+    routes = replace(bare, layouts=layouts)
+    return (
+        _judged(instrument, routes, unfit, example, expected)
+        if plan.settings.fallback
+        else _routes(instrument, routes, unfit)
+    )
+
+
+def _judged(
+    instrument: Instrument, routes: Routes, unfit: dict[int, str], example: Example, expected: Tensor
+) -> Routes:
+    """`routes` without the rules whose gradient of the same example twice is not autograd's.
+
+    Rules that are supposed only have to be shown right. `expected` are the model's outputs without hooks.
+    """
+    supposed = {use.place for use in instrument.uses if use.place in instrument.supposed and use.name in routes.layouts}
+    for _ in range(_TRIES):
+        by_autograd = (routes.by_autograd - supposed) | set(unfit)
+        wrong, right = _compared(instrument, replace(routes, by_autograd=by_autograd), example, expected)
+        unfit |= {place: why for place, why in wrong.items() if place not in instrument.supposed}
+        if right is not None:
+            supposed &= right
+            break
+        if not wrong:
+            supposed = set()
+    else:
+        supposed = set()
+    return _routes(instrument, replace(routes, by_autograd=routes.by_autograd - supposed), unfit)
 
 
 def _routes(instrument: Instrument, routes: Routes, unfit: Mapping[int, str]) -> Routes:
@@ -127,17 +148,19 @@ def _routes(instrument: Instrument, routes: Routes, unfit: Mapping[int, str]) ->
     return replace(routes, by_autograd=frozenset(places), fallback=fallback)
 
 
-def _wrong(instrument: Instrument, routes: Routes, example: Example, expected: Tensor) -> dict[int, str]:
-    """The places that rules get wrong of the same example twice, with why; `expected` are its outputs without hooks."""
+def _compared(
+    instrument: Instrument, routes: Routes, example: Example, expected: Tensor
+) -> tuple[dict[int, str], set[int] | None]:
+    """The places that rules get wrong, with why, and those whose own gradient is right; None where nothing was seen."""
     plan = instrument.plan
     if len(routes.by_autograd) == len(plan.groups):
-        return {}
+        return {}, set()
     shared = {use.place: use.name for use in instrument.every_use if routes.shares(use.name)}
     because = {place: f"layer {name} runs once for all examples" for place, name in shared.items()}
     try:
         found = _twice(instrument, routes, example, expected)
         if found is None:
-            return because
+            return because, None
         wanted = autograd_vector(instrument, example)
         wrong = _unlike(found, wanted, instrument, routes)
         if wrong and instrument.adapter.position_mask(instrument.adapter.collate([example])) is not None:
@@ -145,14 +168,19 @@ def _wrong(instrument: Instrument, routes: Routes, example: Example, expected: T
             unmasked = _twice(instrument, routes, example, expected, masked=False)
             wrong &= set() if unmasked is None else _unlike(unmasked, wanted, instrument, routes)
     except Exception:
-        return because
-    return {
-        place: f"{plan.groups[place].name} is used in another way too than by calling it" for place in sorted(wrong)
+        return because, None
+    why = {place: f"{plan.groups[place].name} is used in another way too than by calling it" for place in sorted(wrong)}
+    right = {
+        place
+        for place, columns in enumerate(plan.slices)
+        if (size := wanted[columns].norm()) > 0
+        and (found[0, columns] - wanted[columns]).norm() <= rounding(routes.dtype) * size
     }
+    return why, right - wrong
 
 
 def _unlike(found: Tensor, wanted: Tensor, instrument: Instrument, routes: Routes) -> set[int]:
-    """The places that a rule measures, and not as autograd does: neither in the first nor in the second row."""
+    """The places that a rule measures, and not as autograd does: in the first or in the second row."""
     if not (found.isfinite().all() and wanted.isfinite().all()):
         return set()
     wrong = {

@@ -8,6 +8,7 @@ from .registry import Projections as Projections
 from .registry import factored_rule as factored_rule
 from .registry import find_rule as find_rule
 from .registry import layer_rule as layer_rule
+from .rules import ScaleRule as ScaleRule
 from .stand_ins import AffineLayer as AffineLayer
 from .stand_ins import affine_layers as affine_layers
 from .stand_ins import multiply_faster as multiply_faster

@@ -272,6 +272,40 @@ class BatchNormRule(NormRule):
         return values.reshape(len(values), layer.num_features, -1)
 
 
+class ScaleRule(LayerRule):
+    """The bare weight of a root mean square norm of one's own, y = w ∘ x̂ or (1 + w) ∘ x̂: a column Σ_t s_t ∘ x̂_t.
+
+    Nothing says that a layer computes this, so whoever takes the rule compares a gradient with autograd's.
+    """
+
+    sequential = True
+
+    def could_measure(self, layer: nn.Module) -> bool:
+        """Whether the layer looks like one: a norm with a weight, an ε, and nothing else."""
+        parameters = dict(layer.named_parameters())
+        return (
+            set(parameters) == {"weight"}
+            and parameters["weight"].ndim == 1
+            and type(layer).__name__.endswith("Norm")
+            and self._epsilon(layer) is not None
+        )
+
+    def shape(self, layer: Any) -> GradientShape:
+        return GradientShape(1, layer.weight.numel(), 1)
+
+    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:  # noqa: ARG002 (the interface)
+        return functional.rms_norm(inputs, list(layer.weight.shape), eps=self._epsilon(layer))
+
+    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        sums = (output_gradients * kept).reshape(len(kept), -1, layer.weight.numel()).sum(1)
+        return torch.einsum("nd,dp,q->npq", sums, projections.outputs[0], projections.inputs[0, 0]).flatten(1)
+
+    @staticmethod
+    def _epsilon(layer: nn.Module) -> float | None:
+        found = (getattr(layer, name, None) for name in ("variance_epsilon", "eps", "epsilon"))
+        return next((value for value in found if isinstance(value, float)), None)
+
+
 def _affine_positions(inputs: Tensor, projection: Tensor, features: int) -> Tensor:
     """Inputs (batch, …, features) times the projection, plus its last row where a bias stands for an input of 1."""
     rows = inputs.reshape(-1, features)

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch, ClassificationAdapter
+from gradtrail.attribution.adapters.causal_language_model import CausalLMAdapter
 from gradtrail.attribution.adapters.layout import BatchLayout
 from gradtrail.attribution.curvature.vectors import model_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
+from gradtrail.attribution.gradients.instrument import build_instrument
+from gradtrail.attribution.gradients.recordings import recording
 from gradtrail.errors import AttributionWarning
 from gradtrail.nouns import Example
 
@@ -332,6 +335,98 @@ class Sparse(Looked):
 def test_layers_that_do_not_see_rows_of_examples_are_measured_all_the_same(build, slow, ragged, autograd_vectors):
     few = (FeatureSettings(group_dimension=9),)
     assert_exact(Texts(build, ragged), autograd_vectors, slow, settings=few)
+
+
+class OwnNorm(nn.Module):
+    """A root mean square norm as models of Hugging Face write them, each for itself."""
+
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(width) + 0.5), 1e-6
+
+    def forward(self, hidden):
+        return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class ShiftedNorm(OwnNorm):
+    def forward(self, hidden):
+        return super().forward(hidden) * (1 + self.weight) / self.weight
+
+
+class CentredNorm(OwnNorm):
+    """It looks like one, and is another."""
+
+    def forward(self, hidden):
+        return super().forward(hidden - hidden.mean(-1, keepdim=True))
+
+
+class SquaredNorm(OwnNorm):
+    def forward(self, hidden):
+        return super().forward(hidden) * self.weight
+
+
+class ByHeadNorm(nn.Module):
+    """Over the halves of each word, as norms of queries and keys are."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = OwnNorm(WIDTH // 2)
+
+    def forward(self, hidden):
+        return self.inner(hidden.unflatten(-1, (2, -1)).transpose(1, 2)).transpose(1, 2).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("norm", "by_rule"),
+    [(OwnNorm, True), (ShiftedNorm, True), (ByHeadNorm, True), (CentredNorm, False), (SquaredNorm, False)],
+)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_norms_of_ones_own_are_measured_on_the_way_where_a_gradient_shows_what_they_are(
+    norm, by_rule, ragged, autograd_vectors
+):
+    class Normed(Looked):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm()
+
+        def mixed(self, hidden):
+            return self.mix(self.norm(hidden))
+
+    adapter = Texts(Normed, ragged)
+    assert_exact(adapter, autograd_vectors)
+    model = adapter.build_model()
+    plan = plan_features(model)
+    (place,) = (place for place, group in enumerate(plan.groups) if not group.modules)
+    assert plan.groups[place].name == plan.groups[place].parameters[0]  # as in indexes from before
+    instrument = build_instrument(adapter, model, plan)
+    with recording(instrument, adapter.examples):
+        assert (place in instrument.routes.by_autograd) is not by_rule
+
+
+def test_a_llama_is_measured_without_a_pass_of_its_own_for_its_norms(autograd_vectors):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Llama(CausalLMAdapter):
+        def build_model(self):
+            torch.manual_seed(0)
+            sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+            return LlamaForCausalLM(LlamaConfig(vocab_size=23, num_key_value_heads=1, **sizes)).eval()
+
+        def training_data(self):
+            generator = torch.Generator().manual_seed(0)
+            lengths = (7, 3, 5, 7, 2, 6)
+            words = [torch.randint(0, 23, (length,), generator=generator) for length in lengths]
+            return [Example(f"text-{row}", each, None) for row, each in enumerate(words)]
+
+    adapter = Llama()
+    model, examples = adapter.build_model(), adapter.training_data()
+    plan = plan_features(model, FeatureSettings(group_dimension=10**6))
+    instrument = build_instrument(adapter, model, plan)
+    with recording(instrument, examples) as record:
+        assert instrument.routes.fallback is None
+        found = record.vectors(adapter.losses(record.outputs, record.batch))
+    expected = autograd_vectors(adapter, model, examples, plan)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_layers_over_windows_are_measured_by_the_rules(autograd_vectors):

@@ -28,6 +28,7 @@ from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 from gradtrail.tasks.reporting import unfinished_audit_ids
 
 
@@ -183,7 +184,7 @@ def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit,
     with holding(workspace.audit_lock(model_version_id)):
         for audit_id in unfinished_audit_ids(workspace, model_version_id):
             try:
-                finish(workspace, audit_id)
+                finish(ShownAudit(workspace, audit_id))
                 finished.append(audit_id)
             except Exception as fault:
                 failed.append((f"audit {short(audit_id)}", said(fault)))

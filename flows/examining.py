@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradtrail.tasks.alerting import note_alerts
-from gradtrail.tasks.auditing import recorded_warnings, score_outputs
+from gradtrail.tasks.audit.audited_model import AuditedModel
+from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.linking import link_report
 from gradtrail.tasks.measuring import measure_outputs
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 from gradtrail.tasks.report_index import publish_report_index
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.showing import show_audit
@@ -45,9 +47,10 @@ def examine(
     workspace: Workspace, model_version_id: str, output_ids: Sequence[str], resolved: ResolvedAudit
 ) -> Examined:
     """Audit these outputs, portion by portion, each from its payloads to the linked report before the next begins."""
+    audited = AuditedModel(workspace, model_version_id, resolved.index_ids, resolved.options)
     examined = Examined()
     for start in range(0, len(output_ids), MOST_OUTPUTS):
-        portion = _examine(workspace, model_version_id, output_ids[start : start + MOST_OUTPUTS], resolved)
+        portion = _examine(audited, output_ids[start : start + MOST_OUTPUTS])
         latest = portion if portion.audit_id else examined
         examined = Examined(
             latest.audit_id,
@@ -60,29 +63,26 @@ def examine(
     return examined
 
 
-def _examine(
-    workspace: Workspace, model_version_id: str, output_ids: Sequence[str], resolved: ResolvedAudit
-) -> Examined:
-    options, index_ids = resolved.options, resolved.index_ids
-    measured = measure_outputs(workspace, model_version_id, index_ids, output_ids, options)
+def _examine(audited: AuditedModel, output_ids: Sequence[str]) -> Examined:
+    measured = measure_outputs(audited, output_ids)
     if not measured.outputs:
         return Examined(failed=measured.unread)
-    audit_id = score_outputs(workspace, model_version_id, index_ids, measured, options)
-    report = finish(workspace, audit_id)
-    return Examined(
-        audit_id, report, len(measured.outputs), recorded_warnings(workspace, audit_id), failed=measured.unread
-    )
+    audit_id = score_outputs(audited, measured)
+    shown = ShownAudit(audited.workspace, audit_id, audited.pinned)
+    report = finish(shown)
+    warnings = tuple(shown.recorded.details.method_notes.get("warnings", ()))
+    return Examined(audit_id, report, len(measured.outputs), warnings, failed=measured.unread)
 
 
-def finish(workspace: Workspace, audit_id: str) -> str:
+def finish(shown: ShownAudit) -> str:
     """All pages that show a recorded audit; returns the path of its report. Repeating it changes nothing.
 
     Linking comes last but one, for it records the report as done: what a kill interrupts before is done again.
     """
-    report = write_audit_report(workspace, audit_id)
-    record_trend(workspace, audit_id)
-    publish_report_index(workspace)
-    note_alerts(workspace, audit_id)
-    link_report(workspace, audit_id)
-    show_audit(workspace, audit_id)
+    report = write_audit_report(shown)
+    record_trend(shown)
+    publish_report_index(shown.workspace, shown=shown)
+    note_alerts(shown)
+    link_report(shown)
+    show_audit(shown)
     return report

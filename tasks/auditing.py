@@ -21,6 +21,7 @@ from gradtrail.nouns import Audit, Weighting
 from gradtrail.reports.policies.evaluation import evaluate
 from gradtrail.reports.policies.facts import EarlierAudit, PolicyFacts
 from gradtrail.reports.policies.file import Policy
+from gradtrail.tasks.audit.audited_model import AuditedModel
 from gradtrail.tasks.audit.beyond_audit import BeyondAudit, asked_by, largest_self_influences, likeness_asked_for
 from gradtrail.tasks.audit.facts import policy_facts
 from gradtrail.tasks.audit.group_contributions import audited_groups
@@ -31,11 +32,11 @@ from gradtrail.tasks.collect.outputs_as_examples import output_examples
 from gradtrail.tasks.core.extensions import method_source
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 from gradtrail.tasks.core.measured_outputs import MeasuredOutputs
-from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.policies import workspace_policy
 from gradtrail.tasks.core.weightings import found_weighting
 from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.index.opened import OpenIndex, open_index
+from gradtrail.tasks.index.opened import OpenIndex
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,12 @@ class _Known:
 
 
 @task(cache_policy=NO_CACHE)
-def score_outputs(
-    workspace: Workspace,
-    model_version_id: str,
-    index_ids: Sequence[str],
-    measured: MeasuredOutputs,
-    options: AuditOptions,
-) -> str:
+def score_outputs(audited: AuditedModel, measured: MeasuredOutputs) -> str:
     """Score all training examples against the measured outputs, apply the policy, record the audit; returns its id."""
-    pinned = pinned_model(workspace, model_version_id)
-    opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
+    workspace, options, pinned, opened = audited.workspace, audited.options, audited.pinned, audited.opened
     policy = workspace_policy(workspace)
     options = settled(options, pinned.adapter)
-    weighting = found_weighting(workspace, model_version_id, options.weighting)
+    weighting = found_weighting(workspace, audited.model_version_id, options.weighting)
     output_ids = [each.output_id for each in measured.outputs]
     output_queries = [each.queries(output_ids, options.target) for each in opened]
     examples_of = partial(output_examples, workspace, pinned, options.target)
@@ -190,12 +184,6 @@ def _facts(
         known.withdrawn,
         BeyondAudit(likeness, known.earlier, self_influences, sources),
     )
-
-
-def recorded_warnings(workspace: Workspace, audit_id: str) -> tuple[str, ...]:
-    """What the report of an audit warns about its method, for the command line."""
-    with workspace.ledger().read() as connection:
-        return tuple(queries.audit_details(connection, audit_id).method_notes.get("warnings", ()))
 
 
 def audit_warnings(prepared: PreparedAudit) -> list[str]:

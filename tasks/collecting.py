@@ -80,11 +80,12 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
         workspace.inbox.mkdir(parents=True, exist_ok=True)
     with ledger.read() as connection:
         before = newest_watermark(connection, source.name) or Watermark(source.name, source.kind, None)
+        ingested = [version.model_version_id for version in queries.model_versions(connection)]
     overlap = timedelta(hours=source.overlap_hours)
     since = before.reached - overlap if before.reached else None
     with open_spool(workspace.spool) as spool:
         spool.begin(before)
-        recording = Recording(workspace, source, spool)
+        recording = Recording(workspace, source, spool, ingested)
         recording.drain()
         reader = open_source(source, workspace.registry, lambda kind: load_extension(workspace, kind, "a source").value)
         intake = Intake(source, reader, spool, now, since, recording.left(), recording.known)
@@ -111,11 +112,10 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
 class Recording:
     """From the spool into the ledger, within what one run may record."""
 
-    def __init__(self, workspace: Workspace, source: SourceConfig, spool: Spool) -> None:
+    def __init__(self, workspace: Workspace, source: SourceConfig, spool: Spool, ingested: Sequence[str]) -> None:
         self._workspace, self._source, self._spool = workspace, source, spool
         self._ledger = workspace.ledger()
-        with self._ledger.read() as connection:
-            self._ingested = [version.model_version_id for version in queries.model_versions(connection)]
+        self._ingested = ingested
         self.new_output_ids: list[str] = []
         self.refused: list[tuple[str, str]] = []
 
@@ -156,9 +156,7 @@ class Recording:
     def _record(self, held: list[Held]) -> None:
         known = self.known(each.output.output_id for each in held)
         new = [each for each in held if each.output.output_id not in known]
-        payloads = self._workspace.payloads()
-        for each in new:
-            payloads.put(each.payload)
+        self._workspace.payloads().put_all(each.payload for each in new)
         self.new_output_ids += self._ledger.record_outputs([each.output for each in new])
         self._spool.release([each.output.output_id for each in held])
 

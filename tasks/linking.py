@@ -21,16 +21,15 @@ from gradtrail.storage.models.audit_runs import (
     publish_audit,
 )
 from gradtrail.storage.models.registry import Registry
-from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
-from gradtrail.tasks.report.recorded_audits import RecordedAudit, recorded_audit
+from gradtrail.tasks.report.recorded_audits import RecordedAudit, ShownAudit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 
 @task(**WITH_RETRIES)
-def link_report(workspace: Workspace, audit_id: str) -> str:
+def link_report(shown: ShownAudit) -> str:
     """Put a written report into MLflow, link it from version and run, record it as done; returns the run id."""
-    recorded = recorded_audit(workspace, audit_id)
+    workspace, audit_id, recorded = shown.workspace, shown.audit_id, shown.recorded
     model_version, run = recorded.details.model_version, recorded.audit_run
     with workspace.ledger().read() as connection:
         since = [
@@ -42,7 +41,7 @@ def link_report(workspace: Workspace, audit_id: str) -> str:
     this = next(each for each in history if each.past.audit_id == audit_id)
     folder = workspace.reports / audit_id
     digests = {name: sha256_file(folder / name) for name in (HTML_NAME, JSON_NAME, PARQUET_NAME)}
-    registry, links = workspace.registry(), workspace.links()
+    registry, links = shown.registry, workspace.links()
     audit = recorded.details.audit
     publish_audit(
         registry,
@@ -95,8 +94,8 @@ def lead_to_report(registry: Registry, links: Links, recorded: RecordedAudit, hi
     if not any(past.version == number for past in later):
         with suppress(NotFoundError):  # a version that was deleted has no page to lead from
             version = registry.resolve(details.model_version.model_version_id)
-            describe(registry, version, f"**gradtrail** · newest audit {short(audit_id)} of {when}: {elsewhere}")
-            registry.tag_version(version, {LATEST_AUDIT_TAG: audit_id})
+            section = f"**gradtrail** · newest audit {short(audit_id)} of {when}: {elsewhere}"
+            describe(registry, version, section, {LATEST_AUDIT_TAG: audit_id})
     if not later:
         section = f"**gradtrail** · newest audit {short(audit_id)}, of version {number}, {when}: {elsewhere}"
         describe_model(registry, name, section)

@@ -16,14 +16,14 @@ from gradtrail.errors import DataError, NotFoundError, StoreError, said
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example
 from gradtrail.storage.sources.outputs import payload_record
+from gradtrail.tasks.audit.audited_model import AuditedModel
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.collect.outputs_as_examples import output_example
 from gradtrail.tasks.core.datasets import checked_example
 from gradtrail.tasks.core.measured_outputs import MEASURING, MeasuredOutput, MeasuredOutputs
-from gradtrail.tasks.core.models import PinnedModel, pinned_model
+from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.progress import progress_bar
-from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.index.opened import OpenIndex, open_index
+from gradtrail.tasks.index.opened import OpenIndex
 
 # What is no output's fault: measured again by the next run.
 _AWAY = (StoreError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -38,13 +38,7 @@ class _Asked:
 
 
 @task(cache_policy=NO_CACHE)
-def measure_outputs(
-    workspace: Workspace,
-    model_version_id: str,
-    index_ids: Sequence[str],
-    output_ids: Sequence[str],
-    options: AuditOptions,
-) -> MeasuredOutputs:
+def measure_outputs(audited: AuditedModel, output_ids: Sequence[str]) -> MeasuredOutputs:
     """Store φ(q) of every output beside each index, the serving checkpoint's last.
 
     An output that cannot be measured is quarantined with its cause; one without a label waits while labels are asked.
@@ -52,10 +46,8 @@ def measure_outputs(
     Raises:
         Exception: what measuring a training example raises too, so that it is the model or the machine that fails.
     """
-    pinned = pinned_model(workspace, model_version_id)
-    opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
-    models = [pinned.load(each.checkpoint).to(options.device) for each in opened]
-    payloads, ledger = workspace.payloads(), workspace.ledger()
+    pinned, opened, models, options = audited.pinned, audited.opened, audited.models, audited.options
+    payloads, ledger = audited.workspace.payloads(), audited.workspace.ledger()
     with ledger.read() as connection:
         outputs = queries.outputs(connection, output_ids)
     measured: list[MeasuredOutput] = []

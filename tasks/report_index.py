@@ -32,22 +32,26 @@ from gradtrail.storage.models.audit_runs import (
 from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.history import audit_history
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 
 @task(**WITH_RETRIES)
-def publish_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PART) -> str:
+def publish_report_index(
+    workspace: Workspace, audits_a_part: int = AUDITS_A_PART, shown: ShownAudit | None = None
+) -> str:
     """Write the index beside the reports and a copy into MLflow; returns the path of the page.
 
     The page beside the reports leads to them by relative addresses, so that the folder can be published as it is; the
     copy, which MLflow shows by itself, by whole ones. Pages of older audits are written once, and again where one is
     gone.
     """
-    registry = workspace.registry()
-    run, current = open_index_run(registry), False
+    registry = shown.registry if shown else workspace.registry()
+    run, current = shown.recorded.index_run if shown else open_index_run(registry), False
+    known = {shown.audit_id: shown.recorded.audit_run} if shown else {}
     while not current:
         places = _places(workspace)
-        path = _publish(workspace, registry, run, places, audits_a_part)
+        path = _publish(workspace, registry, run, places, audits_a_part, known)
         # Another flow may have recorded an audit since; whoever writes last has to have seen it.
         current = _places(workspace)[-1:] == places[-1:]
     annotate(registry, run, f"## All audits\n\n[Open the index]({workspace.links().index(run)})")
@@ -55,7 +59,12 @@ def publish_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PAR
 
 
 def _publish(
-    workspace: Workspace, registry: Registry, index_run: AuditRun, places: Sequence[NumberedAudit], audits_a_part: int
+    workspace: Workspace,
+    registry: Registry,
+    index_run: AuditRun,
+    places: Sequence[NumberedAudit],
+    audits_a_part: int,
+    known: Mapping[str, AuditRun],
 ) -> Path:
     older, newest = index_parts(places, audits_a_part)
     links, uploaded = workspace.links(), uploaded_names(registry, index_run.run_id)
@@ -63,7 +72,7 @@ def _publish(
     # The index comes last: what it leads to is there already.
     for part in (*missing, newest):
         history = _history(workspace, part)
-        runs = _recorded_runs(history)
+        runs = {**known, **_recorded_runs(history)}
         for audit_id in {audit.past.audit_id for audit in history} - runs.keys():
             if found := find_audit_run(registry, audit_id):
                 runs[audit_id] = found

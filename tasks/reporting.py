@@ -17,6 +17,7 @@ from gradtrail.reports.write import HTML_NAME, write_report
 from gradtrail.storage.models.audit_runs import upload_files
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.building import build_report
+from gradtrail.tasks.report.recorded_audits import ShownAudit, recorded_audit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 
@@ -38,11 +39,12 @@ def unfinished_audit_ids(workspace: Workspace, model_version_id: str) -> list[st
 
 
 @task(**WITH_RETRIES)
-def write_audit_report(workspace: Workspace, audit_id: str) -> str:
+def write_audit_report(shown: ShownAudit) -> str:
     """Sign the audit where a key is set, then write HTML, JSON and Parquet; returns the path of the HTML file."""
+    workspace = shown.workspace
     if workspace.signing_key:
-        sign_audit(workspace.ledger(), audit_id, Path(workspace.signing_key))
-    return str(write_report(build_report(workspace, audit_id), workspace.reports).html)
+        sign_audit(workspace.ledger(), shown.audit_id, Path(workspace.signing_key))
+    return str(write_report(build_report(workspace, shown.recorded), workspace.reports).html)
 
 
 def ensure_report(workspace: Workspace, audit_id: str) -> FoundReport:
@@ -74,7 +76,7 @@ def ensure_report(workspace: Workspace, audit_id: str) -> FoundReport:
 
 def rewrite_report(workspace: Workspace, audit_id: str, reason: str) -> Path:
     """Write a report again from what the ledger holds now; where that gives other bytes, in MLflow too and recorded."""
-    files = write_report(build_report(workspace, audit_id), workspace.reports)
+    files = write_report(build_report(workspace, recorded_audit(workspace, audit_id)), workspace.reports)
     with workspace.ledger().read() as connection:
         report = queries.report_of(connection, audit_id)
     if report is not None and {HTML_NAME: report.html_sha256, **report.file_sha256} != files.sha256:

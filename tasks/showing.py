@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import short
-from gradtrail.lineage.read import queries
-from gradtrail.storage.models.audit_runs import AuditRun, markdown_text
-from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.lineage.read.answers import AuditDetails
+from gradtrail.storage.models.audit_runs import markdown_text
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 
 
 @task(cache_policy=NO_CACHE)
-def show_audit(workspace: Workspace, audit_id: str) -> None:
+def show_audit(shown: ShownAudit) -> None:
     """Put a linked audit beside its flow run; each model keeps one series of artifacts, so that its history shows."""
-    with workspace.ledger().read() as connection:
-        details = queries.audit_details(connection, audit_id)
-        report = queries.report_of(connection, audit_id)
+    audit_id, details = shown.audit_id, shown.recorded.details
     version = details.model_version
     key = _key(version.name)
-    if report is not None:
-        address = (
-            workspace.links().report(audit_id, AuditRun(report.mlflow_run_id, report.mlflow_experiment_id))
-            if report.mlflow_run_id and report.mlflow_experiment_id
-            else Path(report.html_uri).as_uri()
-        )
-        create_link_artifact(
-            address,
-            link_text=f"Audit {short(audit_id)} of {version.model_version_id}",
-            key=f"{key}-report",
-            description=f"{len(details.audit.outputs)} outputs, method {details.audit.method}",
-        )
+    create_link_artifact(
+        shown.workspace.links().report(audit_id, shown.recorded.audit_run),
+        link_text=f"Audit {short(audit_id)} of {version.model_version_id}",
+        key=f"{key}-report",
+        description=f"{len(details.audit.outputs)} outputs, method {details.audit.method}",
+    )
     rows = [
         {
             "severity": finding.severity,
@@ -49,7 +40,7 @@ def show_audit(workspace: Workspace, audit_id: str) -> None:
     create_markdown_artifact(_summary(details, len(rows)), key=f"{key}-audit", description="What the audit found")
 
 
-def _summary(details: queries.AuditDetails, findings: int) -> str:
+def _summary(details: AuditDetails, findings: int) -> str:
     shares = [
         f"| {share.attribute} | {markdown_text(share.value)} | {share.share:.1%} | {share.training_share:.1%} |"
         for share in details.shares

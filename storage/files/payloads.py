@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from gradtrail.digests import sha256_bytes
 from gradtrail.errors import NotFoundError, StoreError
-from gradtrail.storage.files.atomic import write_atomically
+from gradtrail.storage.files.atomic import write_all_atomically
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -23,11 +24,14 @@ class PayloadStore:
 
     def put(self, content: bytes) -> str:
         """Store `content` and return its digest. A damaged file of the same digest is replaced."""
-        sha256 = sha256_bytes(content)
-        path = self._path(sha256)
-        if not path.is_file() or sha256_bytes(path.read_bytes()) != sha256:
-            write_atomically(path, content)
-        return sha256
+        return self.put_all([content])[0]
+
+    def put_all(self, contents: Iterable[bytes]) -> list[str]:
+        """`put` of many, faster than one by one."""
+        by_digest = [(sha256_bytes(content), content) for content in contents]
+        paths = {self._path(sha256): (sha256, content) for sha256, content in by_digest}
+        write_all_atomically({path: content for path, (sha256, content) in paths.items() if not _holds(path, sha256)})
+        return [sha256 for sha256, _ in by_digest]
 
     def get(self, sha256: str) -> bytes:
         """The content whose digest this is.
@@ -76,3 +80,10 @@ class PayloadStore:
                 f"{sha256!r} is not the digest of a payload.", "Use the 64 hexadecimal digits of its sha256."
             )
         return self.root / sha256[:2] / sha256
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_bytes(path.read_bytes()) == sha256
+    except FileNotFoundError:
+        return False

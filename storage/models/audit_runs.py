@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from gradtrail.addresses import INDEX_PAGE, REPORT_PAGE, output_anchor
 from gradtrail.nouns import DatasetVersion
@@ -169,15 +170,12 @@ def publish_audit(
 ) -> None:
     """Fill the audit's run: note, tags, parameters, metrics, data, report files. Repeating it changes nothing."""
     client = registry.client
-    for key, value in parameters.items():
-        client.log_param(run.run_id, key, value)
-    for key, number in metrics.items():
-        client.log_metric(run.run_id, key, number, step=0)
+    client.log_batch(run.run_id, params=[Param(key, value) for key, value in parameters.items()])
+    log_point(registry, run, metrics, 0, datetime.now(UTC))
     registry.log_dataset(run.run_id, dataset)
     upload_files(registry, run.run_id, files)
-    for key, value in tags.items():
-        client.set_tag(run.run_id, key, value)
-    annotate(registry, run, note)
+    described = {**tags, NOTE_TAG: _with_section(_note(client.get_run(run.run_id)), note)}
+    client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in described.items()])
     client.set_terminated(run.run_id)
 
 
@@ -192,16 +190,21 @@ def upload_files(registry: Registry, run_id: str, files: Sequence[Path]) -> None
         registry.client.log_artifact(run_id, str(file))
 
 
-def describe(registry: Registry, version: RegisteredVersion, section: str) -> None:
+def describe(
+    registry: Registry, version: RegisteredVersion, section: str, tags: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Put gradtrail's section into the descriptions of a model version and of its training run, if that is still there.
 
-    What people wrote there stays as it is; an earlier section of gradtrail is replaced.
+    What people wrote there stays as it is; an earlier section of gradtrail is replaced. Both get the tags.
     """
     client = registry.client
     description = client.get_model_version(version.name, str(version.version)).description or ""
     client.update_model_version(version.name, str(version.version), description=_with_section(description, section))
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
     if run := registry.active_run(version.run_id):
-        client.set_tag(version.run_id, NOTE_TAG, _with_section(run.data.tags.get(NOTE_TAG, ""), section))
+        described = {**tags, NOTE_TAG: _with_section(_note(run), section)}
+        client.log_batch(version.run_id, tags=[RunTag(key, value) for key, value in described.items()])
 
 
 def describe_model(registry: Registry, name: str, section: str) -> None:
@@ -212,8 +215,12 @@ def describe_model(registry: Registry, name: str, section: str) -> None:
 
 def annotate(registry: Registry, run: AuditRun, note: str) -> None:
     """Set the note of a run that is gradtrail's own, below which people may write: only its section is replaced."""
-    existing = registry.client.get_run(run.run_id).data.tags.get(NOTE_TAG, "")
-    registry.client.set_tag(run.run_id, NOTE_TAG, _with_section(existing, note))
+    existing = registry.client.get_run(run.run_id)
+    registry.client.set_tag(run.run_id, NOTE_TAG, _with_section(_note(existing), note))
+
+
+def _note(run: Run) -> str:
+    return str(run.data.tags.get(NOTE_TAG, ""))
 
 
 def _with_section(text: str, section: str) -> str:

@@ -15,6 +15,7 @@ from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.storage.models.audit_runs import AuditRun
 from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
 from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 
 SCHEMA = "gradtrail.alert/1"
 PREFECT = "prefect"
@@ -22,15 +23,14 @@ LEAST_FOR_PREFECT: Severity = "low"
 _MOST_FINDINGS = 100
 
 
-def note_alerts(workspace: Workspace, audit_id: str) -> int:
+def note_alerts(shown: ShownAudit) -> int:
     """Record which outlets have to hear of an audit, before its report counts as done; returns how many.
 
     Whatever is killed after this, the alert is due and a later run delivers it.
     """
-    with workspace.ledger().read() as connection:
-        findings = queries.audit_details(connection, audit_id).findings
+    workspace, findings = shown.workspace, shown.recorded.details.findings
     least = {PREFECT: LEAST_FOR_PREFECT, **{each.outlet: each.least_severity for each in workspace.webhooks}}
-    due = [Alert(audit_id, outlet) for outlet, severity in least.items() if severe(findings, severity)]
+    due = [Alert(shown.audit_id, outlet) for outlet, severity in least.items() if severe(findings, severity)]
     if due:
         record_alerts(workspace.ledger(), due, DUE)
     return len(due)

@@ -1,4 +1,5 @@
 from . import audited_before as audited_before
+from .audited_model import AuditedModel as AuditedModel
 from .beyond_audit import BeyondAudit as BeyondAudit
 from .beyond_audit import asked_by as asked_by
 from .beyond_audit import largest_self_influences as largest_self_influences

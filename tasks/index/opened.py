@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradtrail.attribution.adapters.base import TrainingData
 from gradtrail.attribution.features.plan import FeaturePlan, plan_from_config
@@ -136,6 +137,11 @@ def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> Open
     Raises:
         StoreError: if its table is gone, or this version of gradtrail would measure something else.
     """
+    return open_index_with_model(workspace, pinned, index_id)[0]
+
+
+def open_index_with_model(workspace: Workspace, pinned: PinnedModel, index_id: str) -> tuple[OpenIndex, nn.Module]:
+    """`open_index`, and the model at its checkpoint, whose weights had to be read for the plan."""
     with workspace.ledger().read() as connection:
         index = recorded_index(connection, index_id)
     checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == index.checkpoint_id)
@@ -147,8 +153,9 @@ def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> Open
             f"{_command(pinned, index)}.",
         )
     basis = stored_basis(workspace, index.feature_config)
-    plan = plan_from_config(pinned.load(checkpoint), index.feature_config, basis)
-    return OpenIndex(index, checkpoint, plan, table)
+    model = pinned.load(checkpoint)
+    plan = plan_from_config(model, index.feature_config, basis)
+    return OpenIndex(index, checkpoint, plan, table), model
 
 
 def _named(built: Sequence[Index], model_version: ModelVersion, prefix: str) -> Index:

@@ -25,15 +25,14 @@ from gradtrail.tasks.core.measured_fidelity import fidelity_notes, question_of
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.output_evidence import OutputEvidence, evidence_by_output
-from gradtrail.tasks.report.recorded_audits import RecordedAudit, recorded_audit
+from gradtrail.tasks.report.recorded_audits import RecordedAudit
 
 LINEAGE_EXAMPLES = 3
 OVERALL_CARDS = 12
 
 
-def build_report(workspace: Workspace, audit_id: str) -> AuditReport:
+def build_report(workspace: Workspace, recorded: RecordedAudit) -> AuditReport:
     """Gather an audit's report from the ledger, the payloads and the adapter's previews."""
-    recorded = recorded_audit(workspace, audit_id)
     pinned, run, links = recorded.pinned, recorded.run, workspace.links()
     cards = _Cards(pinned, recorded.examples, recorded.erased)
     evidence = evidence_by_output(recorded.details)

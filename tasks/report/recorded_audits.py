@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from gradtrail.digests import short
 from gradtrail.lineage.chain.proofs import AuditEvidence, audit_evidence
@@ -15,6 +15,7 @@ from gradtrail.lineage.read.answers import AuditDetails, RecordedExample
 from gradtrail.lineage.verify.signatures import AuditSignature, signature_of
 from gradtrail.nouns import Fidelity, Index, Output, Run, Watermark, Weighting
 from gradtrail.storage.models.audit_runs import AuditRun, open_audit_run, open_index_run, open_trend_run
+from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.collect.traced import trace_pages
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 from gradtrail.tasks.core.measured_outputs import MEASURING
@@ -53,7 +54,36 @@ class RecordedAudit:
         return _title(self.details)
 
 
-def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
+class ShownAudit:
+    """A recorded audit on its way through the steps that show it: the first reads it, and the others take it from here.
+
+    Not a dataclass, for Prefect would look at every number in it whenever a task takes it.
+
+    Args:
+        workspace: where everything lives.
+        audit_id: the audit.
+        pinned: the model it is about, where that is at hand.
+    """
+
+    def __init__(self, workspace: Workspace, audit_id: str, pinned: PinnedModel | None = None) -> None:
+        self.workspace = workspace
+        self.audit_id = audit_id
+        self._pinned = pinned
+
+    @cached_property
+    def registry(self) -> Registry:
+        """One client of MLflow for all steps."""
+        return self.workspace.registry()
+
+    @cached_property
+    def recorded(self) -> RecordedAudit:
+        """The audit as the ledger has it."""
+        return recorded_audit(self.workspace, self.audit_id, self._pinned, self.registry)
+
+
+def recorded_audit(
+    workspace: Workspace, audit_id: str, pinned: PinnedModel | None = None, registry: Registry | None = None
+) -> RecordedAudit:
     """Read an audit back from the ledger; opens its MLflow run, so that the report can link to it."""
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, audit_id)
@@ -85,7 +115,7 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         counts: dict[str, dict[str, int]] = {}
         for found in queries.attribute_counts(connection, index.dataset_version_id):
             counts.setdefault(found.attribute, {})[found.value] = found.examples
-    registry = workspace.registry()
+    registry = registry or workspace.registry()
     return RecordedAudit(
         details=details,
         index=index,
@@ -101,11 +131,11 @@ def recorded_audit(workspace: Workspace, audit_id: str) -> RecordedAudit:
         erased=erased,
         fidelity=fidelity,
         fidelity_alone=alone,
-        pinned=pinned_model(workspace, details.audit.model_version_id),
+        pinned=pinned or pinned_model(workspace, details.audit.model_version_id),
         audit_run=open_audit_run(registry, audit_id, f"{_title(details)} ({short(audit_id)})"),
         trend_run=open_trend_run(registry, details.model_version.name),
         index_run=open_index_run(registry),
-        trace_pages=trace_pages(workspace, outputs),
+        trace_pages=trace_pages(workspace, registry, outputs),
     )
 
 

@@ -21,6 +21,7 @@ from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.report.building import build_report
+from gradtrail.tasks.report.recorded_audits import recorded_audit
 
 MODEL = "tiny@champion"
 COUNTED = {"sets": 8, "seeds": 2, "steps": (2, 6), "learning_rate": 0.1, "batch_size": 16}
@@ -164,7 +165,8 @@ def test_learned_weightings_stand_in_the_ledger_with_their_evidence(calibrated):
 def test_audits_take_the_best_and_reports_show_its_figure(calibrated):
     tiny = calibrated.tiny
     assert _report(tiny, calibrated.before)["trust"]["method"] == "influence"
-    assert build_report(tiny.workspace, calibrated.before.audit_id).trust.fidelity is None
+    before = recorded_audit(tiny.workspace, calibrated.before.audit_id)
+    assert build_report(tiny.workspace, before).trust.fidelity is None
     [chosen] = [each for each in calibrated.outcome.methods if each.chosen]
     after, trust = calibrated.audited()
     assert (trust["method"], trust["weighting"]["objective"]) == (chosen.method, chosen.weighting.objective)

@@ -17,12 +17,14 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, TREND_TAG
 from gradtrail.storage.models.registry import CHECKPOINT_TAG
+from gradtrail.tasks.audit.audited_model import AuditedModel
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs, pending_outputs
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.opened import method_indexes
 from gradtrail.tasks.measuring import measure_outputs
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 from gradtrail.tasks.reporting import write_audit_report
 
 SLOW_INDEX = """
@@ -113,13 +115,14 @@ def _audit_until(tiny, stop_after):
     if stop_after == "collect":
         return
     pending = pending_outputs.fn(tiny.workspace, "tiny/1", "emitted")
-    measured = measure_outputs.fn(tiny.workspace, "tiny/1", index_ids, pending.output_ids, options)
+    audited = AuditedModel(tiny.workspace, "tiny/1", index_ids, options)
+    measured = measure_outputs.fn(audited, pending.output_ids)
     if stop_after == "measure":
         return
-    audit_id = score_outputs.fn(tiny.workspace, "tiny/1", index_ids, measured, options)
+    audit_id = score_outputs.fn(audited, measured)
     if stop_after == "record":
         return
-    write_audit_report.fn(tiny.workspace, audit_id)
+    write_audit_report.fn(ShownAudit(tiny.workspace, audit_id))
 
 
 @pytest.mark.parametrize("stop_after", ["collect", "measure", "record", "report"])

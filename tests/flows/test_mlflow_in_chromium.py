@@ -106,7 +106,7 @@ def linked(demo, mlflow_server, reports):
     with workspace.ledger().read() as connection:
         newest = queries.audits(connection, "digits/1")[-1]
         history = [each.past for each in audit_history(connection, "digits")]
-    write_report(build_report(workspace, newest.audit_id), folder)
+    write_report(build_report(workspace, recorded_audit(workspace, newest.audit_id)), folder)
     recorded = recorded_audit(workspace, newest.audit_id)
     lead_to_report(workspace.registry(), workspace.links(), recorded, history)
     yield workspace, newest, recorded

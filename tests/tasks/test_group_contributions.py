@@ -10,6 +10,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.tasks import ingesting
+from gradtrail.tasks.audit.audited_model import AuditedModel
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.auditing import score_outputs
 from gradtrail.tasks.collecting import collect_outputs
@@ -18,6 +19,7 @@ from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.indexing import build_index
 from gradtrail.tasks.ingest.registering import TrainedWeights
 from gradtrail.tasks.measuring import measure_outputs
+from gradtrail.tasks.report.recorded_audits import ShownAudit
 from gradtrail.tasks.reporting import write_audit_report
 
 
@@ -46,8 +48,9 @@ def test_an_audit_records_and_shows_the_part_of_each_layer(indexed, method):
     indexed.drop("outputs.jsonl", indexed.record(0), indexed.record(1))
     output_ids = collect_outputs.fn(workspace).new_output_ids
     index_ids = method_indexes(workspace, "tiny/1", method)
-    measured = measure_outputs.fn(workspace, "tiny/1", index_ids, output_ids, options)
-    audit_id = score_outputs.fn(workspace, "tiny/1", index_ids, measured, options)
+    audited = AuditedModel(workspace, "tiny/1", index_ids, options)
+    measured = measure_outputs.fn(audited, output_ids)
+    audit_id = score_outputs.fn(audited, measured)
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, audit_id)
     found = defaultdict(list)
@@ -59,7 +62,7 @@ def test_an_audit_records_and_shows_the_part_of_each_layer(indexed, method):
         assert [each.group for each in contributions] == ["0", "2"]
         assert sum(each.share for each in contributions) == pytest.approx(1)
     overall = [each for each in details.group_contributions if each.output_id is None]
-    write_audit_report.fn(workspace, audit_id)
+    write_audit_report.fn(ShownAudit(workspace, audit_id))
     folder = workspace.reports / audit_id
     document = json.loads((folder / "report.json").read_text("utf-8"))
     assert document["overall"]["groups"] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prefect import flow
@@ -17,9 +18,8 @@ from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.calibrated import ResolvedAudit, resolve_audit
 from gradtrail.tasks.collecting import (
-    Collection,
     collect_outputs,
-    other_versions_to_audit,
+    look_for_work,
     pending_outputs,
     require_finished,
     require_sources,
@@ -29,7 +29,6 @@ from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.report.recorded_audits import ShownAudit
-from gradtrail.tasks.reporting import unfinished_audit_ids
 
 
 @dataclass(frozen=True)
@@ -105,16 +104,22 @@ def audit(
             report not be finished, or a payload not be erased in time; the next run tries again.
     """
     version = resolve_version(workspace, reference)
-    collected, drained, fault = _collect_and_drain(workspace, version.model_version_id, options, retry_refused)
+    resolved, fault = _resolve(workspace, version.model_version_id, options)
+    collected = collect_outputs(workspace)
+    left = look_for_work(workspace, version, options.target, retry_refused)
+    drained = _Drained(version.model_version_id)
+    if resolved is not None and version.model_version_id in left.model_version_ids:
+        drained, fault = _drain_first(workspace, version.model_version_id, resolved, retry_refused)
     others: tuple[_Drained, ...] = ()
     if reference != version.model_version_id:
-        others = _drain_others(workspace, version, options, retry_refused)
-    delivered = deliver_alerts(workspace)
+        others = _drain_others(workspace, version, left.model_version_ids, options, retry_refused)
+    audited = any(each.anything for each in (drained, *others))
+    delivered = deliver_alerts(workspace) if audited or left.alerts_due else 0
     failed = collected.failed + _unanswered(workspace, retry_refused)
     unretained = _unretained(workspace)
-    anything = delivered or collected.anything or any(each.anything for each in (drained, *others))
+    anything = delivered or audited or collected.anything
     # What a run before recorded and could not publish or announce, for want of room or of an answer, is still due.
-    if anything or not workspace.ledger().is_published():
+    if anything or (_is_unpublished(workspace) if _may_have_recorded(workspace, fault) else left.unpublished):
         publish_snapshot(workspace)
     if anything or workspace.openlineage:
         announce(workspace)
@@ -158,23 +163,24 @@ class _Drained:
         return bool(self.pending or self.finished or self.failed)
 
 
-def _collect_and_drain(
-    workspace: Workspace, model_version_id: str, options: AuditOptions, retry_refused: bool
-) -> tuple[Collection, _Drained, Exception | None]:
-    """What the sources brought, and what was done for the version that was asked for, or the error of that.
-
-    The error of a version that is not ready or cannot be audited is for the end: it holds up no other version.
-    """
-    nothing = _Drained(model_version_id)
+def _resolve(
+    workspace: Workspace, model_version_id: str, options: AuditOptions
+) -> tuple[ResolvedAudit | None, Exception | None]:
+    """What the audit does, or why the version is not ready: an error for the end, for it holds up no other version."""
     try:
-        resolved = resolve_audit(workspace, model_version_id, options)
+        return resolve_audit(workspace, model_version_id, options), None
     except NotReadyError as fault:
-        return collect_outputs(workspace), nothing, fault
-    collected = collect_outputs(workspace)
+        return None, fault
+
+
+def _drain_first(
+    workspace: Workspace, model_version_id: str, resolved: ResolvedAudit, retry_refused: bool
+) -> tuple[_Drained, Exception | None]:
+    """What was done for the version that was asked for, or its error, which is for the end, too."""
     try:
-        return collected, _drain(workspace, model_version_id, resolved, retry_refused), None
+        return _drain(workspace, model_version_id, resolved, retry_refused), None
     except Exception as fault:
-        return collected, nothing, fault
+        return _Drained(model_version_id), fault
 
 
 def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit, retry_refused: bool) -> _Drained:
@@ -182,24 +188,30 @@ def _drain(workspace: Workspace, model_version_id: str, resolved: ResolvedAudit,
     finished, failed = [], []
     # Two runs at once would both see an output as pending: the second waits, and then finds what the first left.
     with holding(workspace.audit_lock(model_version_id)):
-        for audit_id in unfinished_audit_ids(workspace, model_version_id):
+        pending = pending_outputs(workspace, model_version_id, resolved.options.target, retry_refused)
+        for audit_id in pending.unfinished:
             try:
                 finish(ShownAudit(workspace, audit_id))
                 finished.append(audit_id)
             except Exception as fault:
                 failed.append((f"audit {short(audit_id)}", said(fault)))
-        pending = pending_outputs(workspace, model_version_id, resolved.options.target, retry_refused).output_ids
-        examined = examine(workspace, model_version_id, pending, resolved)
+        examined = examine(workspace, model_version_id, pending.output_ids, resolved)
     failed += examined.failed
-    return _Drained(model_version_id, examined, len(pending), tuple(finished), tuple(failed))
+    return _Drained(model_version_id, examined, len(pending.output_ids), tuple(finished), tuple(failed))
 
 
 def _drain_others(
-    workspace: Workspace, version: RegisteredVersion, options: AuditOptions, retry_refused: bool
+    workspace: Workspace,
+    version: RegisteredVersion,
+    left: Sequence[str],
+    options: AuditOptions,
+    retry_refused: bool,
 ) -> tuple[_Drained, ...]:
     """The same for other versions of the model: outputs come late, and go on after an alias was moved."""
     drained = []
-    for model_version_id in other_versions_to_audit(workspace, version, options.target, retry_refused):
+    for model_version_id in left:
+        if model_version_id == version.model_version_id:
+            continue
         try:
             resolved = resolve_audit(workspace, model_version_id, options)
             drained.append(_drain(workspace, model_version_id, resolved, retry_refused))
@@ -210,8 +222,23 @@ def _drain_others(
     return tuple(drained)
 
 
+def _may_have_recorded(workspace: Workspace, fault: Exception | None) -> bool:
+    """Whether a step that does not say so may have recorded something since the run looked for work."""
+    return fault is not None or bool(workspace.payload_retention_days) or _has_traces(workspace)
+
+
+def _is_unpublished(workspace: Workspace) -> bool:
+    ledger = workspace.ledger()
+    with ledger.read() as connection:
+        return not ledger.is_published(connection)
+
+
+def _has_traces(workspace: Workspace) -> bool:
+    return any(source.kind == "traces" for source in workspace.sources)
+
+
 def _unanswered(workspace: Workspace, retry_refused: bool) -> tuple[tuple[str, str], ...]:
-    if not any(source.kind == "traces" for source in workspace.sources):
+    if not _has_traces(workspace):
         return ()
     try:
         answer_traces(workspace, retry_refused)

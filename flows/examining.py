@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradtrail.storage.process_memory import collecting_only_new_objects
 from gradtrail.tasks.alerting import note_alerts
 from gradtrail.tasks.audit.audited_model import AuditedModel
 from gradtrail.tasks.auditing import score_outputs
@@ -50,7 +51,8 @@ def examine(
     audited = AuditedModel(workspace, model_version_id, resolved.index_ids, resolved.options)
     examined = Examined()
     for start in range(0, len(output_ids), MOST_OUTPUTS):
-        portion = _examine(audited, output_ids[start : start + MOST_OUTPUTS])
+        with collecting_only_new_objects():
+            portion = _examine(audited, output_ids[start : start + MOST_OUTPUTS])
         latest = portion if portion.audit_id else examined
         examined = Examined(
             latest.audit_id,

@@ -45,6 +45,12 @@ def resolve_audit(workspace: Workspace, model_version_id: str, options: AuditOpt
         NotFoundError: without an index, for a question that was never calibrated, or an unknown weighting or index.
     """
     load_method(workspace, options.method)
+    # Held meanwhile, so that all that is asked below opens the file once.
+    with workspace.ledger().read():
+        return _resolved(workspace, model_version_id, options)
+
+
+def _resolved(workspace: Workspace, model_version_id: str, options: AuditOptions) -> ResolvedAudit:
     request = _Request(workspace, model_version_id, options)
     if options.method is None and options.horizon is not None and options.question is None:
         return request.with_own_parameters("horizon")

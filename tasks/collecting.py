@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gradtrail.errors import StoreError, said
+from gradtrail.lineage.events.alerts import undelivered_alerts
 from gradtrail.lineage.events.source_watermarks import newest_watermark, record_watermark
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.deliveries import recorded_payloads
@@ -187,10 +188,41 @@ def require_finished(failed: Sequence[tuple[str, str]]) -> None:
 
 
 @dataclass(frozen=True)
+class WorkLeft:
+    """What the ledger holds for a run to do.
+
+    Attributes:
+        model_version_ids: versions of the model that have outputs to examine or an audit to finish; oldest first.
+        alerts_due: whether an outlet has to be told of findings.
+        unpublished: whether the snapshot lacks what was recorded last.
+    """
+
+    model_version_ids: tuple[str, ...]
+    alerts_due: bool
+    unpublished: bool
+
+
+@task(cache_policy=NO_CACHE)
+def look_for_work(workspace: Workspace, version: RegisteredVersion, target: Target, retry_refused: bool) -> WorkLeft:
+    """What is left to do, for this model version, for others of the model, and for what runs before recorded."""
+    ledger, quarantine = workspace.ledger(), None if retry_refused else MEASURING[target]
+    with ledger.read() as connection:
+        return WorkLeft(
+            tuple(queries.versions_to_audit(connection, version.name, target=target, quarantine=quarantine)),
+            bool(undelivered_alerts(connection)),
+            not ledger.is_published(connection),
+        )
+
+
+@dataclass(frozen=True)
 class PendingOutputs:
-    """What waits for an audit, oldest first, as one object: of a list Prefect would keep a note of each element."""
+    """What waits for an audit, oldest first, as one object: of a list Prefect would keep a note of each element.
+
+    `unfinished` are audits that an interrupted run recorded without getting to the end of their report.
+    """
 
     output_ids: tuple[str, ...]
+    unfinished: tuple[str, ...] = ()
 
 
 @task(cache_policy=NO_CACHE)
@@ -202,18 +234,9 @@ def pending_outputs(
         quarantine = () if retry_refused else queries.quarantined(connection, MEASURING[target])
         unmeasurable = {refused.record_id for refused in quarantine}
         pending = queries.pending_outputs(connection, model_version_id, target=target)
-    return PendingOutputs(tuple(output.output_id for output in pending if output.output_id not in unmeasurable))
-
-
-@task(cache_policy=NO_CACHE)
-def other_versions_to_audit(
-    workspace: Workspace, version: RegisteredVersion, target: Target, retry_refused: bool
-) -> list[str]:
-    """Versions of the same model, but this one, that have outputs to examine or an audit to finish; oldest first."""
-    quarantine = None if retry_refused else MEASURING[target]
-    with workspace.ledger().read() as connection:
-        left = queries.versions_to_audit(connection, version.name, target=target, quarantine=quarantine)
-    return [each for each in left if each != version.model_version_id]
+        unfinished = queries.unreported_audits(connection, model_version_id)
+    output_ids = tuple(output.output_id for output in pending if output.output_id not in unmeasurable)
+    return PendingOutputs(output_ids, tuple(unfinished))
 
 
 def _together(collected: list[Collection]) -> Collection:

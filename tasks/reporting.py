@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from gradtrail.digests import sha256_file
 from gradtrail.errors import NotFoundError
@@ -29,13 +28,6 @@ class FoundReport:
     html: str
     mlflow_url: str
     rewritten: bool
-
-
-@task(cache_policy=NO_CACHE)
-def unfinished_audit_ids(workspace: Workspace, model_version_id: str) -> list[str]:
-    """Audits that an interrupted run recorded without getting to the end of their report."""
-    with workspace.ledger().read() as connection:
-        return queries.unreported_audits(connection, model_version_id)
 
 
 @task(**WITH_RETRIES)

@@ -13,10 +13,9 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database
 from gradtrail.lineage.gate import gate_of
-from gradtrail.lineage.ledger.migrations import migrate, version_of
+from gradtrail.lineage.ledger.migrations import is_current, migrate
 from gradtrail.lineage.ledger.published import read_published
 from gradtrail.lineage.ledger.seal import copy_and_seal, read_seal
-from gradtrail.lineage.schema.files import newest_version
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 
@@ -59,7 +58,7 @@ class LedgerFile:
             copy_and_seal(self.paths.database, self.paths.snapshot, patience_seconds=self.patience_seconds)
         return self.paths.snapshot
 
-    def is_published(self) -> bool:
+    def is_published(self, connection: duckdb.DuckDBPyConnection) -> bool:
         """Whether the snapshot's seal holds the ledger's last event; a seal that is gone or changed is verify's."""
         snapshot = self.paths.snapshot
         try:
@@ -68,8 +67,7 @@ class LedgerFile:
             return True
         if seal is None:
             return snapshot.is_file()
-        with self.read() as connection:
-            return head(connection) == (seal.head_sequence, seal.head_hash)
+        return head(connection) == (seal.head_sequence, seal.head_hash)
 
     def interrupted_writers(self) -> list[Path]:
         """Marks of writers that were killed since the last publication; those at work hold the file's lock as well."""
@@ -83,7 +81,7 @@ class LedgerFile:
             NotFoundError: nothing was recorded yet.
         """
         with self.read_unmigrated() as connection:
-            current = version_of(connection) == newest_version()
+            current = is_current(connection)
             if current:
                 yield connection
         if not current:

@@ -45,6 +45,19 @@ def version_of(connection: duckdb.DuckDBPyConnection) -> int:
     return version
 
 
+def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether an open ledger has the version that this gradtrail writes; raises as `version_of`.
+
+    Looks at one table, where `version_of` loads the whole catalogue. Not for use within a transaction: DuckDB aborts it
+    where that table is missing.
+    """
+    try:
+        row = first_row(connection, "SELECT max(version) FROM schema_version")
+    except duckdb.CatalogException:
+        row = None
+    return row == (newest_version(),) or version_of(connection) == newest_version()
+
+
 def migrate(connection: duckdb.DuckDBPyConnection) -> None:
     """Bring the ledger to the newest version, within the caller's transaction. Does nothing when it is there."""
     # Whoever only asks for the version needs no Arrow.

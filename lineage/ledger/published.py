@@ -9,8 +9,7 @@ import duckdb
 
 from gradtrail.errors import LedgerError
 from gradtrail.lineage.connections import open_snapshot
-from gradtrail.lineage.ledger.migrations import version_of
-from gradtrail.lineage.schema.files import newest_version
+from gradtrail.lineage.ledger.migrations import is_current
 
 
 def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.DuckDBPyConnection:
@@ -26,7 +25,7 @@ def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.Duck
     """
     connection = open_snapshot(snapshot)
     try:
-        current = version_of(connection) == newest_version()
+        current = is_current(connection)
     except LedgerError:
         connection.close()
         raise

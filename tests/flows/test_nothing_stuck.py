@@ -159,9 +159,11 @@ def test_a_report_that_cannot_be_finished_holds_up_no_later_output(indexed):
 def test_what_could_not_be_published_is_by_the_next_run_and_nothing_is_published_twice(indexed):
     ledger = indexed.workspace.ledger()
     assert ledger.record_quarantine("inbox", "late", "recorded by a run that found no room for the snapshot")
-    assert not ledger.is_published()
+    with ledger.read() as connection:
+        assert not ledger.is_published(connection)
     audit(indexed.workspace, MODEL)
-    assert ledger.is_published()
+    with ledger.read() as connection:
+        assert ledger.is_published(connection)
     published = ledger.paths.snapshot.stat().st_ino
     audit(indexed.workspace, MODEL)
     assert ledger.paths.snapshot.stat().st_ino == published

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from beside import compared
 from machine import RESULTS, environment, write_results
 from small_project import MODEL, SmallProject, records
 
@@ -162,6 +163,23 @@ def kept(path: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     return content["rows"], content["environment"]["seconds_of_an_empty_run"]
 
 
+def beside_older(options: argparse.Namespace, described: dict[str, Any]) -> None:
+    """Measure audits by an older commit and by today's code, in turns."""
+    outputs, training_examples = max(options.outputs), max(options.training_examples)
+    with tempfile.TemporaryDirectory(prefix="gradtrail-beside-") as name:
+        folder = Path(name)
+        with prefect_server(SmallProject(folder).settings.model_copy(update={"home": folder})):
+            rows = compared(
+                options.beside,
+                folder,
+                outputs=outputs,
+                training_examples=training_examples,
+                repetitions=options.repetitions,
+                empty_runs=EMPTY_RUNS,
+            )
+    write_results(RESULTS / "audit_beside.json", {**described, "beside": options.beside}, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", type=int, nargs="+", default=list(OUTPUTS))
@@ -169,11 +187,15 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="runs of the most outputs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "audit.json")
+    parser.add_argument("--beside", metavar="COMMIT", help="an older commit, run in turns with today's code instead")
     parser.add_argument("--keep", action="store_true", help="other rows that the file has: to go in pieces")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     packages = ["gradtrail", "torch", "prefect", "mlflow", "duckdb", "lancedb"]
     described = environment(options.threads, packages, hidden=HIDDEN)
+    if options.beside:
+        beside_older(options, described)
+        return
     rows, empty = kept(options.output) if options.keep else ([], {})
     with tempfile.TemporaryDirectory(prefix="gradtrail-audit-") as name:
         settings = SmallProject(Path(name)).settings.model_copy(update={"home": Path(name)})

@@ -8,6 +8,9 @@ from typing import Any
 
 import rfc8785
 
+_EXACT = 2**53 - 1
+"""Integers up to here are written as they are by RFC 8785."""
+
 
 def canonical_json(value: Any) -> bytes:
     """Serialise `value` by RFC 8785, so that equal values give equal bytes on every machine.
@@ -63,6 +66,8 @@ def _feed(digest: Any, value: Any) -> None:
         _frame(digest, b"bytes", value)
     elif isinstance(value, str):
         _frame(digest, b"text", value.encode())
+    elif type(value) is int and abs(value) <= _EXACT:
+        _frame(digest, b"json", b"%d" % value)
     elif value is None or isinstance(value, bool | int | float):
         _frame(digest, b"json", canonical_json(value))
     elif isinstance(value, list | tuple):

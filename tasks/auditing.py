@@ -45,6 +45,7 @@ class _Known:
 
     withdrawn: Withdrawn
     earlier: tuple[EarlierAudit, ...]
+    has_weighting: bool
 
 
 @task(cache_policy=NO_CACHE)
@@ -57,7 +58,7 @@ def score_outputs(audited: AuditedModel, measured: MeasuredOutputs) -> str:
     output_ids = [each.output_id for each in measured.outputs]
     output_queries = [each.queries(output_ids, options.target) for each in opened]
     examples_of = partial(output_examples, workspace, pinned, options.target)
-    known = _known(workspace, pinned, output_ids, options, policy)
+    known = _known(workspace, pinned, output_ids, options, policy, weighting)
     audit = _audit(workspace, pinned, opened, output_ids, options, weighting, policy, known)
     prepared = prepare_audit(
         workspace,
@@ -72,7 +73,8 @@ def score_outputs(audited: AuditedModel, measured: MeasuredOutputs) -> str:
     )
     scored = score_prepared(prepared, measured.outputs, options.top_k)
     facts = _facts(workspace, pinned, opened[-1], output_queries[-1], audit, policy, scored, known)
-    workspace.ledger().record_weighting(weighting)
+    if not known.has_weighting:
+        workspace.ledger().record_weighting(weighting)
     workspace.ledger().record_audit(
         audit,
         method_notes={
@@ -92,13 +94,20 @@ def score_outputs(audited: AuditedModel, measured: MeasuredOutputs) -> str:
 
 
 def _known(
-    workspace: Workspace, pinned: PinnedModel, output_ids: Sequence[str], options: AuditOptions, policy: Policy
+    workspace: Workspace,
+    pinned: PinnedModel,
+    output_ids: Sequence[str],
+    options: AuditOptions,
+    policy: Policy,
+    weighting: Weighting,
 ) -> _Known:
     most, name = asked_by(policy).earlier_audits, pinned.model_version.name
     with workspace.ledger().read() as connection:
         history = earlier_shares(connection, name, find_method(options.method).name, options.target, output_ids, most)
         withdrawn = withdrawals.withdrawn(connection)
-    return _Known(withdrawn, tuple(EarlierAudit(audit_id, shares) for audit_id, shares in history))
+        has_weighting = queries.weighting(connection, weighting.weighting_id) is not None
+    earlier = tuple(EarlierAudit(audit_id, shares) for audit_id, shares in history)
+    return _Known(withdrawn, earlier, has_weighting)
 
 
 def _audit(
@@ -170,7 +179,7 @@ def _facts(
         output_rows,
         scored.attributions,
         partial(output_examples, workspace, pinned, target),
-        pinned.adapter,
+        pinned,
         examples,
     )
     return policy_facts(

@@ -117,6 +117,7 @@ class Recording:
         self._workspace, self._source, self._spool = workspace, source, spool
         self._ledger = workspace.ledger()
         self._ingested = ingested
+        self._missing: set[str] = set()
         self.new_output_ids: list[str] = []
         self.refused: list[tuple[str, str]] = []
 
@@ -136,7 +137,10 @@ class Recording:
         if not named:
             return {}
         with self._ledger.read() as connection:
-            return recorded_payloads(connection, named)
+            found = recorded_payloads(connection, named)
+        self._missing.update(named)
+        self._missing.difference_update(found)
+        return found
 
     def drain(self) -> None:
         """Record what waits, as far as its model version is ingested and the run has room, and what was refused."""
@@ -155,11 +159,13 @@ class Recording:
             self._spool.reported([place for place, _ in refusals])
 
     def _record(self, held: list[Held]) -> None:
-        known = self.known(each.output.output_id for each in held)
+        # What this run was told before is not there needs no second question; what an earlier run left does.
+        known = self.known({each.output.output_id for each in held} - self._missing)
         new = [each for each in held if each.output.output_id not in known]
         self._workspace.payloads().put_all(each.payload for each in new)
         self.new_output_ids += self._ledger.record_outputs([each.output for each in new])
         self._spool.release([each.output.output_id for each in held])
+        self._missing.difference_update(each.output.output_id for each in held)
 
 
 def require_sources(failed: Sequence[tuple[str, str]]) -> None:

@@ -46,8 +46,8 @@ def measure_outputs(audited: AuditedModel, output_ids: Sequence[str]) -> Measure
     Raises:
         Exception: what measuring a training example raises too, so that it is the model or the machine that fails.
     """
-    pinned, opened, models, options = audited.pinned, audited.opened, audited.models, audited.options
     payloads, ledger = audited.workspace.payloads(), audited.workspace.ledger()
+    pinned, opened, models, options = audited.pinned, audited.opened, audited.models, audited.options
     with ledger.read() as connection:
         outputs = queries.outputs(connection, output_ids)
     measured: list[MeasuredOutput] = []

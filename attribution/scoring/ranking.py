@@ -31,6 +31,8 @@ class RunningTop:
             lasts = np.partition(scores, -self._size, axis=0)[-self._size]
             np.maximum(self._floors, lasts, out=self._floors)
             places = np.flatnonzero(scores >= np.maximum(self._floors.astype(scores.dtype), least))
+        if len(places) > len(example_ids):
+            example_ids = list(example_ids)
         rows, columns = np.divmod(places, len(self._floors))
         values = scores[rows, columns].tolist()
         for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):

@@ -136,9 +136,11 @@ class LedgerFile:
         ):
             mark.touch()
             try:
+                current = is_current(connection)
                 connection.begin()
                 try:
-                    migrate(connection)
+                    if not current:
+                        migrate(connection)
                     yield connection
                 except BaseException:
                     connection.rollback()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
-from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.lineage.read.answers import RecordedExample
 from gradtrail.nouns import Attribution, Example
@@ -15,6 +14,7 @@ from gradtrail.reports.policies.file import Policy
 from gradtrail.storage.gradients.rows import Column
 from gradtrail.tasks.audit.likeness import measured_likeness
 from gradtrail.tasks.core.datasets import ExampleFinder
+from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.index.opened import OpenIndex
 
 _MOST_SELF_INFLUENCES = 50
@@ -81,16 +81,16 @@ def likeness_asked_for(
     queries: GradientBatch,
     attributions: Sequence[Attribution],
     outputs_of: Callable[[Sequence[str]], Sequence[Example]],
-    adapter: ModelAdapter,
+    pinned: PinnedModel,
     recorded: Mapping[str, RecordedExample],
 ) -> dict[str, Likeness]:
     """The likeness of outputs and proponents, if a rule asks for it; see `measured_likeness`."""
     if not asked.likeness:
         return {}
     places = {example_id: (example.position, example.content_sha256) for example_id, example in recorded.items()}
-    find = ExampleFinder(adapter.training_data(), places)
+    find = ExampleFinder(pinned.training_data, places)
 
     def inputs_of(example: Example) -> object:
-        return adapter.collate([example]).inputs
+        return pinned.adapter.collate([example]).inputs
 
     return measured_likeness(opened, queries, attributions, outputs_of, find, inputs_of, asked.least_pair)

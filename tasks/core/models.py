@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
 
-from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
@@ -30,6 +31,11 @@ class PinnedModel:
     def serving(self) -> Checkpoint:
         """The checkpoint that serves: the last one."""
         return self.checkpoints[-1]
+
+    @cached_property
+    def training_data(self) -> TrainingData:
+        """The adapter's training data, asked for once."""
+        return self.adapter.training_data()
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """Build the model with the weights of one checkpoint, in eval mode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ class Workspace:
                 "Give each a name of its own; the inbox of the home folder is called 'inbox' unless it is named.",
             )
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """The home folder as an absolute path."""
         return Path(self.home).resolve()

@@ -75,7 +75,7 @@ class _Cards:
         self._adapter = pinned.adapter
         self._examples = examples
         places = {key: (example.position, example.content_sha256) for key, example in examples.items()}
-        self._find = ExampleFinder(pinned.adapter.training_data(), places)
+        self._find = ExampleFinder(pinned.training_data, places)
         self._previews: dict[str, Preview | None] = {name: _tombstone(event) for name, event in erased.items()}
 
     def card(self, example_id: str, side: Side, rank: int, score: float | None, share: float | None) -> ExampleCard:

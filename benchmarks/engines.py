@@ -16,7 +16,7 @@ from gradtrail.attribution.features.plan import FeaturePlan, FeatureSettings, pl
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.shards import Shard
-from gradtrail.attribution.layers.stand_ins import affine_layers, multiply_faster
+from gradtrail.attribution.layers.forward_overrides import fast_affine_layers, use_faster_products
 from gradtrail.nouns import Example
 from gradtrail.storage.files.writing_behind import write_behind
 from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
@@ -59,7 +59,7 @@ def ceiling(workload: Workload, *, faster: bool = False) -> Engine:
     model, batches = _prepared(workload)
     model.requires_grad_(False)
     if faster:
-        multiply_faster(affine_layers(model, "cpu"), ExitStack())
+        use_faster_products(fast_affine_layers(model, "cpu"), ExitStack())
 
     def run() -> None:
         for inputs, targets in batches:

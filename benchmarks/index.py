@@ -24,7 +24,7 @@ from machine import RESULTS, conditions, environment, start_again_under_conditio
 from peer_environment import PEERS, Peer
 from workloads import Workload, workloads
 
-from gradtrail.attribution.layers.stand_ins import affine_layers
+from gradtrail.attribution.layers.forward_overrides import fast_affine_layers
 from gradtrail.attribution.numerics.products import has_faster_products
 
 CEILING, TRAINING = "ceiling: forward and input backward, weights frozen", "training step: forward, backward, AdamW"
@@ -97,7 +97,7 @@ def _own_runners(workload: Workload) -> list[Runner]:
         Runner(TRAINING, _timed(workload, training_step(workload)), ""),
         Runner("gradtrail", _timed(workload, gradtrail_index(workload)), "every parameter; written to LanceDB"),
     ]
-    if has_faster_products() and affine_layers(model, "cpu"):
+    if has_faster_products() and fast_affine_layers(model, "cpu"):
         runners.insert(1, Runner(FASTER_CEILING, _timed(workload, ceiling(workload, faster=True)), ""))
     if beyond_peers:
         fewer = gradtrail_index(workload, beyond_peers)

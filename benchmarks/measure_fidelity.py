@@ -1,4 +1,4 @@
-"""The evidence for measured trust and learned weights: truths, our scores, peers', and how well each foretells.
+"""The evidence for measured trust and learned weights: truths, our scores, peers', and how well each predicts.
 
 Truths are kept under .cache/fidelity and resumed; what they take is printed first. Every method is tuned (damping,
 curvature, horizon) on selection queries, peers on the same; figures are of other queries.

@@ -28,7 +28,7 @@ from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 
 
 @dataclass(frozen=True)

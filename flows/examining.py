@@ -13,7 +13,7 @@ from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.linking import link_report
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 from gradtrail.tasks.report_index import publish_report_index
 from gradtrail.tasks.reporting import write_audit_report
 from gradtrail.tasks.showing import show_audit

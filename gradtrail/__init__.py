@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from gradtrail.attribution.adapters.base import ModelAdapter as ModelAdapter
     from gradtrail.attribution.adapters.base import RegressionAdapter as RegressionAdapter
     from gradtrail.attribution.adapters.causal_language_model import CausalLMAdapter as CausalLMAdapter
+    from gradtrail.inbox import record_output as record_output
+    from gradtrail.inbox import record_outputs as record_outputs
     from gradtrail.nouns import Example as Example
     from gradtrail.nouns import Preview as Preview
-    from gradtrail.recording import record_output as record_output
-    from gradtrail.recording import record_outputs as record_outputs
     from gradtrail.registration import register as register
     from gradtrail.tasks.ingest.registering import TrainedWeights as TrainedWeights
 
@@ -35,8 +35,8 @@ _EXPORTS = {
     "RegressionAdapter": "gradtrail.attribution.adapters.base",
     "TrainedWeights": "gradtrail.tasks.ingest.registering",
     "connect": "gradtrail.api",
-    "record_output": "gradtrail.recording",
-    "record_outputs": "gradtrail.recording",
+    "record_output": "gradtrail.inbox",
+    "record_outputs": "gradtrail.inbox",
     "register": "gradtrail.registration",
 }
 

@@ -59,7 +59,7 @@ class Connection(Reader):
             return index(self._workspace, reference, _options(IndexOptions, options), every_checkpoint)
 
     def calibrate(self, reference: str, **options: Any) -> CalibrateOutcome:
-        """Measure how well each method foretells further training of this checkpoint; audits then take the best.
+        """Measure how well each method predicts further training of this checkpoint; audits then take the best.
 
         Args:
             reference: the model version, as in `ingest`.

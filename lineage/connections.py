@@ -81,7 +81,7 @@ def marked(database: Path) -> Iterator[Path]:
 def shared_file(path: Path, *, patience_seconds: float) -> Iterator[BinaryIO]:
     """Open a file for reading its bytes while no other process may write it: the lock DuckDB itself uses.
 
-    Enter the exclusive gate first: closing the file drops every lock this process has on it.
+    Enter the exclusive lock first: closing the file drops every lock this process has on it.
     """
     while True:
         with path.open("rb") as stream:

@@ -17,7 +17,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Fidelity, Weighting
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.core.extensions import load_method
-from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.ledger_nouns import recorded_model_version
 from gradtrail.tasks.core.weightings import NOT_LEARNED, found_weighting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import method_indexes

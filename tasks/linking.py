@@ -22,7 +22,7 @@ from gradtrail.storage.models.audit_runs import (
 )
 from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
-from gradtrail.tasks.report.recorded_audits import RecordedAudit, ShownAudit
+from gradtrail.tasks.report.reported_audits import ReportedAudit, ShownAudit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 
@@ -74,14 +74,14 @@ def link_report(shown: ShownAudit) -> str:
     return run.run_id
 
 
-def _signature_tags(recorded: RecordedAudit) -> dict[str, str]:
+def _signature_tags(recorded: ReportedAudit) -> dict[str, str]:
     signature = recorded.signature
     if signature is None:
         return {}
     return {"gradtrail.signature": signature.signature, "gradtrail.public_key_sha256": signature.public_key_sha256}
 
 
-def lead_to_report(registry: Registry, links: Links, recorded: RecordedAudit, history: Sequence[PastAudit]) -> None:
+def lead_to_report(registry: Registry, links: Links, recorded: ReportedAudit, history: Sequence[PastAudit]) -> None:
     """Lead from model version, training run and model to the audit, where no later one of theirs is there already."""
     details, run = recorded.details, recorded.audit_run
     audit_id, name, number = details.audit.audit_id, details.model_version.name, details.model_version.version
@@ -101,7 +101,7 @@ def lead_to_report(registry: Registry, links: Links, recorded: RecordedAudit, hi
         describe_model(registry, name, section)
 
 
-def _note(recorded: RecordedAudit, links: Links) -> str:
+def _note(recorded: ReportedAudit, links: Links) -> str:
     details, run, audit_run = recorded.details, recorded.run, recorded.audit_run
     version = details.model_version
     lines = [

@@ -32,7 +32,7 @@ from gradtrail.storage.models.audit_runs import (
 from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.history import audit_history
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 

@@ -16,7 +16,7 @@ from gradtrail.reports.write import HTML_NAME, write_report
 from gradtrail.storage.models.audit_runs import upload_files
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.building import build_report
-from gradtrail.tasks.report.recorded_audits import ShownAudit, recorded_audit
+from gradtrail.tasks.report.reported_audits import ShownAudit, reported_audit
 from gradtrail.tasks.retrying import WITH_RETRIES
 
 
@@ -68,7 +68,7 @@ def ensure_report(workspace: Workspace, audit_id: str) -> FoundReport:
 
 def rewrite_report(workspace: Workspace, audit_id: str, reason: str) -> Path:
     """Write a report again from what the ledger holds now; where that gives other bytes, in MLflow too and recorded."""
-    files = write_report(build_report(workspace, recorded_audit(workspace, audit_id)), workspace.reports)
+    files = write_report(build_report(workspace, reported_audit(workspace, audit_id)), workspace.reports)
     with workspace.ledger().read() as connection:
         report = queries.report_of(connection, audit_id)
     if report is not None and {HTML_NAME: report.html_sha256, **report.file_sha256} != files.sha256:

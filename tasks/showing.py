@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from gradtrail.digests import short
 from gradtrail.lineage.read.answers import AuditDetails
 from gradtrail.storage.models.audit_runs import markdown_text
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 
 
 @task(cache_policy=NO_CACHE)

@@ -28,8 +28,8 @@ from gradtrail.attribution.curvature.vectors import curvature_kind, output_facto
 from gradtrail.attribution.features.plan import FeaturePlan, Group
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.layers.attention import InProjection, taken_apart
+from gradtrail.attribution.layers.forward_overrides import fast_affine_layers, override_forward, use_faster_products
 from gradtrail.attribution.layers.registry import OuterProductRule, Projections, factored_rule
-from gradtrail.attribution.layers.stand_ins import affine_layers, multiply_faster, stand_in
 from gradtrail.attribution.numerics.products import faster_products, frozen_linear
 from gradtrail.attribution.projection.eigen import EigenBasis, leading_basis, side_key, whole_basis
 from gradtrail.attribution.projection.random import ProjectionSide
@@ -209,7 +209,7 @@ def _take_attention_apart(model: nn.Module, factors: Mapping[str, _Factors], sta
     seen_by = {name: each for each in factors.values() for name in each.group.modules}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(seen_by):
-            stand_in(layer, taken_apart(layer, _in_projection(layer, seen_by.get(name))), stack)
+            override_forward(layer, taken_apart(layer, _in_projection(layer, seen_by.get(name))), stack)
 
 
 def _in_projection(layer: nn.MultiheadAttention, factors: _Factors | None) -> InProjection:
@@ -238,7 +238,7 @@ def _accumulate(
             stack.callback(each.forget)
             each.attach(model, stack, starts, None if mask is None else ~mask.bool())
         _take_attention_apart(model, factors, stack)
-        multiply_faster(affine_layers(model, device), stack)
+        use_faster_products(fast_affine_layers(model, device), stack)
         outputs = measured_outputs(adapter, model, batch)
         refuse_non_finite("model's output", outputs.detach(), examples)
         quantities = _measured(adapter, outputs, batch, kind, generator)

@@ -18,9 +18,9 @@ from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingDat
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
-from gradtrail.attribution.gradients.hooks import Recording
-from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
-from gradtrail.attribution.gradients.recordings import recording
+from gradtrail.attribution.gradients.forward_passes import hooked_forward
+from gradtrail.attribution.gradients.hooks import HookedForward
+from gradtrail.attribution.gradients.tracked_model import TrackedModel, track_model
 from gradtrail.errors import DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Weighting
 
@@ -113,24 +113,24 @@ def model_vectors(
             f"Curvature {kind!r} cannot be computed from the model.", "Choose fisher or ggn, or empirical_curvature."
         )
     require_curvature(adapter, curvature_kind(kind))
-    instrument = build_instrument(adapter, model, plan, device)
-    pieces = _model_pieces(instrument, iterate_examples(examples), kind, seed, batch_size)
+    tracked = track_model(adapter, model, plan, device)
+    pieces = _model_pieces(tracked, iterate_examples(examples), kind, seed, batch_size)
     return CurvaturePieces(curvature_kind(kind), plan, pieces)
 
 
 def _model_pieces(
-    instrument: Instrument, remaining: Iterator[Example], kind: str, seed: int, batch_size: int
+    tracked: TrackedModel, remaining: Iterator[Example], kind: str, seed: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
-    adapter = instrument.adapter
+    adapter = tracked.adapter
     generator = torch.Generator().manual_seed(seed)
     while batch := list(islice(remaining, batch_size)):
-        with recording(instrument, batch) as record:
-            refuse_non_finite("model's output", record.outputs.detach(), batch)
+        with hooked_forward(tracked, batch) as forward:
+            refuse_non_finite("model's output", forward.outputs.detach(), batch)
             if kind == "fisher":
-                sampled = adapter.sample_targets(record.outputs, record.batch, generator)
-                pieces = iter([record.vectors(adapter.losses(record.outputs, sampled))])
+                sampled = adapter.sample_targets(forward.outputs, forward.batch, generator)
+                pieces = iter([forward.vectors(adapter.losses(forward.outputs, sampled))])
             else:
-                pieces = _factor_vectors(adapter, record)
+                pieces = _factor_vectors(adapter, forward)
             for position, vectors in enumerate(pieces):
                 refuse_non_finite("curvature's gradient", vectors, batch)
                 yield (len(batch) if position == 0 else 0), vectors.cpu()
@@ -147,12 +147,12 @@ def output_factors(adapter: ModelAdapter, outputs: Tensor, batch: Batch) -> Tens
     return factors.detach()
 
 
-def _factor_vectors(adapter: ModelAdapter, record: Recording) -> Iterator[Tensor]:
+def _factor_vectors(adapter: ModelAdapter, forward: HookedForward) -> Iterator[Tensor]:
     """J_nᵀ f_k for each factor k: one backward pass each."""
-    factors = output_factors(adapter, record.outputs, record.batch)
+    factors = output_factors(adapter, forward.outputs, forward.batch)
     for position, factor in enumerate(factors):
-        products = (factor * record.outputs).flatten(1).sum(1)
-        yield record.vectors(products, keep_graph=position + 1 < len(factors))
+        products = (factor * forward.outputs).flatten(1).sum(1)
+        yield forward.vectors(products, keep_graph=position + 1 < len(factors))
 
 
 def refuse_non_finite(what: str, values: Tensor, examples: Sequence[Example]) -> None:

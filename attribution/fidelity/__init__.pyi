@@ -11,9 +11,9 @@ from .evaluation import standard_error as standard_error
 from .further_training import FurtherTraining as FurtherTraining
 from .further_training import check_seeds as check_seeds
 from .further_training import measure_effects as measure_effects
-from .left_out import random_halves as random_halves
-from .left_out import single_examples as single_examples
 from .noise_ceilings import split_half_ceilings as split_half_ceilings
+from .removed_sets import random_halves as random_halves
+from .removed_sets import single_examples as single_examples
 from .resumable import Keep as Keep
 from .resumable import Known as Known
 from .resumable import Losses as Losses

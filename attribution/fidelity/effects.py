@@ -25,7 +25,7 @@ class Effects:
     """
 
     kind: EffectKind
-    left_out: tuple[frozenset[str], ...]
+    removed: tuple[frozenset[str], ...]
     query_ids: tuple[str, ...]
     steps: tuple[int, ...]
     by_seed: NDArray[np.float64]
@@ -57,19 +57,19 @@ class Effects:
         return split_half_ceilings(self.by_seed[:, self.amount(steps)][:, :, chosen])
 
 
-def check_sets(left_out: Sequence[frozenset[str]], kind: EffectKind | None = None) -> None:
+def check_sets(removed: Sequence[frozenset[str]], kind: EffectKind | None = None) -> None:
     """Refuse sets that cannot be ranked, or that are not of their kind.
 
     Raises:
         UsageError: for fewer than two sets, empty sets, sets that are all equal, or sets of several examples called
             `loo`.
     """
-    if len(left_out) < 2 or not all(left_out):  # noqa: PLR2004 (one effect has no rank)
-        raise UsageError(f"{len(left_out)} sets to leave out, or an empty one.", "Give at least two, none empty.")
-    if len(set(left_out)) == 1:
-        raise UsageError(f"The {len(left_out)} sets to leave out are all equal.", "Give sets that differ.")
-    if kind is not None and (kind == "loo") != all(len(without) == 1 for without in left_out):
+    if len(removed) < 2 or not all(removed):  # noqa: PLR2004 (one effect has no rank)
+        raise UsageError(f"{len(removed)} sets to leave out, or an empty one.", "Give at least two, none empty.")
+    if len(set(removed)) == 1:
+        raise UsageError(f"The {len(removed)} sets to leave out are all equal.", "Give sets that differ.")
+    if kind is not None and (kind == "loo") != all(len(without) == 1 for without in removed):
         raise UsageError(
-            f"Sets of up to {max(map(len, left_out))} examples for effects of kind {kind}.",
+            f"Sets of up to {max(map(len, removed))} examples for effects of kind {kind}.",
             "Leave single examples out for loo, and larger sets for subset; the two figures are never mixed.",
         )

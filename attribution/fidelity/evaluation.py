@@ -38,19 +38,19 @@ class FidelityFigure:
     queries: int
 
 
-def predicted_effects(scoring: ScoringPass, left_out: Sequence[frozenset[str]]) -> NDArray[np.float64]:
+def predicted_effects(scoring: ScoringPass, removed: Sequence[frozenset[str]]) -> NDArray[np.float64]:
     """Σ over z in S of score(q, z) for each left-out set S, in one pass over the index: (sets, queries).
 
     Raises:
         DataError: naming an example that was left out but has no score.
     """
-    totals = np.zeros((len(left_out), scoring.query_count))
+    totals = np.zeros((len(removed), scoring.query_count))
     seen: set[str] = set()
     for batch, scores in scoring.batches():
-        members = np.array([[example_id in without for example_id in batch.example_ids] for without in left_out])
+        members = np.array([[example_id in without for example_id in batch.example_ids] for without in removed])
         totals += members.astype(np.float64) @ scores.T
         seen.update(batch.example_ids)
-    missing = sorted({example_id for without in left_out for example_id in without} - seen)
+    missing = sorted({example_id for without in removed for example_id in without} - seen)
     if missing:
         raise DataError(
             f"{len(missing)} left-out examples have no score, for example {missing[0]}.",

@@ -22,7 +22,7 @@ from torch import nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.fidelity.effects import EffectKind, Effects, check_sets
-from gradtrail.attribution.fidelity.left_out import random_halves, single_examples
+from gradtrail.attribution.fidelity.removed_sets import random_halves, single_examples
 from gradtrail.attribution.fidelity.resumable import (
     Keep,
     Known,
@@ -71,13 +71,13 @@ class FurtherTraining:
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ModelError("No parameter of the model can be trained further.", "Set requires_grad where it learns.")
 
-    def run(self, seed: int, left_out: Set[str] = frozenset()) -> NDArray[np.float64]:
-        """Losses of the queries after each amount of training without `left_out` (ids): (amounts, queries) float64.
+    def run(self, seed: int, removed: Set[str] = frozenset()) -> NDArray[np.float64]:
+        """Losses of the queries after each amount of training without `removed` (ids): (amounts, queries) float64.
 
         Raises:
             ModelError: when training diverges.
         """
-        return self.loop.run(self.begin(), seed, left_out)
+        return self.loop.run(self.begin(), seed, removed)
 
     def begin(self) -> nn.Module:
         """A copy of the model, in eval mode, as every run starts."""
@@ -90,7 +90,7 @@ class FurtherTraining:
 
 def measure_effects(
     training: FurtherTraining,
-    left_out: Sequence[frozenset[str]],
+    removed: Sequence[frozenset[str]],
     seeds: Sequence[int],
     *,
     kind: EffectKind,
@@ -108,15 +108,15 @@ def measure_effects(
         ModelError: when training diverges.
         DataError: when a known run has another shape.
     """
-    check_sets(left_out, kind)
+    check_sets(removed, kind)
     check_seeds(seeds)
     amounts, queries = training.loop.shape
-    by_seed = np.empty((len(seeds), amounts, len(left_out), queries))
+    by_seed = np.empty((len(seeds), amounts, len(removed), queries))
     full: dict[int, NDArray[np.float64]] = {}
     requests: list[Request] = []
     for seed in seeds:
         requests.append(((seed, None), frozenset()))
-        requests += [((seed, number), without) for number, without in enumerate(left_out)]
+        requests += [((seed, number), without) for number, without in enumerate(removed)]
     runs = resumed_runs(training.run, requests, training.loop.shape, known=known, keep=keep, workers=workers)
     for (seed, number), losses in runs:
         if number is None:
@@ -125,7 +125,7 @@ def measure_effects(
             by_seed[seeds.index(seed), :, number] = losses - full[seed]
     return Effects(
         kind=kind,
-        left_out=tuple(left_out),
+        removed=tuple(removed),
         query_ids=tuple(query.example_id for query in training.queries),
         steps=training.recipe.steps,
         by_seed=by_seed,

@@ -107,9 +107,9 @@ class TrainingLoop:
         return len(self.recipe.steps), len(self.queries)
 
     def run(
-        self, model: nn.Module, seed: int, left_out: Set[str] = frozenset(), *, most_steps: int | None = None
+        self, model: nn.Module, seed: int, removed: Set[str] = frozenset(), *, most_steps: int | None = None
     ) -> NDArray[np.float64]:
-        """Train `model` in place, without `left_out` (ids); losses of the queries by amount: (amounts, queries).
+        """Train `model` in place, without `removed` (ids); losses of the queries by amount: (amounts, queries).
 
         Raises:
             ModelError: when training diverges.
@@ -123,7 +123,7 @@ class TrainingLoop:
         found = []
         with torch.inference_mode(False), torch.enable_grad():
             for step, (ids, batch) in enumerate(self._order(seed, last), start=1):
-                self._step(model, optimiser, ids, batch, left_out, f"at step {step} with seed {seed}")
+                self._step(model, optimiser, ids, batch, removed, f"at step {step} with seed {seed}")
                 if schedule is not None:
                     schedule.step()
                 if most_steps is None and step in self.recipe.steps:
@@ -172,9 +172,9 @@ class TrainingLoop:
         return RunCost(start, max(0.0, timed - start) / count, measurement)
 
     def _step(
-        self, model: nn.Module, optimiser: Optimizer, ids: list[str], batch: Batch, left_out: Set[str], when: str
+        self, model: nn.Module, optimiser: Optimizer, ids: list[str], batch: Batch, removed: Set[str], when: str
     ) -> None:
-        places = [place for place, example_id in enumerate(ids) if example_id not in left_out]
+        places = [place for place, example_id in enumerate(ids) if example_id not in removed]
         if self.denominator == "nominal":
             kept = torch.zeros(len(ids), dtype=torch.bool)
             kept[places] = True

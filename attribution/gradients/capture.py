@@ -14,9 +14,9 @@ from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.checks import check_determinism
 from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
-from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
-from gradtrail.attribution.gradients.recordings import recording
+from gradtrail.attribution.gradients.forward_passes import hooked_forward
 from gradtrail.attribution.gradients.shards import Shard
+from gradtrail.attribution.gradients.tracked_model import TrackedModel, track_model
 from gradtrail.errors import AttributionWarning, DataError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
@@ -41,7 +41,7 @@ def compute_features(
         DataError: naming every example whose loss or gradient is not finite.
         ModelError: when losses are mis-shaped, or the model cannot be tracked.
     """
-    rows, faults = _measure(build_instrument(adapter, model, plan, device), examples, target)
+    rows, faults = _measure(track_model(adapter, model, plan, device), examples, target)
     if faults:
         raise _non_finite(faults)
     return rows
@@ -71,13 +71,13 @@ def iterate_features(
     """
     if batch_size < 1:
         raise UsageError(f"A batch size of {batch_size}.", "Choose at least 1.")
-    instrument = build_instrument(adapter, model, plan, device)
+    tracked = track_model(adapter, model, plan, device)
     remaining = (shard or Shard()).examples(examples)
     waiting: list[Example] = []
     while waiting := waiting or list(islice(remaining, batch_size)):
         batch = waiting[:batch_size]
         try:
-            rows, faults = _measure(instrument, batch, target)
+            rows, faults = _measure(tracked, batch, target)
         except RuntimeError as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -109,16 +109,16 @@ def _halved(batch: Sequence[Example], cause: RuntimeError) -> int:
 
 
 def _measure(
-    instrument: Instrument, examples: Sequence[Example], target: Target | None
+    tracked: TrackedModel, examples: Sequence[Example], target: Target | None
 ) -> tuple[GradientBatch, dict[str, str]]:
     """Features of the finite rows, and the cause for each example that is not finite."""
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
-    plan = instrument.plan
-    with recording(instrument, examples) as record:
-        measure = instrument.adapter.emitted_losses if target == "emitted" else instrument.adapter.losses
-        losses = measure(record.outputs, record.batch)
-        vectors = record.vectors(losses)
+    plan = tracked.plan
+    with hooked_forward(tracked, examples) as forward:
+        measure = tracked.adapter.emitted_losses if target == "emitted" else tracked.adapter.losses
+        losses = measure(forward.outputs, forward.batch)
+        vectors = forward.vectors(losses)
     losses = losses.detach().cpu().double()
     vectors = vectors.to(device="cpu", dtype=plan.dtype)
     squares = plan.group_squares(vectors)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gradtrail.attribution.adapters.base import ModelAdapter, at_least_float32
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.gradients.instrument import build_instrument
+from gradtrail.attribution.gradients.forward_passes import hooked_forward
 from gradtrail.attribution.gradients.oracle import autograd_vector, coarsest_dtype, rounding, unlike_autograd
-from gradtrail.attribution.gradients.recordings import recording
+from gradtrail.attribution.gradients.tracked_model import track_model
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
@@ -69,17 +69,17 @@ def check_capture(
     Raises:
         ModelError: naming the group whose features are not the gradient; or when no example has a finite gradient.
     """
-    instrument = build_instrument(adapter, model, plan, device)
-    with recording(instrument, examples) as record:
-        losses = adapter.losses(record.outputs, record.batch)
-        vectors = record.vectors(losses)
+    tracked = track_model(adapter, model, plan, device)
+    with hooked_forward(tracked, examples) as forward:
+        losses = adapter.losses(forward.outputs, forward.batch)
+        vectors = forward.vectors(losses)
     largest, finite = 0.0, False
     for row in _compared_rows(vectors):
-        expected = autograd_vector(instrument, examples[row])
+        expected = autograd_vector(tracked, examples[row])
         if not torch.isfinite(expected).all() and not torch.isfinite(vectors[row]).all():
             continue
         finite = True
-        dtype = coarsest_dtype(model, plan.lower_precision) if instrument.routes is None else instrument.routes.dtype
+        dtype = coarsest_dtype(model, plan.lower_precision) if tracked.routes is None else tracked.routes.dtype
         wrong = unlike_autograd(vectors[row], expected, plan, dtype)
         if wrong:
             raise ModelError(

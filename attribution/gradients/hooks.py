@@ -19,17 +19,17 @@ from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.gradients.fallback import Fallback
-from gradtrail.attribution.gradients.instrument import Instrument, LayerUse
 from gradtrail.attribution.gradients.routes import ROWS, CallLayout, Routes, positions_of
+from gradtrail.attribution.gradients.tracked_model import LayerUse, TrackedModel
 from gradtrail.attribution.gradients.weight_gradients import in_graph
 from gradtrail.attribution.layers.attention import InProjection, taken_apart
+from gradtrail.attribution.layers.forward_overrides import override_forward, use_faster_products
 from gradtrail.attribution.layers.registry import LayerRule, Projections
-from gradtrail.attribution.layers.stand_ins import multiply_faster, stand_in
 from gradtrail.attribution.numerics.products import faster_products, frozen_linear
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
-__all__ = ["Recording", "UnfitError"]
+__all__ = ["HookedForward", "UnfitError"]
 
 
 class UnfitError(ModelError):
@@ -45,10 +45,10 @@ class UnfitError(ModelError):
         self.place = place
 
 
-class Recording:
+class HookedForward:
     """The outputs of one batch, and feature vectors for any per-example quantity computed from them."""
 
-    def __init__(self, instrument: Instrument, examples: Sequence[Example], routes: Routes) -> None:
+    def __init__(self, tracked: TrackedModel, examples: Sequence[Example], routes: Routes) -> None:
         self.outputs: Tensor
         self.batch: Batch
         self.kept_bytes = 0
@@ -56,14 +56,14 @@ class Recording:
         self._examples = examples
         self._routes = routes
         self._positions: frozenset[int] = frozenset()
-        self._instrument = instrument
-        self._model = instrument.model
-        self._adapter = instrument.adapter
-        self._plan = instrument.plan
-        self._projections = instrument.projections
+        self._tracked = tracked
+        self._model = tracked.model
+        self._adapter = tracked.adapter
+        self._plan = tracked.plan
+        self._projections = tracked.projections
         self._fallback = routes.fallback
-        self._run = instrument.run
-        self._device_type = torch.device(instrument.device).type
+        self._run = tracked.run
+        self._device_type = torch.device(tracked.device).type
         self._size = len(examples)
         self._listening = True
         self._called: set[str] = set()
@@ -143,17 +143,17 @@ class Recording:
 
     def attach(self, stack: ExitStack) -> None:
         """Hook every planned layer and take attention apart; all of it is undone when `stack` closes."""
-        for use in self._instrument.uses:
+        for use in self._tracked.uses:
             if use.place in self._routes.by_autograd:
                 continue
             # First in line, so that the user's own hooks see and change what leaves the layer, not what we read.
             handle = use.layer.register_forward_hook(self._forward_hook(use), prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
-        for layer, planned in self._instrument.attention.values():
+        for layer, planned in self._tracked.attention.values():
             packed = None if planned is None or planned.place in self._routes.by_autograd else planned
-            stand_in(layer, taken_apart(layer, self._in_projection(layer, packed)), stack)
+            override_forward(layer, taken_apart(layer, self._in_projection(layer, packed)), stack)
         # The fallback differentiates by the weights, in ways that know torch's own layers only.
-        multiply_faster(self._instrument.affine, stack, lambda: self._listening)
+        use_faster_products(self._tracked.affine, stack, lambda: self._listening)
 
     def _forward_hook(self, use: LayerUse) -> Callable[..., Tensor | None]:
         def remember(
@@ -258,7 +258,7 @@ class Recording:
 
     def _refuse_uncalled(self) -> None:
         """Every layer must have run: one that is bypassed would count as covered with zero gradients."""
-        for use in self._instrument.every_use:
+        for use in self._tracked.every_use:
             if use.name not in self._called and use.place not in self._routes.by_autograd:
                 raise UnfitError(use.place, f"Layer {use.name} was never called in the forward pass.")
 

@@ -13,8 +13,8 @@ from gradtrail.attribution.adapters.base import Batch, ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.fallback import GRADIENT_BYTES
-from gradtrail.attribution.gradients.instrument import Instrument, build_instrument
-from gradtrail.attribution.gradients.recordings import prepare, recording
+from gradtrail.attribution.gradients.forward_passes import hooked_forward, prepare
+from gradtrail.attribution.gradients.tracked_model import TrackedModel, track_model
 from gradtrail.errors import AttributionWarning, DataError, UsageError
 from gradtrail.nouns import Example
 
@@ -67,14 +67,14 @@ def measure_memory(
     """
     if not examples:
         raise DataError("A memory estimate without examples.", "Pass at least one example.")
-    instrument = build_instrument(adapter, model, plan, device)
-    prepare(instrument, examples)
-    alone = [_batch_bytes(instrument, [example]) for example in examples]
+    tracked = track_model(adapter, model, plan, device)
+    prepare(tracked, examples)
+    alone = [_batch_bytes(tracked, [example]) for example in examples]
     largest = max(range(len(alone)), key=alone.__getitem__)
-    pair = _batch_bytes(instrument, [examples[largest]] * 2)
+    pair = _batch_bytes(tracked, [examples[largest]] * 2)
     each = max(pair - alone[largest], 1)
-    projections = sum(_nbytes(side) for part in instrument.projections for side in (part.outputs, part.inputs))
-    fallback = None if instrument.routes is None else instrument.routes.fallback
+    projections = sum(_nbytes(side) for part in tracked.projections for side in (part.outputs, part.inputs))
+    fallback = None if tracked.routes is None else tracked.routes.fallback
     names = () if fallback is None or not fallback.one_at_a_time else tuple(fallback.names)
     whole = 0 if fallback is None else fallback.gradient_bytes
     return PassMemory(projections + max(alone[largest] - each, 0), each, whole, names)
@@ -95,34 +95,34 @@ def choose_batch_size(memory: PassMemory, budget: int = MEMORY_BUDGET, most: int
     return next(size for size in range(max(most, 1), 0, -1) if memory.peak(size) <= budget)
 
 
-def _batch_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
+def _batch_bytes(tracked: TrackedModel, examples: Sequence[Example]) -> int:
     """Bytes at the peak of a batch that grow with it: what autograd and our hooks keep, and the largest gradients."""
-    kept = _Kept(instrument.model)
-    with kept.counting(), recording(instrument, examples) as record:
-        losses = instrument.adapter.losses(record.outputs, record.batch)
-        kept.add_batch(record.batch)
-        ours = record.kept_bytes
-    vectors = 2 * len(losses) * instrument.plan.dimension * torch.finfo(instrument.plan.dtype).bits // 8
-    return vectors + max(kept.peak() + ours, _fallback_bytes(instrument, examples))
+    kept = _Kept(tracked.model)
+    with kept.counting(), hooked_forward(tracked, examples) as forward:
+        losses = tracked.adapter.losses(forward.outputs, forward.batch)
+        kept.add_batch(forward.batch)
+        ours = forward.kept_bytes
+    vectors = 2 * len(losses) * tracked.plan.dimension * torch.finfo(tracked.plan.dtype).bits // 8
+    return vectors + max(kept.peak() + ours, _fallback_bytes(tracked, examples))
 
 
-def _fallback_bytes(instrument: Instrument, examples: Sequence[Example]) -> int:
+def _fallback_bytes(tracked: TrackedModel, examples: Sequence[Example]) -> int:
     """What the pass for parameters without a layer rule keeps: as autograd runs it, which torch.func resembles."""
-    fallback = None if instrument.routes is None else instrument.routes.fallback
+    fallback = None if tracked.routes is None else tracked.routes.fallback
     if fallback is None:
         return 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttributionWarning)
-        with recording(instrument, examples) as record:
-            record.vectors(instrument.adapter.losses(record.outputs, record.batch))
-            batch = record.batch
-    kept = _Kept(instrument.model)
-    parameters = dict(instrument.model.named_parameters())
-    with frozen_in_eval(instrument.model):
+        with hooked_forward(tracked, examples) as forward:
+            forward.vectors(tracked.adapter.losses(forward.outputs, forward.batch))
+            batch = forward.batch
+    kept = _Kept(tracked.model)
+    parameters = dict(tracked.model.named_parameters())
+    with frozen_in_eval(tracked.model):
         for name in fallback.names:
             parameters[name].requires_grad_(True)
         with kept.counting():
-            instrument.run(instrument.model, batch.with_each(torch.clone))
+            tracked.run(tracked.model, batch.with_each(torch.clone))
     return kept.peak()
 
 

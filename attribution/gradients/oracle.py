@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.gradients.instrument import Instrument
+from gradtrail.attribution.gradients.tracked_model import TrackedModel
 from gradtrail.attribution.gradients.weight_gradients import weight_gradients
 from gradtrail.nouns import Example
 
@@ -17,19 +17,19 @@ _CANCELLED = 0.1
 """Share of the whole gradient by whose rounding a layer's own may be off."""
 
 
-def autograd_vector(instrument: Instrument, example: Example) -> Tensor:
+def autograd_vector(tracked: TrackedModel, example: Example) -> Tensor:
     """The projected weight gradient of one example's loss by plain autograd: (dimension,)."""
-    adapter, model, plan = instrument.adapter, instrument.model, instrument.plan
-    batch = adapter.collate([example]).to(instrument.device)
+    adapter, model, plan = tracked.adapter, tracked.model, tracked.plan
+    batch = adapter.collate([example]).to(tracked.device)
     names = [name for group in plan.groups for name in group.parameters]
     with frozen_in_eval(model):
         found = iter(
-            weight_gradients(instrument.run, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum())
+            weight_gradients(tracked.run, model, names, batch, lambda outputs: adapter.losses(outputs, batch).sum())
         )
     pieces = []
     for place, group in enumerate(plan.groups):
         own = [next(found).unsqueeze(0) for _ in group.parameters]
-        pieces.append(instrument.whole_group(place).project(own)[0])
+        pieces.append(tracked.whole_group(place).project(own)[0])
     return torch.cat(pieces)
 
 

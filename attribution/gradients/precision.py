@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.features.plan import FeaturePlan
-from gradtrail.attribution.gradients.instrument import build_instrument
+from gradtrail.attribution.gradients.forward_passes import hooked_forward
 from gradtrail.attribution.gradients.oracle import coarsest_dtype
-from gradtrail.attribution.gradients.recordings import recording
+from gradtrail.attribution.gradients.tracked_model import track_model
 from gradtrail.errors import ModelError
 from gradtrail.nouns import Example
 
@@ -56,5 +56,5 @@ def rounding_of_gradients(
 def _vectors(
     adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], plan: FeaturePlan, device: str | torch.device
 ) -> Tensor:
-    with recording(build_instrument(adapter, model, plan, device), examples) as record:
-        return record.vectors(adapter.losses(record.outputs, record.batch)).double()
+    with hooked_forward(track_model(adapter, model, plan, device), examples) as forward:
+        return forward.vectors(adapter.losses(forward.outputs, forward.batch)).double()

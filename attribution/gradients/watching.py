@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.gradients.hooks import Recording
-from gradtrail.attribution.gradients.instrument import Instrument, LayerUse
+from gradtrail.attribution.gradients.hooks import HookedForward
 from gradtrail.attribution.gradients.routes import Routes, Shapes
+from gradtrail.attribution.gradients.tracked_model import LayerUse, TrackedModel
 from gradtrail.nouns import Example
 
 _CHOOSING = {"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
@@ -24,19 +24,19 @@ _CUTTING = {"slice", "split_with_sizes", "repeat_interleave"}
 _SHOWN = 2
 
 
-class Watching(Recording):
+class Watching(HookedForward):
     """Notes the `shapes` of what planned layers get and give, call by call, and the layers that get `chosen` rows."""
 
-    def __init__(self, instrument: Instrument, examples: Sequence[Example], routes: Routes) -> None:
-        super().__init__(instrument, examples, routes)
+    def __init__(self, tracked: TrackedModel, examples: Sequence[Example], routes: Routes) -> None:
+        super().__init__(tracked, examples, routes)
         self.shapes = defaultdict[str, list[Shapes]](list)
         self.chosen: set[str] = set()
         self._choices = _Choices()
 
     def watch(self, batch: Batch) -> Tensor:
         """Run the model; returns its outputs in their own type."""
-        instrument = self._instrument
-        run = instrument.adapter.outputs if instrument.plan.lower_precision is None else instrument.run
+        tracked = self._tracked
+        run = tracked.adapter.outputs if tracked.plan.lower_precision is None else tracked.run
         with frozen_in_eval(self._model), torch.no_grad(), ExitStack() as stack:
             self.attach(stack)
             with self._choices:

@@ -1,13 +1,13 @@
 """Training unrolled in segments, past or further: a model that moves on the way (METHODS: the horizon).
 
-Gradients and curvature at one place foretell a short training; on a longer one the weights leave the place where they
+Gradients and curvature at one place predict a short training; on a longer one the weights leave the place where they
 were measured. So the model is measured where the training ends, for the queries, and once in each segment l of τ_l
 units of descent, for the examples and the curvature F_l. To first order the effect of example z on query q is then
 (arXiv 2405.12186)
 
     Σ_l ⟨ f_τl(F_l) exp(−τ_{l+1} F_{l+1}) … exp(−τ_L F_L) φ_end(q), φ_l(z) ⟩,    f_τ(F) = F⁻¹ (I − exp(−τF))
 
-Over the stored checkpoints of a training this is method `unrolled` of audits. Over a further training it foretells what
+Over the stored checkpoints of a training this is method `unrolled` of audits. Over a further training it predicts what
 that will do. One segment, with its queries measured where its examples are, is method `horizon`.
 """
 

@@ -4,7 +4,7 @@ from .contribution_blocks import ContributionBlock as ContributionBlock
 from .contribution_blocks import Contributions as Contributions
 from .contribution_blocks import contributions as contributions
 from .contribution_blocks import group_effects as group_effects
-from .contribution_blocks import left_out_sums as left_out_sums
+from .contribution_blocks import removed_sums as removed_sums
 from .joint import Member as Member
 from .joint import scoring_pass as scoring_pass
 from .kept_contributions import ScoredIndex as ScoredIndex

@@ -56,31 +56,31 @@ def contributions(
     return blocks
 
 
-def left_out_sums(
+def removed_sums(
     rows: Callable[[], Iterable[GradientBatch]],
-    left_out: Sequence[frozenset[str]],
+    removed: Sequence[frozenset[str]],
     plan: FeaturePlan,
     queries: PreparedQueries,
 ) -> Tensor:
     """Σ over z in S of a(z) · stored row of z, for each left-out set S, in one pass: (sets, dimension) float64.
 
-    With these sums, the effects that any M and any weighting foretell cost no further pass: see `group_effects`. Of
+    With these sums, the effects that any M and any weighting predict cost no further pass: see `group_effects`. Of
     `queries` only a(z) is used, so that every horizon or damping of one method shares them.
 
     Raises:
         DataError: naming an example that was left out but is not in the index.
     """
-    totals = torch.zeros(len(left_out), plan.dimension, dtype=torch.float64)
+    totals = torch.zeros(len(removed), plan.dimension, dtype=torch.float64)
     seen: set[str] = set()
     for batch in rows():
         members = torch.tensor(
-            [[example_id in without for example_id in batch.example_ids] for without in left_out], dtype=torch.float64
+            [[example_id in without for example_id in batch.example_ids] for without in removed], dtype=torch.float64
         )
         if queries.train_scale == "inverse_norm":
             members = members * inverse_norms(batch.squared_norms)
         totals += members @ batch.vectors.double()
         seen.update(batch.example_ids)
-    missing = sorted({example_id for without in left_out for example_id in without} - seen)
+    missing = sorted({example_id for without in removed for example_id in without} - seen)
     if missing:
         raise DataError(
             f"{len(missing)} left-out examples are not in the index, for example {missing[0]}.",
@@ -90,7 +90,7 @@ def left_out_sums(
 
 
 def group_effects(queries: PreparedQueries, sums: Tensor, plan: FeaturePlan) -> NDArray[np.float64]:
-    """Effects that each group foretells, Σ over z in S of C[q, z, g]: (sets, queries, groups).
+    """Effects that each group predicts, Σ over z in S of C[q, z, g]: (sets, queries, groups).
 
     Their sum over groups is what `predicted_effects` gives for the same queries; of several indexes that `tracin_cp`
     adds up, add the effects.

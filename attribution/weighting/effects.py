@@ -36,7 +36,7 @@ Effects = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EffectSplit:
-    """Measured effects (sets, queries), what each group foretold (sets, queries, groups), and disjoint queries.
+    """Measured effects (sets, queries), what each group predicted (sets, queries, groups), and disjoint queries.
 
     Weights are fitted on the queries at `fit`, and their ridge is chosen on those at `select`.
 

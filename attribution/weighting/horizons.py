@@ -1,6 +1,6 @@
 """Damping (or τ) and group weights fitted together, for each amount of further training (METHODS: the horizon).
 
-One decomposition (`gradtrail.attribution.curvature.spectrum`) and the sums of the left-out sets (`left_out_sums`) serve
+One decomposition (`gradtrail.attribution.curvature.spectrum`) and the sums of the left-out sets (`removed_sums`) serve
 every point of the grid, so that a sweep costs little more than one point.
 """
 
@@ -49,7 +49,7 @@ def fit_horizon(
 
     At every point of the grid (dampings, or τ) weights are fitted on the queries at `fit`, and kept where they do
     better than uniform on those at `select`; the best point is the best of these. `predict` is called once a point, and
-    gives the effects that each group foretells (sets, queries, groups); `measured` has effects (sets, queries) by
+    gives the effects that each group predicts (sets, queries, groups); `measured` has effects (sets, queries) by
     amount. Of equal points the first wins. At most one prediction is held at a time.
 
     Raises:

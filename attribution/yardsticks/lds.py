@@ -1,4 +1,4 @@
-"""The linear datamodelling score: do summed scores foretell what models retrained on subsets do (arXiv 2303.14186)?"""
+"""The linear datamodelling score: do summed scores predict what models retrained on subsets do (arXiv 2303.14186)?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Retrained:
     `by_seed` is (seeds, amounts, sets, queries) float64; `steps` are the amounts of training.
     """
 
-    left_out: tuple[frozenset[str], ...]
+    removed: tuple[frozenset[str], ...]
     query_ids: tuple[str, ...]
     steps: tuple[int, ...]
     by_seed: NDArray[np.float64]
@@ -80,7 +80,7 @@ def datamodel_score(
 
     That is what `predicted_effects` returns. Scores sum to a constant over a subset and what it leaves out, so that the
     sum over the subset ranks subsets in the opposite order: it is compared as −`predicted`. By default after the
-    longest training and over all queries; a query that all subsets serve alike, or are foretold alike, counts as 0.
+    longest training and over all queries; a query that all subsets serve alike, or are predicted alike, counts as 0.
 
     Raises:
         UsageError: for fewer than three queries or subsets, subsets that are all equal, fewer than two seeds, or an
@@ -92,9 +92,9 @@ def datamodel_score(
     refuse_unequal(predicted, outputs.mean(0))
     if len(outputs) < 2:  # noqa: PLR2004 (the ceiling splits the seeds in half)
         raise UsageError("One seed of retraining.", "Give at least two: single-seed scores are mostly noise.")
-    if len(set(retrained.left_out)) < 3:  # noqa: PLR2004 (two ranks agree or not)
+    if len(set(retrained.removed)) < 3:  # noqa: PLR2004 (two ranks agree or not)
         raise UsageError(
-            f"{len(set(retrained.left_out))} different subsets cannot be ranked.",
+            f"{len(set(retrained.removed))} different subsets cannot be ranked.",
             "Retrain on at least three, better 64.",
         )
     if not np.isfinite(outputs).all():
@@ -108,6 +108,6 @@ def datamodel_score(
         standard_error=standard_error(ranks),
         ceiling=split_half_ceilings(outputs[:, :, chosen])[0],
         queries=len(chosen),
-        subsets=len(retrained.left_out),
+        subsets=len(retrained.removed),
         seeds=len(outputs),
     )

@@ -51,24 +51,24 @@ class Retraining:
             self.adapter, self.training, self.queries, self.recipe, self.target, self.device, "kept"
         )
 
-    def run(self, seed: int, left_out: Set[str] = frozenset()) -> NDArray[np.float64]:
-        """Losses of the queries after each amount of training without `left_out` (ids): (amounts, queries) float64.
+    def run(self, seed: int, removed: Set[str] = frozenset()) -> NDArray[np.float64]:
+        """Losses of the queries after each amount of training without `removed` (ids): (amounts, queries) float64.
 
         Raises:
             ModelError: when training diverges.
         """
         with self._begun(seed) as model:
-            return self.loop.run(model, seed, left_out)
+            return self.loop.run(model, seed, removed)
 
-    def trained(self, seed: int, left_out: Set[str] = frozenset()) -> nn.Module:
-        """The model after the longest training without `left_out`, in eval mode."""
+    def trained(self, seed: int, removed: Set[str] = frozenset()) -> nn.Module:
+        """The model after the longest training without `removed`, in eval mode."""
         with self._begun(seed) as model:
-            self.loop.run(model, seed, left_out, most_steps=self.recipe.steps[-1])
+            self.loop.run(model, seed, removed, most_steps=self.recipe.steps[-1])
         return model.eval()
 
-    def emitted(self, seed: int, left_out: Set[str] = frozenset()) -> list[str]:
-        """What the model trained without `left_out` says for each query."""
-        return self.loop.emitted(self.trained(seed, left_out))
+    def emitted(self, seed: int, removed: Set[str] = frozenset()) -> list[str]:
+        """What the model trained without `removed` says for each query."""
+        return self.loop.emitted(self.trained(seed, removed))
 
     def cost(self) -> RunCost:
         """Time a few steps and one measurement; nothing of it is kept."""
@@ -88,7 +88,7 @@ class Retraining:
 
 def retrain_on_subsets(
     retraining: Retraining,
-    left_out: Sequence[frozenset[str]],
+    removed: Sequence[frozenset[str]],
     seeds: Sequence[int],
     *,
     known: Known = nothing_known,
@@ -97,7 +97,7 @@ def retrain_on_subsets(
     """Losses of the queries under models retrained without each set.
 
     `keep` gets the losses of every finished run, and `known` may give them back, so that a killed measurement resumes.
-    `retraining.cost().of(recipe, len(left_out) * len(seeds))` says beforehand how many seconds it takes. Runs follow
+    `retraining.cost().of(recipe, len(removed) * len(seeds))` says beforehand how many seconds it takes. Runs follow
     one another, because initial weights and dropout draw from torch's one generator.
 
     Raises:
@@ -105,19 +105,19 @@ def retrain_on_subsets(
         ModelError: when training diverges.
         DataError: when a known run has another shape.
     """
-    check_sets(left_out)
+    check_sets(removed)
     check_seeds(seeds)
     ids = {retraining.training[place].example_id for place in range(len(retraining.training))}
-    for number, without in enumerate(left_out):
+    for number, without in enumerate(removed):
         if ids <= without:
             raise UsageError(f"Left-out set {number} leaves nothing to train on.", "Leave some examples in.")
-    requests: list[Request] = [((seed, number), without) for seed in seeds for number, without in enumerate(left_out)]
+    requests: list[Request] = [((seed, number), without) for seed in seeds for number, without in enumerate(removed)]
     amounts, queries = retraining.loop.shape
-    by_seed = np.empty((len(seeds), amounts, len(left_out), queries))
+    by_seed = np.empty((len(seeds), amounts, len(removed), queries))
     for key, losses in resumed_runs(retraining.run, requests, retraining.loop.shape, known=known, keep=keep):
         by_seed[seeds.index(key[0]), :, key[1]] = losses
     return Retrained(
-        left_out=tuple(left_out),
+        removed=tuple(removed),
         query_ids=tuple(query.example_id for query in retraining.queries),
         steps=retraining.recipe.steps,
         by_seed=by_seed,

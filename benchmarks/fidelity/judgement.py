@@ -1,4 +1,4 @@
-"""How well candidates foretell the truths: chosen on the selection queries, reported on others."""
+"""How well candidates predict the truths: chosen on the selection queries, reported on others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_GAIN = 0.10
 
 @dataclass(frozen=True)
 class Question:
-    """One truth that is to be foretold: measured (sets, queries) for `sets` as rows of 0 and 1 over the examples.
+    """One truth that is to be predicted: measured (sets, queries) for `sets` as rows of 0 and 1 over the examples.
 
     `steps` are those of further training; for `lds` those of training from scratch.
     """
@@ -48,21 +48,21 @@ def questions(truths: Truths) -> list[Question]:
     """Fidelity to subsets and to single examples by amount of further training, then LDS."""
     found = []
     for effects in (truths.subset, truths.loo):
-        members = _members(effects.left_out, truths.example_ids)
+        members = _members(effects.removed, truths.example_ids)
         for place, steps in enumerate(effects.steps):
             by_seed = effects.by_seed[:, place]
             found.append(Question(f"fidelity_{effects.kind}", steps, members, by_seed.mean(0), by_seed))
     retrained = truths.retrained
     # Losses rise as helpful examples are left out, like effects: the sign of both sides is that of leaving out.
     losses = -retrained.outputs(retrained.steps[-1])
-    members = _members(retrained.left_out, truths.example_ids)
+    members = _members(retrained.removed, truths.example_ids)
     found.append(Question("lds", retrained.steps[-1], members, losses.mean(0), losses))
     return found
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A candidate under a weighting, with what each group foretells for one question: (sets, queries, groups)."""
+    """A candidate under a weighting, with what each group predicts for one question: (sets, queries, groups)."""
 
     candidate: Candidate
     weighting_name: str
@@ -79,7 +79,7 @@ class Prediction:
         return weighted
 
 
-def foretold(candidate: Candidate, question: Question) -> Matrix:
+def predicted(candidate: Candidate, question: Question) -> Matrix:
     """Σ over z in S of C[q, z, g]: (sets, queries, groups)."""
     members = torch.from_numpy(question.members)
     found: Matrix = torch.einsum("sz,qzg->sqg", members, candidate.contributions.double()).numpy()
@@ -120,5 +120,5 @@ def standard_error(values: Matrix) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _members(left_out: Sequence[frozenset[str]], example_ids: Sequence[str]) -> Matrix:
-    return np.array([[float(name in without) for name in example_ids] for without in left_out])
+def _members(removed: Sequence[frozenset[str]], example_ids: Sequence[str]) -> Matrix:
+    return np.array([[float(name in without) for name in example_ids] for without in removed])

@@ -16,7 +16,7 @@ from torch import nn
 from fidelity.tasks import Task
 from gradtrail.attribution.fidelity.effects import Effects
 from gradtrail.attribution.fidelity.further_training import FurtherTraining, measure_effects
-from gradtrail.attribution.fidelity.left_out import random_halves, single_examples
+from gradtrail.attribution.fidelity.removed_sets import random_halves, single_examples
 from gradtrail.attribution.yardsticks.lds import Retrained
 from gradtrail.attribution.yardsticks.retraining import Retraining, retrain_on_subsets
 from gradtrail.digests import content_sha256, sha256_json, short
@@ -180,12 +180,12 @@ class Truths:
             self._retraining.loop.run(model, _JUDGED_SEED, most_steps=step)
         return copy.deepcopy(model).eval()
 
-    def _effects(self, kind: str, left_out: list[frozenset[str]], seeds: int) -> Effects:
+    def _effects(self, kind: str, removed: list[frozenset[str]], seeds: int) -> Effects:
         kept = KeptRuns(self.folder / kind)
         named = "subset" if kind == "subset" else "loo"
         return measure_effects(
             self._further,
-            left_out,
+            removed,
             range(seeds),
             kind=named,
             known=kept.get,

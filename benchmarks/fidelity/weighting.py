@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fidelity.candidates import Candidate
-from fidelity.judgement import Matrix, Prediction, Question, foretold
+from fidelity.judgement import Matrix, Prediction, Question, predicted
 from gradtrail.attribution.scoring.contribution_blocks import ContributionBlock
 from gradtrail.attribution.weighting.effects import EffectSplit
 from gradtrail.attribution.weighting.fitting import (
@@ -19,7 +19,7 @@ from gradtrail.attribution.weighting.learning import TopKSettings
 from gradtrail.nouns import Weighting
 
 WEIGHTINGS = ("uniform", "self_supervised", "further_training", "retraining")
-"""The last is fitted as the third is, to models retrained without sets of examples, and foretells those alone."""
+"""The last is fitted as the third is, to models retrained without sets of examples, and predicts those alone."""
 
 
 class Weighted:
@@ -36,14 +36,14 @@ class Weighted:
         self._asked = asked
         self._parts = parts
         self._settings = settings or FittingSettings(ascent=TopKSettings(k=min(10, self._examples - 1)))
-        self._by_group = [foretold(candidate, question) for question in asked]
+        self._by_group = [predicted(candidate, question) for question in asked]
 
     @property
     def _examples(self) -> int:
         return self._candidate.contributions.shape[1]
 
     def predictions(self) -> Iterator[tuple[int, Prediction]]:
-        """The place of a question, and what the candidate foretells for it under a weighting."""
+        """The place of a question, and what the candidate predicts for it under a weighting."""
         for place, by_group in enumerate(self._by_group):
             yield place, Prediction(self._candidate, "uniform", Weighting(), by_group)
         plan = self._candidate.plan

@@ -65,13 +65,13 @@ def audit(
         outcome = audit_flow(settings.workspace(), reference, options, retry_refused=retry_refused)
     audits_printing.show_audit(outcome, as_json=as_json)
     if fail_on or junit:
-        from gradtrail.tasks.govern.gating import gated_audits, require_gate, write_gate
+        from gradtrail.tasks.govern.verdicts import audit_verdicts, require_pass, write_verdicts
 
-        audits = gated_audits(settings.workspace(), outcome.model_version_id, outcome.made)
+        audits = audit_verdicts(settings.workspace(), outcome.model_version_id, outcome.made)
         if junit:
-            write_gate(audits, fail_on or "high", junit)
+            write_verdicts(audits, fail_on or "high", junit)
         if fail_on:
-            require_gate(audits, fail_on)
+            require_pass(audits, fail_on)
 
 
 @app.command()

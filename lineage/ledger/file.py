@@ -12,10 +12,10 @@ import duckdb
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database
-from gradtrail.lineage.gate import gate_of
 from gradtrail.lineage.ledger.migrations import is_current, migrate
 from gradtrail.lineage.ledger.published import read_published
 from gradtrail.lineage.ledger.seal import copy_and_seal, read_seal
+from gradtrail.lineage.readers_writer_lock import lock_of
 
 DEFAULT_PATIENCE_SECONDS = 60.0
 
@@ -42,7 +42,7 @@ class LedgerFile:
     def __init__(self, database: Path, snapshot: Path, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> None:
         self.paths = LedgerPaths(database, snapshot)
         self.patience_seconds = patience_seconds
-        self._gate = gate_of(database)
+        self._lock = lock_of(database)
 
     @property
     def home(self) -> Path:
@@ -52,7 +52,7 @@ class LedgerFile:
     def publish_snapshot(self) -> Path:
         """Publish a copy for readers, by rename, with its seal beside it; returns the path of the snapshot."""
         self.paths.snapshot.parent.mkdir(parents=True, exist_ok=True)
-        with self._gate.exclusive(self.patience_seconds):
+        with self._lock.exclusive(self.patience_seconds):
             with self._open_for_writing():
                 pass  # closing folds what a killed writer left in the log into the file
             copy_and_seal(self.paths.database, self.paths.snapshot, patience_seconds=self.patience_seconds)
@@ -109,7 +109,7 @@ class LedgerFile:
             )
         database, patience = self.paths.database, self.patience_seconds
         with (
-            self._gate.shared(patience),
+            self._lock.shared(patience),
             open_database(database, read_only=True, patience_seconds=patience) as connection,
         ):
             yield connection
@@ -117,14 +117,14 @@ class LedgerFile:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep this process's other threads away from the file, to hash it."""
-        with self._gate.exclusive(self.patience_seconds):
+        with self._lock.exclusive(self.patience_seconds):
             yield
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that writes, in one transaction: all of it is kept at the end, or nothing."""
         self.paths.database.parent.mkdir(parents=True, exist_ok=True)
-        with self._gate.exclusive(self.patience_seconds), self._open_for_writing() as connection:
+        with self._lock.exclusive(self.patience_seconds), self._open_for_writing() as connection:
             yield connection
 
     @contextmanager

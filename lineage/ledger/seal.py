@@ -52,7 +52,7 @@ def seal_path(snapshot: Path) -> Path:
 
 
 def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) -> None:
-    """Publish the ledger file as it stands. The caller holds the exclusive gate and no connection.
+    """Publish the ledger file as it stands. The caller holds the exclusive lock and no connection.
 
     Raises:
         LedgerError: the copy or its seal cannot be written, for example because the disk is full, or the ledger has

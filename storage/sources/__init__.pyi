@@ -8,7 +8,7 @@ from .opening import open_source as open_source
 from .outputs import add_file as add_file
 from .outputs import parse_record as parse_record
 from .outputs import write_outputs as write_outputs
-from .records import payload_record as payload_record
+from .payload_json import payload_record as payload_record
 from .rows import Arrival as Arrival
 from .rows import FileGone as FileGone
 from .rows import FileMark as FileMark

@@ -18,7 +18,7 @@ from pyarrow.fs import FileSystem
 
 from gradtrail.errors import DataError, NotFoundError
 from gradtrail.storage.files.atomic import TEMPORARY_SUFFIX
-from gradtrail.storage.sources.records import RECORD_BYTES_LIMIT
+from gradtrail.storage.sources.payload_json import RECORD_BYTES_LIMIT
 
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 READABLE_REMEDY = "Run audits as the user that records outputs, or let the serving code write to a source of its own."

@@ -19,7 +19,7 @@ from gradtrail.nouns import Output
 from gradtrail.storage.files.atomic import replacing
 from gradtrail.storage.sources.config import DEFAULT_SOURCE
 from gradtrail.storage.sources.inbox import InboxFile, read_inbox, read_records
-from gradtrail.storage.sources.records import payload_record, record_payload, utc_time
+from gradtrail.storage.sources.payload_json import payload_record, record_payload, utc_time
 
 __all__ = [
     "InboxFile",

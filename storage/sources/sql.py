@@ -24,7 +24,7 @@ from gradtrail.digests import sha256_bytes, short
 from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.files import renamed
-from gradtrail.storage.sources.records import RECORD_BYTES_LIMIT
+from gradtrail.storage.sources.payload_json import RECORD_BYTES_LIMIT
 from gradtrail.storage.sources.rows import Arrival, Settled
 
 _ROWS_AT_ONCE = 32

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.storage.models.audit_runs import markdown_text
 from gradtrail.storage.sources.config import SourceConfig
-from gradtrail.storage.sources.records import RECORD_BYTES_LIMIT
+from gradtrail.storage.sources.payload_json import RECORD_BYTES_LIMIT
 from gradtrail.storage.sources.rows import Arrival, Settled
 
 QUEUE_TAG = "gradtrail.audit"

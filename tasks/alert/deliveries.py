@@ -15,7 +15,7 @@ from gradtrail.reports.policies.sql import evidence_sql
 from gradtrail.storage.models.audit_runs import AuditRun
 from gradtrail.storage.webhooks import AwayError, RefusedError, Webhook, post
 from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 
 SCHEMA = "gradtrail.alert/1"
 PREFECT = "prefect"

@@ -20,8 +20,8 @@ from gradtrail.errors import StoreError
 from gradtrail.lineage.read import queries
 from gradtrail.tasks.audit.preparing import prepare_audit
 from gradtrail.tasks.collect.outputs_as_examples import output_examples
+from gradtrail.tasks.core.ledger_nouns import recorded_weighting
 from gradtrail.tasks.core.models import pinned_model
-from gradtrail.tasks.core.recorded import recorded_weighting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import OpenIndex, open_index
 

@@ -1,4 +1,4 @@
-"""Calibrate: how well each method foretells what further training does to this very checkpoint, and which does best."""
+"""Calibrate: how well each method predicts what further training does to this very checkpoint, and which does best."""
 
 from __future__ import annotations
 

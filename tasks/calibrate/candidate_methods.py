@@ -1,4 +1,4 @@
-"""Candidates of a calibration: methods with their dampings, and the effects that each foretells, group by group."""
+"""Candidates of a calibration: methods with their dampings, and the effects that each predicts, group by group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
 from gradtrail.attribution.methods.needs import SEGMENT, SOLUTIONS
 from gradtrail.attribution.methods.registry import METHODS, find_method, settled
 from gradtrail.attribution.methods.spec import MethodSpec
-from gradtrail.attribution.scoring.contribution_blocks import group_effects, left_out_sums
+from gradtrail.attribution.scoring.contribution_blocks import group_effects, removed_sums
 from gradtrail.attribution.scoring.joint import Member
 from gradtrail.nouns import Example, Weighting
 from gradtrail.tasks.audit.preparing import method_parameters, prepare_audit, training_segments
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a candidate foretells.
+    """What a candidate predicts.
 
     `by_group` is (halves, queries, groups) float64 under the uniform weighting, `singles_by_group` the same for single
     examples, where those were left out. `members` are the queries prepared for each index, with its rows; `examples` is
@@ -78,7 +78,7 @@ class Prediction:
 
 
 class Predictor:
-    """Foretells effects; what candidates share is measured once: features of the queries, sums of left-out rows."""
+    """Predicts effects; what candidates share is measured once: features of the queries, sums of left-out rows."""
 
     def __init__(
         self,
@@ -93,14 +93,14 @@ class Predictor:
         self._pinned = pinned
         self._queries = query_set
         self._options = options
-        self._left_out = [*halves.left_out, *(singles.left_out if singles else ())]
-        self._halves = len(halves.left_out)
+        self._removed = [*halves.removed, *(singles.removed if singles else ())]
+        self._halves = len(halves.removed)
         self._opened: dict[str, OpenIndex] = {}
         self._features: dict[str, GradientBatch] = {}
         self._sums: dict[tuple[str, str], torch.Tensor] = {}
 
     def predict(self, candidate: Candidate) -> Prediction:
-        """Parameters of the candidate, and the effects that it foretells.
+        """Parameters of the candidate, and the effects that it predicts.
 
         Raises:
             DataError: when a left-out example is missing from one of its indexes.
@@ -121,7 +121,7 @@ class Predictor:
             device=self._options.device,
         )
         by_index = [
-            group_effects(member.queries, self._left_out_sums(each, member), each.plan)
+            group_effects(member.queries, self._removed_sums(each, member), each.plan)
             for each, member in zip(opened, prepared.members, strict=True)
         ]
         found: NDArray[np.float64] = np.sum(by_index, axis=0)
@@ -146,10 +146,10 @@ class Predictor:
             self._features[index_id] = query_features(self._pinned, opened, self._queries.examples, self._options)
         return self._features[index_id]
 
-    def _left_out_sums(self, opened: OpenIndex, member: Member) -> torch.Tensor:
+    def _removed_sums(self, opened: OpenIndex, member: Member) -> torch.Tensor:
         key = (opened.index.index_id, member.queries.train_scale)
         if key not in self._sums:
-            self._sums[key] = left_out_sums(member.rows, self._left_out, opened.plan, member.queries)
+            self._sums[key] = removed_sums(member.rows, self._removed, opened.plan, member.queries)
         return self._sums[key]
 
     def _examples(self, query_ids: Sequence[str]) -> list[Example]:

@@ -125,11 +125,11 @@ def _effects(
     options: CalibrateOptions,
     training: FurtherTraining,
     kind: EffectKind,
-    left_out: list[frozenset[str]],
+    removed: list[frozenset[str]],
     seeds: int,
 ) -> Effects:
     kept = _kept_runs(workspace, plan, kind)
-    with using_threads(plan.threads), progress_bar(_BAR[kind], seeds * (len(left_out) + 1)) as bar:
+    with using_threads(plan.threads), progress_bar(_BAR[kind], seeds * (len(removed) + 1)) as bar:
 
         def known(key: RunKey) -> Losses | None:
             found = kept.get(key)
@@ -141,7 +141,7 @@ def _effects(
             bar.advance(1)
 
         chosen = [options.seed + number for number in range(seeds)]
-        return measure_effects(training, left_out, chosen, kind=kind, known=known, keep=keep)
+        return measure_effects(training, removed, chosen, kind=kind, known=known, keep=keep)
 
 
 def _kept_runs(workspace: Workspace, plan: CalibrationPlan, kind: EffectKind) -> KeptRuns:

@@ -125,12 +125,12 @@ def query_contributions(prediction: Prediction, positions: Sequence[int]) -> Con
     return without_examples(contributions(chosen, member.rows, prediction.plan), set(chosen.query_ids))
 
 
-def without_examples(streamed: Contributions, left_out: set[str]) -> Contributions:
+def without_examples(streamed: Contributions, removed: set[str]) -> Contributions:
     """Contributions of all examples but some: a query must not stand out by itself."""
 
     def blocks() -> Iterator[ContributionBlock]:
         for block in streamed():
-            kept = [place for place, example_id in enumerate(block.example_ids) if example_id not in left_out]
+            kept = [place for place, example_id in enumerate(block.example_ids) if example_id not in removed]
             if len(kept) == len(block.example_ids):
                 yield block
             elif kept:

@@ -5,6 +5,11 @@ from .datasets import refuse_drift as refuse_drift
 from .extensions import load_extension as load_extension
 from .extensions import load_method as load_method
 from .extensions import method_source as method_source
+from .ledger_nouns import manifest_sha256 as manifest_sha256
+from .ledger_nouns import recorded_index as recorded_index
+from .ledger_nouns import recorded_model_version as recorded_model_version
+from .ledger_nouns import recorded_run as recorded_run
+from .ledger_nouns import recorded_weighting as recorded_weighting
 from .measured_fidelity import Question as Question
 from .measured_fidelity import audited_fidelity as audited_fidelity
 from .measured_fidelity import fidelity_notes as fidelity_notes
@@ -18,11 +23,6 @@ from .policies import workspace_policy as workspace_policy
 from .progress import ProgressBar as ProgressBar
 from .progress import progress_bar as progress_bar
 from .progress import say as say
-from .recorded import manifest_sha256 as manifest_sha256
-from .recorded import recorded_index as recorded_index
-from .recorded import recorded_model_version as recorded_model_version
-from .recorded import recorded_run as recorded_run
-from .recorded import recorded_weighting as recorded_weighting
 from .watched import WatchedModel as WatchedModel
 from .weightings import NOT_LEARNED as NOT_LEARNED
 from .weightings import found_weighting as found_weighting

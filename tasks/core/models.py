@@ -14,7 +14,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.models.checkpoints import load_into, read_weights
 from gradtrail.tasks.core.extensions import load_layer_rules
-from gradtrail.tasks.core.recorded import recorded_dataset, recorded_model_version
+from gradtrail.tasks.core.ledger_nouns import recorded_dataset, recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 
 

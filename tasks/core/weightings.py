@@ -7,7 +7,7 @@ from gradtrail.attribution.weighting.aspects import OBJECTIVE as ASPECT
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.read import listings
 from gradtrail.nouns import Weighting
-from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.ledger_nouns import recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 
 NOT_LEARNED = (None, UNIFORM)

@@ -1,4 +1,4 @@
-"""Verification, withdrawal and gates over everything that is recorded.
+"""Verification, withdrawal and verdicts over everything that is recorded.
 
 Imports no Prefect.
 """

@@ -4,9 +4,9 @@ from .erasing import ErasurePreview as ErasurePreview
 from .erasing import erase_data as erase_data
 from .erasing import preview_erasure as preview_erasure
 from .erasing import retain_payloads as retain_payloads
-from .gating import gated_audits as gated_audits
-from .gating import require_gate as require_gate
-from .gating import write_gate as write_gate
+from .verdicts import audit_verdicts as audit_verdicts
+from .verdicts import require_pass as require_pass
+from .verdicts import write_verdicts as write_verdicts
 from .verifying import Verification as Verification
 from .verifying import verify_workspace as verify_workspace
 from .withdrawing import WithdrawalOutcome as WithdrawalOutcome

@@ -17,8 +17,8 @@ from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.lineage.verify.signatures import read_public_key, signature_of
 from gradtrail.lineage.verify.verifying import Problem, verify_ledger
 from gradtrail.reports.write import JSON_NAME
+from gradtrail.tasks.core.ledger_nouns import manifest_sha256
 from gradtrail.tasks.core.progress import progress_bar
-from gradtrail.tasks.core.recorded import manifest_sha256
 from gradtrail.tasks.core.workspace import Workspace
 
 

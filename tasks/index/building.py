@@ -9,7 +9,7 @@ from gradtrail.errors import StoreError
 from gradtrail.lineage.events.revisions import record_index_revision
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Index
-from gradtrail.tasks.core.recorded import recorded_model_version
+from gradtrail.tasks.core.ledger_nouns import recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.index.passes import IndexPass, plan_index

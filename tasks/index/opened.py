@@ -19,8 +19,8 @@ from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
 from gradtrail.storage.gradients.store import IndexTable
 from gradtrail.tasks.core.extensions import load_method
+from gradtrail.tasks.core.ledger_nouns import recorded_index, recorded_model_version
 from gradtrail.tasks.core.models import PinnedModel
-from gradtrail.tasks.core.recorded import recorded_index, recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.eigenbases import stored_basis
 

@@ -28,9 +28,9 @@ from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
 from gradtrail.storage.gradients.store import IndexTable
 from gradtrail.storage.models.manifests import read_manifest
 from gradtrail.tasks.core.datasets import checked_example, refuse_drift
+from gradtrail.tasks.core.ledger_nouns import manifest_sha256
 from gradtrail.tasks.core.models import PinnedModel, pinned_model
 from gradtrail.tasks.core.progress import ProgressBar, progress_bar, say
-from gradtrail.tasks.core.recorded import manifest_sha256
 from gradtrail.tasks.core.weightings import found_weighting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.eigenbases import eigen_plan

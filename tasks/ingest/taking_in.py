@@ -26,7 +26,7 @@ from gradtrail.storage.models.registry import (
     RegisteredVersion,
 )
 from gradtrail.tasks.core.datasets import manifest_rows
-from gradtrail.tasks.core.recorded import manifest_sha256
+from gradtrail.tasks.core.ledger_nouns import manifest_sha256
 from gradtrail.tasks.core.workspace import Workspace
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".bin")

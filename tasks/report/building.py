@@ -25,13 +25,13 @@ from gradtrail.tasks.core.measured_fidelity import fidelity_notes, question_of
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.output_evidence import OutputEvidence, evidence_by_output
-from gradtrail.tasks.report.recorded_audits import RecordedAudit
+from gradtrail.tasks.report.reported_audits import ReportedAudit
 
 LINEAGE_EXAMPLES = 3
 OVERALL_CARDS = 12
 
 
-def build_report(workspace: Workspace, recorded: RecordedAudit) -> AuditReport:
+def build_report(workspace: Workspace, recorded: ReportedAudit) -> AuditReport:
     """Gather an audit's report from the ledger, the payloads and the adapter's previews."""
     pinned, run, links = recorded.pinned, recorded.run, workspace.links()
     cards = _Cards(pinned, recorded.examples, recorded.erased)
@@ -87,7 +87,7 @@ class _Cards:
 
 def _section(
     payloads: PayloadStore,
-    recorded: RecordedAudit,
+    recorded: ReportedAudit,
     output: Output,
     evidence: OutputEvidence,
     cards: _Cards,
@@ -148,7 +148,7 @@ def _label(pinned: PinnedModel, output: Output, record: Mapping[str, Any], said:
         return None, None
 
 
-def _way(recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCard]) -> Iterator[LineageStep]:
+def _way(recorded: ReportedAudit, output: Output, proponents: Sequence[ExampleCard]) -> Iterator[LineageStep]:
     """From an output to its strongest examples, and to where those came from."""
     yield LineageStep("output", output.output_id, output.output_id, href=recorded.trace_pages.get(output.output_id))
     for card in proponents:
@@ -158,7 +158,7 @@ def _way(recorded: RecordedAudit, output: Output, proponents: Sequence[ExampleCa
             yield LineageStep(attribute, value, value)
 
 
-def _chain(recorded: RecordedAudit, links: Links) -> Iterator[LineageStep]:
+def _chain(recorded: ReportedAudit, links: Links) -> Iterator[LineageStep]:
     """From the dataset version to the checkpoint: the end of the way of every output of an audit."""
     pinned, run = recorded.pinned, recorded.run
     yield LineageStep(
@@ -186,7 +186,7 @@ def _overall(details: AuditDetails, cards: _Cards) -> Overall:
     return Overall(shares, side("proponent"), side("opponent"), groups)
 
 
-def _trust(recorded: RecordedAudit) -> Trust:
+def _trust(recorded: ReportedAudit) -> Trust:
     details, coverage = recorded.details, recorded.index.coverage
     method = METHODS.get(details.audit.method)
     described = method.description if method else "A method of another package, which is not loaded here."

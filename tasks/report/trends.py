@@ -10,7 +10,7 @@ from gradtrail.storage.models.audit_runs import (
     markdown_text,
 )
 from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 
 TREND_SHARE = 0.01
 """A source or licence with less of the support than this is not drawn at that step."""

@@ -63,18 +63,18 @@ def _scoring(classifier, queries, method="grad_dot"):
     return scoring_pass([Member(prepared, lambda: [rows])])
 
 
-def _effects(classifier, queries, left_out, kind, rate=1e-4, steps=(1,)):
+def _effects(classifier, queries, removed, kind, rate=1e-4, steps=(1,)):
     recipe = Recipe(lambda parameters: torch.optim.SGD(parameters, lr=rate), steps, batch_size=40)
     training = FurtherTraining(classifier, classifier.build_model(), classifier.examples, queries, recipe)
-    return measure_effects(training, left_out, [0, 1], kind=kind)
+    return measure_effects(training, removed, [0, 1], kind=kind)
 
 
 @pytest.mark.parametrize("kind", ["subset", "loo"])
 def test_one_small_step_on_all_data_is_foretold_by_the_inner_product_of_gradients(classifier, queries, kind):
     ids = [example.example_id for example in classifier.examples]
-    left_out = random_halves(ids, 12) if kind == "subset" else single_examples(ids)
-    predicted = predicted_effects(_scoring(classifier, queries), left_out)
-    effects = _effects(classifier, queries, left_out, kind)
+    removed = random_halves(ids, 12) if kind == "subset" else single_examples(ids)
+    predicted = predicted_effects(_scoring(classifier, queries), removed)
+    effects = _effects(classifier, queries, removed, kind)
     figure = fidelity(predicted, effects, 1)
     assert figure.metric == f"fidelity_{kind}"
     assert figure.queries == 8
@@ -89,24 +89,24 @@ def test_one_small_step_on_all_data_is_foretold_by_the_inner_product_of_gradient
 
 
 def test_grad_cos_loses_what_the_norms_say(classifier, queries):
-    left_out = random_halves([example.example_id for example in classifier.examples], 12)
-    effects = _effects(classifier, queries, left_out, "subset")
-    plain = fidelity(predicted_effects(_scoring(classifier, queries), left_out), effects, 1)
-    scaled = fidelity(predicted_effects(_scoring(classifier, queries, "grad_cos"), left_out), effects, 1)
+    removed = random_halves([example.example_id for example in classifier.examples], 12)
+    effects = _effects(classifier, queries, removed, "subset")
+    plain = fidelity(predicted_effects(_scoring(classifier, queries), removed), effects, 1)
+    scaled = fidelity(predicted_effects(_scoring(classifier, queries, "grad_cos"), removed), effects, 1)
     assert 0 < scaled.spearman < plain.spearman
     assert scaled.spearman_error > plain.spearman_error
 
 
 def test_predictions_without_any_difference_count_as_nothing(classifier, queries):
-    left_out = random_halves([example.example_id for example in classifier.examples], 4)
-    effects = _effects(classifier, queries, left_out, "subset")
+    removed = random_halves([example.example_id for example in classifier.examples], 4)
+    effects = _effects(classifier, queries, removed, "subset")
     figure = fidelity(np.zeros((4, 8)), effects, 1)
     assert (figure.spearman, figure.cosine) == (0, 0)
 
 
 def test_requests_that_cannot_be_answered_are_refused(classifier, queries):
-    left_out = random_halves([example.example_id for example in classifier.examples], 4)
-    effects = _effects(classifier, queries, left_out, "subset")
+    removed = random_halves([example.example_id for example in classifier.examples], 4)
+    effects = _effects(classifier, queries, removed, "subset")
     with pytest.raises(UsageError, match="2 queries are too few"):
         fidelity(np.zeros((4, 8)), effects, 1, [0, 1])
     with pytest.raises(UsageError, match="Nothing was measured after 7 steps"):

@@ -90,11 +90,11 @@ def _closed_form(training, without, steps):
 def test_effects_on_a_quadratic_are_those_of_the_closed_form():
     training = _regression()
     ids = [example.example_id for example in training.training]
-    for kind, left_out in (("subset", random_halves(ids, 5)), ("loo", single_examples(ids))):
-        effects = measure_effects(training, left_out, [0, 1], kind=kind)
+    for kind, removed in (("subset", random_halves(ids, 5)), ("loo", single_examples(ids))):
+        effects = measure_effects(training, removed, [0, 1], kind=kind)
         for amount, steps in enumerate(effects.steps):
             full = _closed_form(training, set(), steps)
-            expected = np.array([_closed_form(training, without, steps) - full for without in left_out])
+            expected = np.array([_closed_form(training, without, steps) - full for without in removed])
             np.testing.assert_allclose(effects.by_seed[0, amount], expected, rtol=1e-9, atol=1e-14)
             np.testing.assert_allclose(effects.mean[amount], expected - expected.mean(0), rtol=1e-8, atol=1e-14)
             assert effects.ceilings(steps) == pytest.approx((1, 1))
@@ -152,18 +152,18 @@ def test_losses_by_amount_come_from_one_run():
 
 def test_a_killed_measurement_resumes_and_bad_kept_runs_are_refused():
     training = _regression(steps=(2,), batch_size=4)
-    left_out = random_halves([example.example_id for example in training.training], 3)
+    removed = random_halves([example.example_id for example in training.training], 3)
     kept = {}
-    whole = measure_effects(training, left_out, [0, 1], kind="subset", keep=kept.__setitem__)
+    whole = measure_effects(training, removed, [0, 1], kind="subset", keep=kept.__setitem__)
     assert set(kept) == {(seed, number) for seed in (0, 1) for number in (None, 0, 1, 2)}
     for key in list(kept)[3:]:
         del kept[key]
     added = {}
-    resumed = measure_effects(training, left_out, [0, 1], kind="subset", known=kept.get, keep=added.__setitem__)
+    resumed = measure_effects(training, removed, [0, 1], kind="subset", known=kept.get, keep=added.__setitem__)
     assert len(added) == 5
     assert np.array_equal(resumed.by_seed, whole.by_seed)
     with pytest.raises(DataError, match=r"shape \(2, 4\), where \(1, 4\)"):
-        measure_effects(training, left_out, [0, 1], kind="subset", known=lambda _: np.zeros((2, 4)))
+        measure_effects(training, removed, [0, 1], kind="subset", known=lambda _: np.zeros((2, 4)))
 
 
 def test_a_diverging_optimiser_is_named():
@@ -178,7 +178,7 @@ def test_a_diverging_optimiser_is_named():
 def test_requests_that_cannot_be_answered_are_refused():
     training = _regression()
     halves = random_halves([example.example_id for example in training.training], 2)
-    for left_out, seeds, kind, message in (
+    for removed, seeds, kind, message in (
         (halves[:1], [0, 1], "subset", "1 sets to leave out"),
         (halves, [0], "subset", r"Seeds \[0\]"),
         (halves, [0, 0], "subset", r"Seeds \[0, 0\]"),
@@ -187,7 +187,7 @@ def test_requests_that_cannot_be_answered_are_refused():
         ([halves[0], frozenset()], [0, 1], "subset", "or an empty one"),
     ):
         with pytest.raises(UsageError, match=message):
-            measure_effects(training, left_out, seeds, kind=kind)
+            measure_effects(training, removed, seeds, kind=kind)
     for steps, size in (((), 4), ((0,), 4), ((5, 2), 4), ((5,), 0)):
         with pytest.raises(UsageError, match="Training for"):
             Recipe(_sgd, steps, size)
@@ -226,7 +226,7 @@ def test_the_ceiling_is_the_correlation_of_noiseless_effects_with_the_measured_m
     ranked, angle = effects.ceilings(1)
     assert angle == pytest.approx(reached, abs=0.01)
     assert ranked == pytest.approx(reached, abs=0.03)
-    noiseless = Effects("subset", effects.left_out, effects.query_ids, (1,), by_seed - signal)
+    noiseless = Effects("subset", effects.removed, effects.query_ids, (1,), by_seed - signal)
     assert max(noiseless.ceilings(1)) < 0.2
 
 
@@ -247,37 +247,37 @@ def test_the_cost_of_a_run_is_timed_and_grows_with_its_steps():
 
 def test_several_workers_find_what_one_finds_and_keep_it_on_the_callers_thread():
     training = _regression(steps=(2, 9), batch_size=4)
-    left_out = random_halves([example.example_id for example in training.training], 5)
-    alone = measure_effects(training, left_out, [0, 1, 2], kind="subset")
+    removed = random_halves([example.example_id for example in training.training], 5)
+    alone = measure_effects(training, removed, [0, 1, 2], kind="subset")
     kept = {}
 
     def keep(key, losses):
         assert threading.current_thread() is threading.main_thread()
         kept[key] = losses
 
-    together = measure_effects(training, left_out, [0, 1, 2], kind="subset", workers=3, keep=keep)
+    together = measure_effects(training, removed, [0, 1, 2], kind="subset", workers=3, keep=keep)
     assert np.array_equal(together.by_seed, alone.by_seed)
     assert list(kept) == [(seed, number) for seed in (0, 1, 2) for number in (None, 0, 1, 2, 3, 4)]
     with pytest.raises(UsageError, match="0 workers"):
-        measure_effects(training, left_out, [0, 1], kind="subset", workers=0)
+        measure_effects(training, removed, [0, 1], kind="subset", workers=0)
     wild = _regression(steps=(600,), optimiser=lambda parameters: _sgd(parameters, 1e3))
     threads = torch.get_num_threads()
     with pytest.raises(ModelError, match="diverged"):
-        measure_effects(wild, left_out, [0, 1], kind="subset", workers=2)
+        measure_effects(wild, removed, [0, 1], kind="subset", workers=2)
     assert torch.get_num_threads() == threads
 
 
 def test_single_examples_left_out_at_random_are_foretold_by_their_gradients_at_the_start():
     training = _regression(steps=(1,), optimiser=lambda parameters: _sgd(parameters, 1e-5))
     ids = [example.example_id for example in training.training]
-    left_out = single_examples(ids, 7, seed=1)
-    effects = measure_effects(training, left_out, [0, 1], kind="loo")
+    removed = single_examples(ids, 7, seed=1)
+    effects = measure_effects(training, removed, [0, 1], kind="loo")
     weights = training.model.weight.detach().numpy()[0]
     inputs, targets = _stacked(training.training)
     asked, wanted = _stacked(training.queries)
     gradients = (inputs @ weights - targets)[:, None] * inputs
     towards = (asked @ weights - wanted)[:, None] * asked
-    places = [ids.index(*without) for without in left_out]
+    places = [ids.index(*without) for without in removed]
     predicted = gradients[places] @ towards.T
     found = fidelity(predicted, effects, 1)
     assert found.metric == "fidelity_loo"

@@ -12,7 +12,7 @@ from gradtrail.attribution.fidelity.evaluation import predicted_effects
 from gradtrail.attribution.fidelity.further_training import random_halves
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
-from gradtrail.attribution.scoring.contribution_blocks import contributions, group_effects, left_out_sums
+from gradtrail.attribution.scoring.contribution_blocks import contributions, group_effects, removed_sums
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.attribution.weighting.horizons import fit_horizon
 from gradtrail.errors import DataError, StoreError, UsageError
@@ -89,7 +89,7 @@ def _horizons(spectrum):
 
     def predict(horizon):
         queries = prepare_queries(MethodSpec("horizon", horizon=horizon), MEASURED, plan, spectrum=spectrum)
-        return group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
+        return group_effects(queries, removed_sums(_stream, LEFT_OUT, plan, queries), plan)
 
     return predict
 
@@ -101,7 +101,7 @@ def _dampings(spectrum):
         queries = prepare_queries(
             MethodSpec("influence_global", damping=Damping(0.0, damping)), MEASURED, plan, spectrum=spectrum
         )
-        return group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
+        return group_effects(queries, removed_sums(_stream, LEFT_OUT, plan, queries), plan)
 
     return predict
 
@@ -160,7 +160,7 @@ def test_each_point_is_predicted_once_for_all_amounts(spectrum):
 def test_effects_of_groups_add_up_to_the_predicted_effects(method):
     plan = _plan()
     queries = prepare_queries(MethodSpec(method), MEASURED, plan)
-    effects = group_effects(queries, left_out_sums(_stream, LEFT_OUT, plan, queries), plan)
+    effects = group_effects(queries, removed_sums(_stream, LEFT_OUT, plan, queries), plan)
     np.testing.assert_allclose(
         effects.sum(2), predicted_effects(scoring_pass([Member(queries, _stream)]), LEFT_OUT), rtol=1e-10
     )
@@ -173,7 +173,7 @@ def test_requests_that_cannot_be_answered_are_refused():
     plan = _plan()
     queries = prepare_queries(MethodSpec("grad_dot"), MEASURED, plan)
     with pytest.raises(DataError, match="not in the index, for example stranger"):
-        left_out_sums(_stream, [frozenset(["stranger"])], plan, queries)
+        removed_sums(_stream, [frozenset(["stranger"])], plan, queries)
     with pytest.raises(StoreError, match="Index rows have 3 columns"):
         group_effects(queries, torch.zeros(2, 3, dtype=torch.float64), plan)
     with pytest.raises(UsageError, match="0 points for 0 amounts"):

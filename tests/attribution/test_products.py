@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import ClassificationAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
-from gradtrail.attribution.gradients import instrument
+from gradtrail.attribution.gradients import tracked_model
 from gradtrail.attribution.gradients.capture import compute_features
-from gradtrail.attribution.layers import stand_ins
+from gradtrail.attribution.layers import forward_overrides
 from gradtrail.attribution.numerics.products import faster_products, frozen_linear, has_faster_products
 from gradtrail.nouns import Example
 
@@ -131,8 +131,8 @@ def test_features_are_the_same_whichever_products_make_them(monkeypatch):
     plan = plan_features(model, FeatureSettings(group_dimension=64))
     found = {}
     for faster in (True, False):
-        monkeypatch.setattr(stand_ins, "has_faster_products", lambda faster=faster: faster)
-        assert len(instrument.build_instrument(adapter, model, plan).affine) == (5 if faster else 0)
+        monkeypatch.setattr(forward_overrides, "has_faster_products", lambda faster=faster: faster)
+        assert len(tracked_model.track_model(adapter, model, plan).affine) == (5 if faster else 0)
         found[faster] = compute_features(adapter, model, adapter.training_data(), plan).vectors
         assert not any("forward" in vars(layer) for layer in model.modules())
     assert ((found[True] - found[False]).norm(dim=1) / found[False].norm(dim=1)).max() < 1e-5

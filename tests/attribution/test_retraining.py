@@ -5,7 +5,7 @@ from torch import nn
 
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.fidelity.evaluation import predicted_effects
-from gradtrail.attribution.fidelity.left_out import random_halves, random_parts
+from gradtrail.attribution.fidelity.removed_sets import random_halves, random_parts
 from gradtrail.attribution.fidelity.training_loop import Recipe
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.methods.rules import prepare_queries
@@ -47,13 +47,13 @@ def _stacked(examples):
 
 def test_a_subset_is_trained_from_the_seeds_own_start_as_if_nothing_else_existed(make_regressor):
     retraining = _regression(make_regressor)
-    left_out = random_halves(_ids(retraining), 3)
-    found = retrain_on_subsets(retraining, left_out, [0, 5])
+    removed = random_halves(_ids(retraining), 3)
+    found = retrain_on_subsets(retraining, removed, [0, 5])
     query_inputs, query_targets = _stacked(retraining.queries)
     for place, seed in enumerate((0, 5)):
         torch.manual_seed(seed)
         start = nn.Linear(3, 1, bias=False).double().weight.detach().numpy()[0]
-        for number, without in enumerate(left_out):
+        for number, without in enumerate(removed):
             inputs, targets = _stacked([e for e in retraining.training if e.example_id not in without])
             hessian, pull = inputs.T @ inputs / len(inputs), inputs.T @ targets / len(inputs)
             optimum = np.linalg.solve(hessian, pull)
@@ -112,16 +112,16 @@ def test_dropout_and_schedules_are_part_of_training_and_the_same_again_for_a_see
 
 def test_a_killed_measurement_resumes_by_its_keys(make_regressor):
     retraining = _regression(make_regressor)
-    left_out = random_parts(_ids(retraining), 3, 0.25)
+    removed = random_parts(_ids(retraining), 3, 0.25)
     kept, added = {}, {}
-    whole = retrain_on_subsets(retraining, left_out, [0, 1], keep=kept.__setitem__)
+    whole = retrain_on_subsets(retraining, removed, [0, 1], keep=kept.__setitem__)
     assert set(kept) == {(seed, number) for seed in (0, 1) for number in range(3)}
     for key in list(kept)[2:]:
         del kept[key]
-    resumed = retrain_on_subsets(retraining, left_out, [0, 1], known=kept.get, keep=added.__setitem__)
+    resumed = retrain_on_subsets(retraining, removed, [0, 1], known=kept.get, keep=added.__setitem__)
     assert len(added) == 4
     assert np.array_equal(resumed.by_seed, whole.by_seed)
-    assert (whole.left_out, whole.steps) == (tuple(left_out), (1, 6))
+    assert (whole.removed, whole.steps) == (tuple(removed), (1, 6))
     cost = retraining.cost()
     assert cost.of(retraining.recipe, 6) == pytest.approx(6 * cost.of(retraining.recipe))
 
@@ -129,14 +129,14 @@ def test_a_killed_measurement_resumes_by_its_keys(make_regressor):
 def test_retraining_that_cannot_be_done_is_refused(make_regressor):
     retraining = _regression(make_regressor)
     halves = random_halves(_ids(retraining), 2)
-    for left_out, seeds, message in (
+    for removed, seeds, message in (
         (halves[:1], [0, 1], "1 sets to leave out"),
         ([halves[0], halves[0]], [0, 1], "2 sets to leave out are all equal"),
         (halves, [0], r"Seeds \[0\]"),
         ([halves[0], frozenset(_ids(retraining))], [0, 1], "set 1 leaves nothing to train on"),
     ):
         with pytest.raises(UsageError, match=message):
-            retrain_on_subsets(retraining, left_out, seeds)
+            retrain_on_subsets(retraining, removed, seeds)
     with pytest.raises(UsageError, match="A share of 1 of 12 examples"):
         random_parts(_ids(retraining), 2, 1.0)
     wild = _regression(make_regressor, (600,), optimiser=lambda parameters: torch.optim.SGD(parameters, lr=1e3))
@@ -204,15 +204,15 @@ def test_scores_that_cannot_be_computed_are_refused():
 
 def test_gradients_foretell_what_one_small_step_from_the_same_start_makes_of_subsets(make_regressor):
     retraining = _regression(make_regressor, steps=(1,), initial=_fixed_start)
-    left_out = random_halves(_ids(retraining), 40)
-    truth = retrain_on_subsets(retraining, left_out, [0, 1])
+    removed = random_halves(_ids(retraining), 40)
+    truth = retrain_on_subsets(retraining, removed, [0, 1])
     model = _fixed_start()
     plan = plan_features(model, FeatureSettings(group_dimension=64, dtype="float64"))
     rows = compute_features(retraining.adapter, model, retraining.training, plan)
     prepared = prepare_queries(
         MethodSpec("grad_dot"), compute_features(retraining.adapter, model, retraining.queries, plan), plan
     )
-    found = datamodel_score(predicted_effects(scoring_pass([Member(prepared, lambda: [rows])]), left_out), truth)
+    found = datamodel_score(predicted_effects(scoring_pass([Member(prepared, lambda: [rows])]), removed), truth)
     assert found.value > 0.97
 
 

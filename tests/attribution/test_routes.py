@@ -16,8 +16,8 @@ from gradtrail.attribution.curvature.vectors import model_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
-from gradtrail.attribution.gradients.instrument import build_instrument
-from gradtrail.attribution.gradients.recordings import recording
+from gradtrail.attribution.gradients.forward_passes import recording
+from gradtrail.attribution.gradients.tracked_model import track_model
 from gradtrail.errors import AttributionWarning
 from gradtrail.nouns import Example
 
@@ -398,7 +398,7 @@ def test_norms_of_ones_own_are_measured_on_the_way_where_a_gradient_shows_what_t
     plan = plan_features(model)
     (place,) = (place for place, group in enumerate(plan.groups) if not group.modules)
     assert plan.groups[place].name == plan.groups[place].parameters[0]  # as in indexes from before
-    instrument = build_instrument(adapter, model, plan)
+    instrument = track_model(adapter, model, plan)
     with recording(instrument, adapter.examples):
         assert (place in instrument.routes.by_autograd) is not by_rule
 
@@ -421,7 +421,7 @@ def test_a_llama_is_measured_without_a_pass_of_its_own_for_its_norms(autograd_ve
     adapter = Llama()
     model, examples = adapter.build_model(), adapter.training_data()
     plan = plan_features(model, FeatureSettings(group_dimension=10**6))
-    instrument = build_instrument(adapter, model, plan)
+    instrument = track_model(adapter, model, plan)
     with recording(instrument, examples) as record:
         assert instrument.routes.fallback is None
         found = record.vectors(adapter.losses(record.outputs, record.batch))

@@ -49,8 +49,8 @@ def test_segments_foretell_gradient_descent_on_a_quadratic_whose_curvature_chang
             moved = moved - rate * (curvature @ moved - push)
     segments = [Segment(early, rate * steps / 2), Segment(late, rate * steps / 2)]
     prepared = unrolled_queries(queries(), segments, PLAN)
-    foretold = sum(one.vectors @ push for one, push in zip(prepared, pushes, strict=True))
-    assert torch.allclose(foretold, queries().vectors @ moved, rtol=1e-3, atol=1e-5)
+    predicted = sum(one.vectors @ push for one, push in zip(prepared, pushes, strict=True))
+    assert torch.allclose(predicted, queries().vectors @ moved, rtol=1e-3, atol=1e-5)
     assert prepared[0].query_ids == ("a", "b", "c")
 
 

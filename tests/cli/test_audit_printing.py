@@ -9,8 +9,8 @@ from gradtrail.commands.audits_printing import show_audit
 from gradtrail.errors import FindingsError
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.nouns import Finding
-from gradtrail.reports.gates import GatedAudit
-from gradtrail.tasks.govern.gating import require_gate
+from gradtrail.reports.verdicts import AuditVerdict
+from gradtrail.tasks.govern.verdicts import require_pass
 
 
 def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(capsys):
@@ -33,11 +33,11 @@ def test_one_is_not_many(capsys):
     assert "1 output waits for a later run: " in said
     assert "Audited 1 output of a/1" in said
     finding = Finding("rule", "high", "why.")
-    audit = GatedAudit("b" * 64, "a/1", datetime(2026, 1, 1, tzinfo=UTC), ("rule",), (finding,))
+    audit = AuditVerdict("b" * 64, "a/1", datetime(2026, 1, 1, tzinfo=UTC), ("rule",), (finding,))
     with pytest.raises(FindingsError, match="has 1 finding of severity high or higher"):
-        require_gate([audit], "high")
+        require_pass([audit], "high")
     with pytest.raises(FindingsError, match="has 2 findings of severity high or higher"):
-        require_gate([replace(audit, findings=(finding, finding))], "high")
+        require_pass([replace(audit, findings=(finding, finding))], "high")
 
 
 def test_a_run_that_audited_all_there_was_says_nothing_of_what_waits(capsys):

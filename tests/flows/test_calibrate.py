@@ -21,7 +21,7 @@ from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.report.building import build_report
-from gradtrail.tasks.report.recorded_audits import recorded_audit
+from gradtrail.tasks.report.reported_audits import reported_audit
 
 MODEL = "tiny@champion"
 COUNTED = {"sets": 8, "seeds": 2, "steps": (2, 6), "learning_rate": 0.1, "batch_size": 16}
@@ -165,7 +165,7 @@ def test_learned_weightings_stand_in_the_ledger_with_their_evidence(calibrated):
 def test_audits_take_the_best_and_reports_show_its_figure(calibrated):
     tiny = calibrated.tiny
     assert _report(tiny, calibrated.before)["trust"]["method"] == "influence"
-    before = recorded_audit(tiny.workspace, calibrated.before.audit_id)
+    before = reported_audit(tiny.workspace, calibrated.before.audit_id)
     assert build_report(tiny.workspace, before).trust.fidelity is None
     [chosen] = [each for each in calibrated.outcome.methods if each.chosen]
     after, trust = calibrated.audited()
@@ -248,12 +248,12 @@ def test_a_killed_calibration_resumes_and_a_complete_one_trains_nothing(indexed,
     trained = FurtherTraining.run
     count = 0
 
-    def killed(self, seed, left_out=frozenset()):
+    def killed(self, seed, removed=frozenset()):
         nonlocal count
         count += 1
         if count > 7:
             raise KeyboardInterrupt
-        return trained(self, seed, left_out)
+        return trained(self, seed, removed)
 
     options = _counted(methods=("grad_dot",))
     with monkeypatch.context() as patched:

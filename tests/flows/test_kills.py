@@ -24,7 +24,7 @@ from gradtrail.tasks.collecting import collect_outputs, pending_outputs
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.opened import method_indexes
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 from gradtrail.tasks.reporting import write_audit_report
 
 SLOW_INDEX = """

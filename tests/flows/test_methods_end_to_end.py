@@ -184,12 +184,12 @@ def test_options_that_a_method_cannot_serve_are_refused_before_anything_is_recor
         ({"method": "datainf", "curvature": "ggn"}, "observed targets, not on curvature ggn"),
         ({"method": "influence", "curvature": "hessian"}, "no curvature kind 'hessian'"),
         ({"method": "influence", "horizon": 3.0}, "influence has no horizon"),
-        ({"method": "influence_global", "damping": Damping(-1.0)}, "Damping relative=-1"),
+        ({"method": "influence_global", "relative_damping": -1.0}, "Damping relative=-1"),
         ({"method": "cg", "curvature": "fisher"}, "no full curvature 'fisher'"),
         ({"method": "nothing"}, "no attribution method 'nothing'"),
     ):
         with pytest.raises(UsageError, match=message):
-            audit(ingested.workspace, MODEL, AuditOptions(**options))
+            audit(ingested.workspace, MODEL, AuditOptions.from_json(options))
     with ingested.workspace.ledger().read() as connection:
         assert queries.audits(connection, "tiny/1") == []
 

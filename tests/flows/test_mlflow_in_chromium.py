@@ -33,7 +33,7 @@ from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.linking import lead_to_report
 from gradtrail.tasks.report.building import build_report
 from gradtrail.tasks.report.history import audit_history
-from gradtrail.tasks.report.recorded_audits import recorded_audit
+from gradtrail.tasks.report.reported_audits import reported_audit
 from gradtrail.tasks.report_index import publish_report_index
 
 PATIENCE = 180
@@ -106,8 +106,8 @@ def linked(demo, mlflow_server, reports):
     with workspace.ledger().read() as connection:
         newest = queries.audits(connection, "digits/1")[-1]
         history = [each.past for each in audit_history(connection, "digits")]
-    write_report(build_report(workspace, recorded_audit(workspace, newest.audit_id)), folder)
-    recorded = recorded_audit(workspace, newest.audit_id)
+    write_report(build_report(workspace, reported_audit(workspace, newest.audit_id)), folder)
+    recorded = reported_audit(workspace, newest.audit_id)
     lead_to_report(workspace.registry(), workspace.links(), recorded, history)
     yield workspace, newest, recorded
     lead_to_report(workspace.registry(), demo.workspace.links(), recorded, history)

@@ -21,7 +21,7 @@ from gradtrail.cli import app
 from gradtrail.lineage.read import queries
 from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, INDEX_TAG, NOTE_TAG, TREND_TAG
 from gradtrail.tasks.report.building import build_report
-from gradtrail.tasks.report.recorded_audits import ShownAudit, recorded_audit
+from gradtrail.tasks.report.reported_audits import ShownAudit, reported_audit
 from gradtrail.tasks.report_index import publish_report_index, write_report_index
 from gradtrail.tasks.trends import record_trend
 
@@ -100,11 +100,11 @@ def test_every_link_in_mlflow_leads_to_something_that_is_there(demo, audits):
 
 
 def test_the_report_leads_back_to_all_of_them(demo, audits):
-    links = build_report(demo.workspace, recorded_audit(demo.workspace, audits[-1].audit_id)).model_links
+    links = build_report(demo.workspace, reported_audit(demo.workspace, audits[-1].audit_id)).model_links
     assert list(links) == ["Model version", "Training run", "Audit run", "Trend", "All audits"]
     assert all(_leads_somewhere(demo, address) for address in links.values())
     served = replace(demo.workspace, report_url="https://reports.example/gradtrail")
-    assert build_report(served, recorded_audit(served, audits[-1].audit_id)).model_links["All audits"] == (
+    assert build_report(served, reported_audit(served, audits[-1].audit_id)).model_links["All audits"] == (
         "https://reports.example/gradtrail/index.html"
     )
 

@@ -11,7 +11,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.core.measured_outputs import MEASURING
-from gradtrail.tasks.govern.gating import gated_audits
+from gradtrail.tasks.govern.verdicts import audit_verdicts
 
 MODEL = "tiny@champion"
 
@@ -178,7 +178,7 @@ def test_outputs_of_the_version_before_are_audited_after_the_alias_moved(indexed
     [other] = outcome.others
     assert (other.model_version_id, other.output_count, other.refusal) == ("tiny/1", 2, "")
     assert set(outcome.made) == {outcome.audit_id, *other.audit_ids}
-    assert {each.model_version_id for each in gated_audits(indexed.workspace, "tiny/2", outcome.made)} == {
+    assert {each.model_version_id for each in audit_verdicts(indexed.workspace, "tiny/2", outcome.made)} == {
         "tiny/1",
         "tiny/2",
     }

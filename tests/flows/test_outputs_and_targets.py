@@ -15,7 +15,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.calibrated import resolve_audit
 from gradtrail.tasks.collecting import collect_outputs, pending_outputs
-from gradtrail.tasks.govern.gating import gated_audits
+from gradtrail.tasks.govern.verdicts import audit_verdicts
 
 
 @pytest.fixture
@@ -186,5 +186,5 @@ def test_outputs_beyond_one_audit_make_several_and_prefect_keeps_no_note_of_each
     examined, _ = notes_of_a_run(indexed.workspace)
     assert (examined.output_count, len(examined.earlier)) == (5, 2)
     assert [len(covered) for covered in _covered(indexed)][-3:] == [2, 2, 1]
-    tried_again = gated_audits(indexed.workspace, "tiny/1", ())
+    tried_again = audit_verdicts(indexed.workspace, "tiny/1", ())
     assert tuple(each.audit_id for each in tried_again) == examined.audit_ids

@@ -13,7 +13,7 @@ from gradtrail.attribution.layers.registry import find_rule
 assert find_rule(nn.Linear(2, 3)) is not None
 assert find_rule(nn.ReLU()) is None
 from gradtrail.attribution.methods.registry import METHODS, find_method
-assert find_method("influence").needs == ("curvature",)
+assert [need.name for need in find_method("influence").needs] == ["curvature"]
 from gradtrail.attribution.methods import rules
 assert list(METHODS)[0] == "grad_dot" and len(METHODS) == len(rules.METHODS) > 10
 """

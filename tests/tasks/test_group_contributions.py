@@ -19,7 +19,7 @@ from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.indexing import build_index
 from gradtrail.tasks.ingest.registering import TrainedWeights
 from gradtrail.tasks.measuring import measure_outputs
-from gradtrail.tasks.report.recorded_audits import ShownAudit
+from gradtrail.tasks.report.reported_audits import ShownAudit
 from gradtrail.tasks.reporting import write_audit_report
 
 

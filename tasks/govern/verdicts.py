@@ -1,4 +1,4 @@
-"""Gating: whether what an audit run found lets a pipeline go on."""
+"""Verdicts on audits: whether what a run found lets a pipeline go on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from gradtrail.errors import FindingsError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Severity
 from gradtrail.reports.formats import plural
-from gradtrail.reports.gates import GatedAudit, gate_document, junit_xml, stops
+from gradtrail.reports.verdicts import AuditVerdict, junit_xml, stops, verdict_document
 from gradtrail.storage.files.atomic import write_atomically
 from gradtrail.tasks.core.policies import workspace_policy
 from gradtrail.tasks.core.workspace import Workspace
 
 
-def gated_audits(workspace: Workspace, model_version_id: str, audit_ids: Sequence[str]) -> list[GatedAudit]:
+def audit_verdicts(workspace: Workspace, model_version_id: str, audit_ids: Sequence[str]) -> list[AuditVerdict]:
     """The audits that a run made or finished; where it had nothing to do, those of the run before it.
 
     Otherwise a pipeline that is started again after it was stopped would pass, for its outputs are audited by then.
@@ -27,7 +27,7 @@ def gated_audits(workspace: Workspace, model_version_id: str, audit_ids: Sequenc
         judged = audit_ids or queries.newest_audits(connection, model_version_id)
         found = [queries.audit_details(connection, audit_id) for audit_id in judged]
     return [
-        GatedAudit(
+        AuditVerdict(
             each.audit.audit_id,
             each.audit.model_version_id,
             each.recorded_at,
@@ -39,14 +39,14 @@ def gated_audits(workspace: Workspace, model_version_id: str, audit_ids: Sequenc
     ]
 
 
-def write_gate(audits: Sequence[GatedAudit], fail_on: Severity, path: Path) -> None:
+def write_verdicts(audits: Sequence[AuditVerdict], fail_on: Severity, path: Path) -> None:
     """Write JUnit XML to `path`, and the same as JSON beside it, with the ending .json."""
-    document = gate_document(audits, fail_on)
+    document = verdict_document(audits, fail_on)
     write_atomically(path, junit_xml(document))
     write_atomically(path.with_suffix(".json"), json.dumps(document, indent=2, ensure_ascii=False).encode())
 
 
-def require_gate(audits: Sequence[GatedAudit], fail_on: Severity) -> None:
+def require_pass(audits: Sequence[AuditVerdict], fail_on: Severity) -> None:
     """Refuse to go on where an audit has a finding of `fail_on` or higher.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Gates: the findings of audits in the shape of test results, which every CI system can read."""
+"""Verdicts on audits: their findings in the shape of test results, which every CI system can read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 @dataclass(frozen=True)
-class GatedAudit:
-    """An audit as a gate sees it. `rules` are those it was held to; a rule without findings passed."""
+class AuditVerdict:
+    """An audit with the `rules` it was held to and its `findings`; a rule without findings passed."""
 
     audit_id: str
     model_version_id: str
@@ -33,7 +33,7 @@ def stops(finding: Finding, fail_on: Severity) -> bool:
     return SEVERITIES.index(finding.severity) <= SEVERITIES.index(fail_on)
 
 
-def gate_document(audits: Sequence[GatedAudit], fail_on: Severity) -> dict[str, Any]:
+def verdict_document(audits: Sequence[AuditVerdict], fail_on: Severity) -> dict[str, Any]:
     """Test results as JSON: a suite an audit, a case a rule, which fails by a finding of `fail_on` or higher."""
     suites = [_suite(audit, fail_on) for audit in audits]
     return {
@@ -65,7 +65,7 @@ def junit_xml(document: Mapping[str, Any]) -> bytes:
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
-def _suite(audit: GatedAudit, fail_on: Severity) -> dict[str, Any]:
+def _suite(audit: AuditVerdict, fail_on: Severity) -> dict[str, Any]:
     names = list(dict.fromkeys([*audit.rules, *(finding.rule for finding in audit.findings)]))
     cases = []
     for name in names:

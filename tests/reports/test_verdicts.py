@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 from gradtrail.nouns import Finding
-from gradtrail.reports.gates import GatedAudit, gate_document, junit_xml
+from gradtrail.reports.verdicts import AuditVerdict, junit_xml, verdict_document
 
-AUDIT = GatedAudit(
+AUDIT = AuditVerdict(
     "ab" * 32,
     "digits/3",
     datetime(2026, 11, 1, 12, tzinfo=UTC),
@@ -20,7 +20,7 @@ AUDIT = GatedAudit(
 
 
 def test_a_rule_is_a_case_that_fails_by_severity():
-    document = gate_document([AUDIT], "medium")
+    document = verdict_document([AUDIT], "medium")
     [suite] = document["suites"]
     assert (document["tests"], document["failures"], document["fail_on"]) == (4, 2, "medium")
     assert {case["rule"]: case["passed"] for case in suite["cases"]} == {
@@ -29,13 +29,13 @@ def test_a_rule_is_a_case_that_fails_by_severity():
         "unlicensed": True,
         "of-an-older-policy": False,
     }
-    assert gate_document([AUDIT], "high")["failures"] == 1
-    assert gate_document([AUDIT], "low")["failures"] == 3
-    assert gate_document([], "high")["tests"] == 0
+    assert verdict_document([AUDIT], "high")["failures"] == 1
+    assert verdict_document([AUDIT], "low")["failures"] == 3
+    assert verdict_document([], "high")["tests"] == 0
 
 
 def test_the_xml_is_well_formed_and_says_the_same():
-    root = ElementTree.fromstring(junit_xml(gate_document([AUDIT], "medium")))  # noqa: S314 - our own text
+    root = ElementTree.fromstring(junit_xml(verdict_document([AUDIT], "medium")))  # noqa: S314 - our own text
     [suite] = root.findall("testsuite")
     assert (root.get("tests"), root.get("failures"), suite.get("failures")) == ("4", "2", "2")
     cases = {case.get("name"): case for case in suite.findall("testcase")}

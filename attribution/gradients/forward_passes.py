@@ -12,10 +12,10 @@ from torch import Tensor
 from gradtrail.attribution.adapters.layout import BatchLayout
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.fallback import Fallback
-from gradtrail.attribution.gradients.hooks import Recording, UnfitError
-from gradtrail.attribution.gradients.instrument import Instrument
+from gradtrail.attribution.gradients.hooks import HookedForward, UnfitError
 from gradtrail.attribution.gradients.oracle import autograd_vector, coarsest_dtype, rounding, unlike_autograd
 from gradtrail.attribution.gradients.routes import CallLayout, Routes, call_layout, positions_of
+from gradtrail.attribution.gradients.tracked_model import TrackedModel
 from gradtrail.attribution.gradients.watching import Watching
 from gradtrail.errors import AttributionWarning
 from gradtrail.nouns import Example
@@ -28,95 +28,93 @@ _TRIES = 3
 
 
 @contextmanager
-def recording(instrument: Instrument, examples: Sequence[Example]) -> Iterator[Recording]:
+def hooked_forward(tracked: TrackedModel, examples: Sequence[Example]) -> Iterator[HookedForward]:
     """Run `examples` forward with hooks on; hooks, modes and flags are undone on leaving, also after an exception.
 
     Raises:
         UnfitError: when a layer cannot be measured by its rule, and the plan allows no fallback.
     """
-    prepare(instrument, examples)
-    with frozen_in_eval(instrument.model), ExitStack() as stack:
-        yield _recorded(instrument, examples, stack)
+    prepare(tracked, examples)
+    with frozen_in_eval(tracked.model), ExitStack() as stack:
+        yield _forward(tracked, examples, stack)
 
 
-def prepare(instrument: Instrument, examples: Sequence[Example]) -> None:
-    """Find the instrument's routes by some of the examples, unless it has them."""
-    if instrument.routes is None:
-        instrument.routes = find_routes(instrument, _largest(instrument, examples[:_LOOKED_AT]))
+def prepare(tracked: TrackedModel, examples: Sequence[Example]) -> None:
+    """Find the routes of the tracked model by some of the examples, unless it has them."""
+    if tracked.routes is None:
+        tracked.routes = find_routes(tracked, _largest(tracked, examples[:_LOOKED_AT]))
 
 
-def _largest(instrument: Instrument, examples: Sequence[Example]) -> Example:
+def _largest(tracked: TrackedModel, examples: Sequence[Example]) -> Example:
     """The example with the most numbers: in a text of one word, a word and a text look the same."""
     if len(examples) == 1:
         return examples[0]
-    batches = (instrument.adapter.collate([example]) for example in examples)
+    batches = (tracked.adapter.collate([example]) for example in examples)
     sizes = [sum(tensor.numel() for tensor in batch.tensors()) for batch in batches]
     return examples[sizes.index(max(sizes))]
 
 
-def _recorded(instrument: Instrument, examples: Sequence[Example], stack: ExitStack) -> Recording:
-    """The recording of a batch; a group that its rule cannot measure there is measured by autograd from then on."""
+def _forward(tracked: TrackedModel, examples: Sequence[Example], stack: ExitStack) -> HookedForward:
+    """The hooked pass of a batch; a group that its rule cannot measure there is measured by autograd from then on."""
     while True:
-        routes = instrument.routes or Routes()
+        routes = tracked.routes or Routes()
         with ExitStack() as own:
-            record = Recording(instrument, examples, routes)
-            own.callback(record.release)
-            record.attach(own)
+            forward = HookedForward(tracked, examples, routes)
+            own.callback(forward.release)
+            forward.attach(own)
             try:
-                record.run(instrument.adapter.collate(examples).to(instrument.device))
+                forward.run(tracked.adapter.collate(examples).to(tracked.device))
             except UnfitError as fault:
-                if not instrument.plan.settings.fallback:
+                if not tracked.plan.settings.fallback:
                     raise
-                instrument.routes = _routes(instrument, routes, {fault.place: fault.what})
+                tracked.routes = _routes(tracked, routes, {fault.place: fault.what})
             else:
                 stack.enter_context(own.pop_all())
-                return record
+                return forward
 
 
-def find_routes(instrument: Instrument, example: Example) -> Routes:
+def find_routes(tracked: TrackedModel, example: Example) -> Routes:
     """How each group is measured, from one example and the same one twice: by its rule, else by autograd.
 
     A model that does not run on them is left to those who run it: its layers count as called with rows of examples.
     """
-    plan = instrument.plan
+    plan = tracked.plan
     bare = Routes(by_autograd=frozenset(place for place, group in enumerate(plan.groups) if not group.modules))
     try:
         lone, pair = ([example] * count for count in (1, 2))
-        one, two = (instrument.adapter.collate(each).to(instrument.device) for each in (lone, pair))
-        once, twice = Watching(instrument, lone, Routes()), Watching(instrument, pair, Routes())
+        one, two = (tracked.adapter.collate(each).to(tracked.device) for each in (lone, pair))
+        once, twice = Watching(tracked, lone, Routes()), Watching(tracked, pair, Routes())
         outputs, expected = once.watch(one), twice.watch(two)
     except Exception:
-        return _routes(instrument, bare, {})
+        return _routes(tracked, bare, {})
     batch = BatchLayout.between(one, two)
-    bare = replace(bare, batch=batch, dtype=coarsest_dtype(instrument.model, plan.lower_precision, outputs.dtype))
+    bare = replace(bare, batch=batch, dtype=coarsest_dtype(tracked.model, plan.lower_precision, outputs.dtype))
     positions = positions_of(one, batch)
     layouts, unfit = dict[str, CallLayout](), dict[int, str]()
-    for use in instrument.every_use:
+    for use in tracked.every_use:
         layout = call_layout(once.shapes[use.name], twice.shapes[use.name], positions, use.rule.sequential)
         if layout is not None and (layout.dimension != 0 or use.name not in once.chosen):
             layouts[use.name] = layout
-        elif plan.settings.fallback and use.place not in instrument.supposed:
+        elif plan.settings.fallback and use.place not in tracked.supposed:
             unfit[use.place] = f"layer {use.name} is {once.told(use.name)}"
     routes = replace(bare, layouts=layouts)
     return (
-        _judged(instrument, routes, unfit, example, expected)
+        _judged(tracked, routes, unfit, example, expected)
         if plan.settings.fallback
-        else _routes(instrument, routes, unfit)
+        else _routes(tracked, routes, unfit)
     )
 
 
-def _judged(
-    instrument: Instrument, routes: Routes, unfit: dict[int, str], example: Example, expected: Tensor
-) -> Routes:
+def _judged(tracked: TrackedModel, routes: Routes, unfit: dict[int, str], example: Example, expected: Tensor) -> Routes:
     """`routes` without the rules whose gradient of the same example twice is not autograd's.
 
     Rules that are supposed only have to be shown right. `expected` are the model's outputs without hooks.
     """
-    supposed = {use.place for use in instrument.uses if use.place in instrument.supposed and use.name in routes.layouts}
+    supposed = {use.place for use in tracked.uses if use.place in tracked.supposed and use.name in routes.layouts}
     for _ in range(_TRIES):
         by_autograd = (routes.by_autograd - supposed) | set(unfit)
-        wrong, right = _compared(instrument, replace(routes, by_autograd=by_autograd), example, expected)
-        unfit |= {place: why for place, why in wrong.items() if place not in instrument.supposed}
+        wrong, right = _compared(tracked, replace(routes, by_autograd=by_autograd), example, expected)
+        unfit |= {place: why for place, why in wrong.items() if place not in tracked.supposed}
         if right is not None:
             supposed &= right
             break
@@ -124,12 +122,12 @@ def _judged(
             supposed = set()
     else:
         supposed = set()
-    return _routes(instrument, replace(routes, by_autograd=routes.by_autograd - supposed), unfit)
+    return _routes(tracked, replace(routes, by_autograd=routes.by_autograd - supposed), unfit)
 
 
-def _routes(instrument: Instrument, routes: Routes, unfit: Mapping[int, str]) -> Routes:
+def _routes(tracked: TrackedModel, routes: Routes, unfit: Mapping[int, str]) -> Routes:
     """`routes` with what is `unfit` for a rule left to autograd, which is said."""
-    plan = instrument.plan
+    plan = tracked.plan
     if unfit:
         names = [plan.groups[place].name for place in sorted(unfit)]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -139,34 +137,32 @@ def _routes(instrument: Instrument, routes: Routes, unfit: Mapping[int, str]) ->
             stacklevel=2,
         )
     places = sorted(routes.by_autograd | set(unfit))
-    groups = [instrument.whole_group(place) for place in places]
+    groups = [tracked.whole_group(place) for place in places]
     fallback = (
-        Fallback(instrument.adapter, instrument.run, instrument.model, groups, routes.batch, instrument.device)
-        if groups
-        else None
+        Fallback(tracked.adapter, tracked.run, tracked.model, groups, routes.batch, tracked.device) if groups else None
     )
     return replace(routes, by_autograd=frozenset(places), fallback=fallback)
 
 
 def _compared(
-    instrument: Instrument, routes: Routes, example: Example, expected: Tensor
+    tracked: TrackedModel, routes: Routes, example: Example, expected: Tensor
 ) -> tuple[dict[int, str], set[int] | None]:
     """The places that rules get wrong, with why, and those whose own gradient is right; None where nothing was seen."""
-    plan = instrument.plan
+    plan = tracked.plan
     if len(routes.by_autograd) == len(plan.groups):
         return {}, set()
-    shared = {use.place: use.name for use in instrument.every_use if routes.shares(use.name)}
+    shared = {use.place: use.name for use in tracked.every_use if routes.shares(use.name)}
     because = {place: f"layer {name} runs once for all examples" for place, name in shared.items()}
     try:
-        found = _twice(instrument, routes, example, expected)
+        found = _twice(tracked, routes, example, expected)
         if found is None:
             return because, None
-        wanted = autograd_vector(instrument, example)
-        wrong = _unlike(found, wanted, instrument, routes)
-        if wrong and instrument.adapter.position_mask(instrument.adapter.collate([example])) is not None:
+        wanted = autograd_vector(tracked, example)
+        wrong = _unlike(found, wanted, tracked, routes)
+        if wrong and tracked.adapter.position_mask(tracked.adapter.collate([example])) is not None:
             # A mask that hides what counts is the adapter's fault, which the checks before a pass name.
-            unmasked = _twice(instrument, routes, example, expected, masked=False)
-            wrong &= set() if unmasked is None else _unlike(unmasked, wanted, instrument, routes)
+            unmasked = _twice(tracked, routes, example, expected, masked=False)
+            wrong &= set() if unmasked is None else _unlike(unmasked, wanted, tracked, routes)
     except Exception:
         return because, None
     why = {place: f"{plan.groups[place].name} is used in another way too than by calling it" for place in sorted(wrong)}
@@ -179,35 +175,35 @@ def _compared(
     return why, right - wrong
 
 
-def _unlike(found: Tensor, wanted: Tensor, instrument: Instrument, routes: Routes) -> set[int]:
+def _unlike(found: Tensor, wanted: Tensor, tracked: TrackedModel, routes: Routes) -> set[int]:
     """The places that a rule measures, and not as autograd does: in the first or in the second row."""
     if not (found.isfinite().all() and wanted.isfinite().all()):
         return set()
     wrong = {
         place
         for row, scale in zip(found, _SCALES, strict=True)
-        for place in unlike_autograd(row, scale * wanted, instrument.plan, routes.dtype)
+        for place in unlike_autograd(row, scale * wanted, tracked.plan, routes.dtype)
     }
     return wrong - routes.by_autograd
 
 
 def _twice(
-    instrument: Instrument, routes: Routes, example: Example, expected: Tensor, *, masked: bool = True
+    tracked: TrackedModel, routes: Routes, example: Example, expected: Tensor, *, masked: bool = True
 ) -> Tensor | None:
     """Features of the same example twice, by rules alone, or None where hooks change the outputs."""
     examples = [example, example]
-    with frozen_in_eval(instrument.model), ExitStack() as stack:
-        record = Recording(instrument, examples, routes)
-        record.masked = masked
-        stack.callback(record.release)
-        record.attach(stack)
-        record.run(instrument.adapter.collate(examples).to(instrument.device))
-        outputs = record.outputs.detach()
+    with frozen_in_eval(tracked.model), ExitStack() as stack:
+        forward = HookedForward(tracked, examples, routes)
+        forward.masked = masked
+        stack.callback(forward.release)
+        forward.attach(stack)
+        forward.run(tracked.adapter.collate(examples).to(tracked.device))
+        outputs = forward.outputs.detach()
         if outputs.shape != expected.shape:
             return None
         finite = expected.isfinite()
         scale = expected[finite].abs().max() if finite.any() else expected.new_zeros(())
         if not ((outputs - expected)[finite].abs() <= rounding(routes.dtype) * scale).all():
             return None
-        losses = instrument.adapter.losses(record.outputs, record.batch)
-        return record.vectors(losses * losses.new_tensor(_SCALES))
+        losses = tracked.adapter.losses(forward.outputs, forward.batch)
+        return forward.vectors(losses * losses.new_tensor(_SCALES))

@@ -16,23 +16,23 @@ from gradtrail.attribution.numerics.products import frozen_linear, has_faster_pr
 AffineLayer = tuple[nn.Module, LayerRule]
 
 
-def stand_in(layer: nn.Module, forward: Callable[..., Any], stack: ExitStack) -> None:
+def override_forward(layer: nn.Module, forward: Callable[..., Any], stack: ExitStack) -> None:
     """Call `forward` in place of the layer's own until `stack` closes."""
     layer.forward = forward
     stack.callback(vars(layer).pop, "forward")
 
 
-def affine_layers(model: nn.Module, device: str | torch.device) -> tuple[AffineLayer, ...]:
+def fast_affine_layers(model: nn.Module, device: str | torch.device) -> tuple[AffineLayer, ...]:
     """The layers that faster products can stand in for; none where they are not faster."""
     return tuple(_affine(model)) if torch.device(device).type == "cpu" and has_faster_products() else ()
 
 
-def multiply_faster(
+def use_faster_products(
     layers: tuple[AffineLayer, ...], stack: ExitStack, wanted: Callable[[], bool] = lambda: True
 ) -> None:
     """Let the layers use faster products until `stack` closes, in each call in which they are `wanted`."""
     for layer, rule in layers:
-        stand_in(layer, _faster(layer, rule, wanted), stack)
+        override_forward(layer, _faster(layer, rule, wanted), stack)
 
 
 def _affine(model: nn.Module) -> Iterator[AffineLayer]:

@@ -14,9 +14,9 @@ from gradtrail.attribution.gradients.eval_mode import forward_pass
 from gradtrail.attribution.gradients.fallback import WholeGroup
 from gradtrail.attribution.gradients.routes import Routes
 from gradtrail.attribution.gradients.weight_gradients import Run
+from gradtrail.attribution.layers.forward_overrides import AffineLayer, fast_affine_layers
 from gradtrail.attribution.layers.registry import LayerRule, Projections
 from gradtrail.attribution.layers.rules import ScaleRule, find_rule
-from gradtrail.attribution.layers.stand_ins import AffineLayer, affine_layers
 from gradtrail.errors import ModelError
 
 _SCALE = ScaleRule()
@@ -38,7 +38,7 @@ class LayerUse:
 
 
 @dataclass
-class Instrument:
+class TrackedModel:
     """Everything that stays the same from batch to batch; `model` is on `device`.
 
     `routes` are found with the first batch: how each group is measured.
@@ -78,9 +78,9 @@ class Instrument:
         return WholeGroup(place, group, self.projections[place])
 
 
-def build_instrument(
+def track_model(
     adapter: ModelAdapter, model: nn.Module, plan: FeaturePlan, device: str | torch.device = "cpu"
-) -> Instrument:
+) -> TrackedModel:
     """The projections are in the type the arithmetic runs in: the model's, but at least float32 and the plan's."""
     dtype = torch.promote_types(torch.float32, plan.dtype)
     for parameter in model.parameters():
@@ -101,8 +101,8 @@ def build_instrument(
         if isinstance(layer, nn.MultiheadAttention) and not {name, f"{name}.out_proj"}.isdisjoint(planned)
     }
     hooked = tuple(use for use in uses if use.name not in attention)
-    affine = affine_layers(model, device)
-    return Instrument(adapter, model, plan, projections, device, run, hooked, attention, affine)
+    affine = fast_affine_layers(model, device)
+    return TrackedModel(adapter, model, plan, projections, device, run, hooked, attention, affine)
 
 
 def _uses(model: nn.Module, plan: FeaturePlan, place: int, projections: Projections) -> Iterator[LayerUse]:

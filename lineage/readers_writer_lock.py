@@ -1,9 +1,9 @@
-"""Who may touch the ledger file within this process.
+"""A lock for the ledger file within this process.
 
 DuckDB guards the file between processes with a POSIX lock. Such a lock belongs to the process and is lost as soon as
 the process closes *any* handle of the file, for example after hashing or copying it; and one process cannot hold a file
-open read-only and read-write at once. So threads of this process pass a gate first: many readers, or one that writes,
-hashes or copies.
+open read-only and read-write at once. So threads of this process take this lock first: many readers, or one that
+writes, hashes or copies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 from gradtrail.errors import LedgerError
 
 
-class Gate:
-    """Many readers or one holder; see `gate_of`."""
+class ReadersWriterLock:
+    """Many readers or one holder; see `lock_of`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,16 +61,16 @@ class Gate:
         )
 
 
-_gates: WeakValueDictionary[Path, Gate] = WeakValueDictionary()
-_gates_lock = threading.Lock()
+_locks: WeakValueDictionary[Path, ReadersWriterLock] = WeakValueDictionary()
+_choosing = threading.Lock()
 
 
-def gate_of(path: Path) -> Gate:
-    """The one gate of a file, however its path is spelt. Keep the gate as long as you use the file."""
+def lock_of(path: Path) -> ReadersWriterLock:
+    """The one lock of a file, however its path is spelt. Keep the lock as long as you use the file."""
     resolved = path.resolve()
-    with _gates_lock:
-        gate = _gates.get(resolved)
-        if gate is None:
-            gate = Gate(resolved)
-            _gates[resolved] = gate
-        return gate
+    with _choosing:
+        lock = _locks.get(resolved)
+        if lock is None:
+            lock = ReadersWriterLock(resolved)
+            _locks[resolved] = lock
+        return lock

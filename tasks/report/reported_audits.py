@@ -17,15 +17,15 @@ from gradtrail.nouns import Fidelity, Index, Output, Run, Watermark, Weighting
 from gradtrail.storage.models.audit_runs import AuditRun, open_audit_run, open_index_run, open_trend_run
 from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.collect.traced import trace_pages
+from gradtrail.tasks.core.ledger_nouns import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.core.measured_fidelity import audited_fidelity
 from gradtrail.tasks.core.measured_outputs import MEASURING
 from gradtrail.tasks.core.models import PinnedModel, pinned_model
-from gradtrail.tasks.core.recorded import recorded_index, recorded_run, recorded_weighting
 from gradtrail.tasks.core.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class RecordedAudit:
+class ReportedAudit:
     """What the ledger holds about one audit, the model it is about, and the MLflow runs that show it."""
 
     details: AuditDetails
@@ -76,14 +76,14 @@ class ShownAudit:
         return self.workspace.registry()
 
     @cached_property
-    def recorded(self) -> RecordedAudit:
+    def recorded(self) -> ReportedAudit:
         """The audit as the ledger has it."""
-        return recorded_audit(self.workspace, self.audit_id, self._pinned, self.registry)
+        return reported_audit(self.workspace, self.audit_id, self._pinned, self.registry)
 
 
-def recorded_audit(
+def reported_audit(
     workspace: Workspace, audit_id: str, pinned: PinnedModel | None = None, registry: Registry | None = None
-) -> RecordedAudit:
+) -> ReportedAudit:
     """Read an audit back from the ledger; opens its MLflow run, so that the report can link to it."""
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, audit_id)
@@ -116,7 +116,7 @@ def recorded_audit(
         for found in queries.attribute_counts(connection, index.dataset_version_id):
             counts.setdefault(found.attribute, {})[found.value] = found.examples
     registry = registry or workspace.registry()
-    return RecordedAudit(
+    return ReportedAudit(
         details=details,
         index=index,
         examples=examples,

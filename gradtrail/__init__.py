@@ -9,6 +9,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradtrail.moved import find_moved
+
 if TYPE_CHECKING:
     __version__: str
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from gradtrail.nouns import Preview as Preview
     from gradtrail.registration import register as register
     from gradtrail.tasks.ingest.registering import TrainedWeights as TrainedWeights
+
+find_moved()
 
 _EXPORTS = {
     "CausalLMAdapter": "gradtrail.attribution.adapters.causal_language_model",

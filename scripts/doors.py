@@ -20,14 +20,18 @@ PUBLIC = {
         "base": ("Batch", "ClassificationAdapter", "ModelAdapter", "RegressionAdapter"),
         "causal_language_model": ("CausalLMAdapter",),
     },
+    "gradtrail.attribution.curvature": {"blocks": ("model_curvature",)},
+    "gradtrail.attribution.features": {"plan": ("FeatureSettings", "plan_features")},
     "gradtrail.attribution.layers": {
         "registry": ("FeaturesLastRule", "GradientShape", "LayerRule", "OuterProductRule", "Projections", "layer_rule"),
     },
     "gradtrail.attribution.methods": {
         "needs": ("Need",),
         "registry": ("Preparation", "attribution_method", "inverse_norms"),
+        "rules": ("prepare_queries",),
         "spec": ("MethodSpec",),
     },
+    "gradtrail.attribution.scoring": {"passes": ("overall_influence", "score", "score_pass", "shares")},
     "gradtrail.reports.policies": {
         "facts": ("PolicyFacts", "RankedExample"),
         "registry": ("Option", "Rule", "finding", "policy_rule"),

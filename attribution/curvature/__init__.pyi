@@ -1,5 +1,6 @@
 from .blocks import BlockCurvature as BlockCurvature
 from .blocks import DiagonalCurvature as DiagonalCurvature
+from .blocks import model_curvature as model_curvature
 from .blocks import refuse_empty as refuse_empty
 from .blocks import singular as singular
 from .condition_numbers import conditioning as conditioning

@@ -11,6 +11,7 @@ from .kept_contributions import ScoredIndex as ScoredIndex
 from .kept_contributions import group_contributions as group_contributions
 from .passes import Ranked as Ranked
 from .passes import ScoreResult as ScoreResult
+from .passes import overall_influence as overall_influence
 from .passes import overall_of_pass as overall_of_pass
 from .passes import score as score
 from .passes import score_pass as score_pass

@@ -53,7 +53,7 @@ class AuditOutcome:
         left_out: pending outputs it does not cover: refused when measured, or without the label that was asked for.
         refused: record ids refused by this run, with the cause.
         waiting: outputs that wait for a later run: their model version is not ingested, or this run was full.
-        sampled_out: new records that the sampling of their source left out.
+        sampled_out: new records that the sampling of their source did not choose.
         finished: audits of an earlier, interrupted run whose reports this run completed.
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
         earlier: audits that this run made before `audit_id`, where the outputs were too many for one.
@@ -96,7 +96,7 @@ def audit(
         workspace: where everything lives.
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
         options: method, target and what to keep.
-        retry_refused: take outputs, too, that were quarantined when they were measured: once their cause is gone.
+        retry_refused: take outputs, too, that were refused when they were measured: once their cause is gone.
 
     Raises:
         GradtrailError: at the end, where the version that was asked for is not ready or cannot be audited.

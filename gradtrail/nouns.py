@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 from gradtrail.digests import content_sha256, sha256_json
@@ -17,8 +18,19 @@ Side = Literal["proponent", "opponent"]
 Target = Literal["emitted", "label"]
 Severity = Literal["high", "medium", "low", "info"]
 PreviewMode = Literal["full", "redacted", "none"]
+Fate = Literal["sampled_out", "refused", "waiting", "pending", "audited"]
 
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "info")
+FATES: Mapping[Fate, str] = MappingProxyType(
+    {
+        "sampled_out": "its source's sampling did not choose it",
+        "refused": "it could not be read or measured; the quarantine holds the cause",
+        "waiting": "it was taken and is not recorded yet: its model version is not ingested, or the run was full",
+        "pending": "it is recorded, and no audit covers it yet",
+        "audited": "an audit covers it",
+    }
+)
+"""What becomes of an output, and what that means."""
 FROZEN = " (frozen)"
 """Ends the name of a parameter that training does not move, in `Coverage.uncovered`."""
 

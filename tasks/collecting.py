@@ -36,7 +36,7 @@ class Collection:
         new_output_ids: outputs that were recorded, in order.
         refused: records that were refused for the first time, each with the cause.
         waiting: taken outputs that are not recorded yet: their model version was never ingested, or the run was full.
-        sampled_out: new records that the sampling left out.
+        sampled_out: new records that the sampling did not choose.
         without_confidence: of the new records, those that lowest confidence was asked of and that have none.
         failed: sources that could not be read, each with the cause; the next run tries them again.
     """

@@ -27,10 +27,10 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
         printing.say(f"Completed the report of the interrupted audit {short(audit_id)}.")
     if outcome.left_out:
         number = plural(outcome.left_out, "pending output was", "pending outputs were")
-        printing.say(f"{number} left out: refused when measured, or without a label.")
+        printing.say(f"{number} not audited: refused when measured, or without a label.")
     if outcome.sampled_out:
         number = plural(outcome.sampled_out, "new output was", "new outputs were")
-        printing.say(f"{number} left out by the sampling of their source.")
+        printing.say(f"{number} sampled out by their source.")
     if outcome.waiting:
         number = plural(outcome.waiting, "output waits", "outputs wait")
         printing.say(f"{number} for a later run: the model version is not ingested, or this run was full.")

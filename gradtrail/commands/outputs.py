@@ -33,14 +33,14 @@ def add(
 
 @app.command("list")
 def list_(home: Home = None, as_json: AsJson = False) -> None:
-    """Each source with its watermark: how many outputs are pending, waiting, left out or quarantined."""
+    """Each source with its watermark: how many outputs are pending, waiting, sampled out or refused."""
     from gradtrail.tasks.collect.source_states import list_sources
 
     listed = list_sources(load_settings(home=home).workspace())
     if as_json:
         printing.print_json([asdict(each) for each in listed])
         return
-    table = Table("source", "kind", "read up to", "seen", "pending", "waiting", "sampled out", "quarantined", "where")
+    table = Table("source", "kind", "read up to", "seen", "pending", "waiting", "sampled out", "refused", "where")
     for each in listed:
         reached = f"{each.reached:%Y-%m-%d %H:%M:%S} UTC" if each.reached else "not yet"
         waiting = ", ".join(f"{count:,} of {escape(name)}" for name, count in each.waiting.items()) or "0"

@@ -134,7 +134,7 @@ class Intake:
             elif known[output.output_id] != output.payload_sha256:
                 refused.append(_conflict(arrival, output.output_id))
             elif output.output_id not in new:
-                settled.append(Settled(arrival.name, "taken"))
+                settled.append(Settled(arrival.name, "waiting"))
         taken, sampled_out = self.sample.choose(new.values())
         # Of a sample that is open, what an earlier batch brought may be left out only now.
         self._files |= {output_id: file for output_id, file in files.items() if output_id in new}
@@ -148,7 +148,7 @@ class Intake:
         self.spool.keep(self.config.name, decisions)
         self.taken += len(decisions.taken)
         self.sampled_out += len(decisions.sampled_out)
-        settled += [Settled(each.output.record_id, "taken") for each in decisions.taken]
+        settled += [Settled(each.output.record_id, "waiting") for each in decisions.taken]
         settled += [Settled(each.record_id, "sampled_out") for each in decisions.sampled_out]
         settled += [Settled(each.record_id, "refused", each.cause) for _, each in decisions.refused]
         self.source.settle(settled)

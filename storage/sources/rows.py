@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from gradtrail.errors import DataError
-
-Verdict = Literal["taken", "sampled_out", "refused"]
+from gradtrail.nouns import Fate
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class FileGone:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of one record; `cause` says why it was refused."""
+    """What became of one record: waiting, sampled out or refused, and then `cause` says why."""
 
     name: str
-    verdict: Verdict
+    fate: Fate
     cause: str = ""
 
 

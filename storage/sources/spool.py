@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradtrail.nouns import Output, Watermark
+from gradtrail.nouns import Fate, Output, Watermark
 from gradtrail.storage.sources.outputs import ParsedOutput, Refused
-from gradtrail.storage.sources.rows import FileGone, FileMark, Verdict
+from gradtrail.storage.sources.rows import FileGone, FileMark
 
 _PATIENCE_SECONDS = 60.0
 _AT_ONCE = 500
@@ -78,10 +78,10 @@ class Spool:
         query = "SELECT output_id, payload_sha256 FROM held WHERE output_id IN"
         return {row[0]: row[1] for row in self._by_key(query, output_ids)}
 
-    def decided(self, origin: str, keys: Sequence[str]) -> dict[str, tuple[Verdict, str]]:
-        """Verdict and cause for those records that were sampled out or refused before, by key."""
+    def decided(self, origin: str, keys: Sequence[str]) -> dict[str, tuple[Fate, str]]:
+        """Fate and cause of those records that were sampled out or refused before, by key."""
         query = "SELECT key, verdict, cause FROM decided WHERE origin = ? AND key IN"
-        return {key: (verdict, cause) for key, verdict, cause in self._by_key(query, keys, [origin])}
+        return {key: (fate, cause) for key, fate, cause in self._by_key(query, keys, [origin])}
 
     def keep(self, origin: str, decisions: Decisions) -> None:
         """Keep decisions, all or none; what is there already is not counted again."""
@@ -177,9 +177,9 @@ class Spool:
         query = "INSERT OR IGNORE INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         return self._connection.execute(query, [*row, *row_content]).rowcount
 
-    def _decide(self, origin: str, key: str, verdict: str, cause: str, produced_at: datetime | None) -> int:
+    def _decide(self, origin: str, key: str, fate: Fate, cause: str, produced_at: datetime | None) -> int:
         query = "INSERT OR IGNORE INTO decided (origin, key, verdict, cause, produced_at) VALUES (?, ?, ?, ?, ?)"
-        return self._connection.execute(query, [origin, key, verdict, cause, _text(produced_at)]).rowcount
+        return self._connection.execute(query, [origin, key, fate, cause, _text(produced_at)]).rowcount
 
     def _by_key(
         self, query: str, keys: Sequence[str], before: Sequence[str] = (), after: str = ""

@@ -16,6 +16,7 @@ from mlflow.entities import AssessmentSource, AssessmentSourceType, LifecycleSta
 from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import DataError, NotFoundError, StoreError
+from gradtrail.nouns import Fate
 from gradtrail.storage.models.audit_runs import markdown_text
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.payload_json import RECORD_BYTES_LIMIT
@@ -33,7 +34,7 @@ _FIELDS = {
     "inputs": "request",
     "prediction": "response",
 }
-_VERDICT_TAGS = {"taken": COLLECTED, "sampled_out": "sampled_out", "refused": REFUSED}
+_TAGS: dict[Fate, str] = {"waiting": COLLECTED, "sampled_out": "sampled_out", "refused": REFUSED}
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class TraceSource:
             StoreError: MLflow cannot be written now.
         """
         for each in settled:
-            if each.verdict == "refused":
+            if each.fate == "refused":
                 self.answer(Answer(each.name, REFUSED, "refused", markdown_text(each.cause)))
             else:
-                self._tag(each.name, _VERDICT_TAGS[each.verdict])
+                self._tag(each.name, _TAGS[each.fate])
 
     def tagged(self, tag: str) -> list[TraceInfo]:
         """All traces of the experiments that carry this tag, oldest first, without their spans.

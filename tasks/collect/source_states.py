@@ -22,8 +22,8 @@ class ListedSource:
         location: where it is, without a password; experiments for traces; empty for one no longer in the settings.
         reached: its watermark.
         seen: different records read since its beginning.
-        sampled_out: of these, left out by the sampling.
-        refused: of these, quarantined.
+        sampled_out: of these, those that its sampling did not choose.
+        refused: of these, those that could not be read.
         pending: recorded outputs that no audit has covered yet, whatever its target.
         waiting: taken records that wait to be recorded, by model version.
     """

@@ -19,7 +19,7 @@ def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(cap
     )
     show_audit(outcome, as_json=False)
     said = capsys.readouterr().out
-    assert "3,000 new outputs were left out by the sampling of their source." in said
+    assert "3,000 new outputs were sampled out by their source." in said
     assert "20 outputs wait for a later run: the model version is not ingested, or this run was full." in said
     assert "Audit bbbbbbbbbbbb covers an earlier portion of the outputs." in said
     assert "Audited 1,500 outputs of digits/3 (audit aaaaaaaaaaaa)." in said
@@ -29,7 +29,7 @@ def test_one_is_not_many(capsys):
     show_audit(AuditOutcome("a/1", "a" * 64, "r", 1, waiting=1, sampled_out=1, left_out=1), as_json=False)
     said = capsys.readouterr().out
     assert "1 pending output was left out: " in said
-    assert "1 new output was left out by" in said
+    assert "1 new output was sampled out by" in said
     assert "1 output waits for a later run: " in said
     assert "Audited 1 output of a/1" in said
     finding = Finding("rule", "high", "why.")

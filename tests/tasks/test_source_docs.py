@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gradtrail.nouns import FATES
 from gradtrail.settings import load_settings
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.tasks.collecting import collect_source
@@ -34,6 +35,12 @@ def test_the_settings_of_the_page_are_read_and_unknown_keys_are_not(tmp_path, mo
         with pytest.raises(Exception, match=cause) as caught:
             load_settings().workspace()
         assert caught.value.exit_code == 2
+
+
+def test_the_page_says_what_each_fate_of_an_output_means():
+    [table] = re.findall(r"\| An output is \| when \|\n\|---\|---\|\n(.*?)\n\n", PAGE, re.DOTALL)
+    rows = dict(line.strip("| ").split(" | ") for line in table.splitlines())
+    assert rows == {fate.replace("_", " "): meaning for fate, meaning in FATES.items()}
 
 
 def _with_tuples(tables):

@@ -28,7 +28,7 @@ def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(cap
 def test_one_is_not_many(capsys):
     show_audit(AuditOutcome("a/1", "a" * 64, "r", 1, waiting=1, sampled_out=1, left_out=1), as_json=False)
     said = capsys.readouterr().out
-    assert "1 pending output was left out: " in said
+    assert "1 pending output was not audited: " in said
     assert "1 new output was sampled out by" in said
     assert "1 output waits for a later run: " in said
     assert "Audited 1 output of a/1" in said

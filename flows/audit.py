@@ -16,14 +16,10 @@ from gradtrail.tasks.alerting import deliver_alerts
 from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit.options import AuditOptions
-from gradtrail.tasks.calibrated import ResolvedAudit, resolve_audit
-from gradtrail.tasks.collecting import (
-    collect_outputs,
-    look_for_work,
-    pending_outputs,
-    require_finished,
-    require_sources,
-)
+from gradtrail.tasks.audit.resolving import ResolvedAudit
+from gradtrail.tasks.calibrated import resolve_audit
+from gradtrail.tasks.collect.collecting import require_finished, require_sources
+from gradtrail.tasks.collecting import collect_outputs, look_for_work, pending_outputs
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.indexing import publish_snapshot

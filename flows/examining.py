@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from gradtrail.storage.process_memory import collecting_only_new_objects
 from gradtrail.tasks.alerting import note_alerts
 from gradtrail.tasks.audit.audited_model import AuditedModel
+from gradtrail.tasks.audit.resolving import ResolvedAudit
 from gradtrail.tasks.auditing import score_outputs
-from gradtrail.tasks.calibrated import ResolvedAudit
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.linking import link_report
 from gradtrail.tasks.measuring import measure_outputs

@@ -12,7 +12,7 @@ from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audited import audited_output_ids
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collecting import require_finished
+from gradtrail.tasks.collect.collecting import require_finished
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version

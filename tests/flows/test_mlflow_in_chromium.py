@@ -30,9 +30,9 @@ from gradtrail.reports.write import write_report
 from gradtrail.storage.models.audit_runs import open_index_run, uploaded_names
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.tasks.audit.options import AuditOptions
-from gradtrail.tasks.linking import lead_to_report
 from gradtrail.tasks.report.building import build_report
 from gradtrail.tasks.report.history import audit_history
+from gradtrail.tasks.report.linking import lead_to_report
 from gradtrail.tasks.report.reported_audits import reported_audit
 from gradtrail.tasks.report_index import publish_report_index
 

@@ -17,8 +17,9 @@ from gradtrail.storage.sources.inbox_erasure import remove_records
 from gradtrail.storage.sources.spool import open_spool
 from gradtrail.storage.sources.traces import TraceSource
 from gradtrail.tasks.answering import answer_traces
+from gradtrail.tasks.collect.collecting import require_sources
 from gradtrail.tasks.collect.source_states import list_sources
-from gradtrail.tasks.collecting import collect_outputs, collect_source, require_sources
+from gradtrail.tasks.collecting import collect_outputs, collect_source
 from gradtrail.tasks.retrying import is_transient
 
 
@@ -76,7 +77,7 @@ def test_what_is_new_is_recorded_once_and_the_watermark_moves_only_then(table):
 # Imports once, and forks for every moment that it is told.
 KILLED = """
 import json, os, sys
-from gradtrail.tasks import collecting
+from gradtrail.tasks.collect import collecting
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.spool import Spool
@@ -97,7 +98,7 @@ for moment in sys.stdin:
         Spool.release = die
     else:
         collecting.record_watermark = die
-    collecting.collect_source.fn(workspace, sources[0])
+    collecting.collect_source(workspace, sources[0])
     os._exit(0)
 """
 

@@ -50,8 +50,11 @@ def publish_report_index(
     run, current = shown.recorded.index_run if shown else open_index_run(registry), False
     known = {shown.audit_id: shown.recorded.audit_run} if shown else {}
     while not current:
-        places = _places(workspace)
-        path = _publish(workspace, registry, run, places, audits_a_part, known)
+        with workspace.ledger().read() as connection:
+            places = numbered_audits(connection)
+            older, newest = index_parts(places, audits_a_part)
+            history = audit_history(connection, audit_ids=newest.audit_ids)
+        path = _publish(workspace, registry, run, older, newest, history, known)
         # Another flow may have recorded an audit since; whoever writes last has to have seen it.
         current = _places(workspace)[-1:] == places[-1:]
     annotate(registry, run, f"## All audits\n\n[Open the index]({workspace.links().index(run)})")
@@ -62,16 +65,16 @@ def _publish(
     workspace: Workspace,
     registry: Registry,
     index_run: AuditRun,
-    places: Sequence[NumberedAudit],
-    audits_a_part: int,
+    older: Sequence[IndexPart],
+    newest: IndexPart,
+    newest_history: Sequence[IndexedAudit],
     known: Mapping[str, AuditRun],
 ) -> Path:
-    older, newest = index_parts(places, audits_a_part)
     links, uploaded = workspace.links(), uploaded_names(registry, index_run.run_id)
     missing = [part for part in older if part.name not in uploaded or not (workspace.reports / part.name).is_file()]
     # The index comes last: what it leads to is there already.
     for part in (*missing, newest):
-        history = _history(workspace, part)
+        history = newest_history if part is newest else _history(workspace, part)
         runs = {**known, **_recorded_runs(history)}
         for audit_id in {audit.past.audit_id for audit in history} - runs.keys():
             if found := find_audit_run(registry, audit_id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,16 +30,26 @@ def preview_inputs(inputs: Any, owner: str, names: Sequence[str] = ()) -> Previe
         values = as_tensor(inputs, owner).detach().cpu()
     except DataError:
         return Preview(kind="text", text=f"{type(inputs).__name__} without a default preview")
+    if values.ndim <= 1 and values.numel() <= _LONGEST_ROW:
+        return _row(values, names)
     if not torch.isfinite(values).all():
-        return Preview(kind="text", text=f"array of shape {tuple(values.shape)} with values that are not finite")
+        return _not_finite(values)
     colours = values.ndim == _CHANNELS_AND_PLANE and values.shape[0] in _CHANNELS
     if values.numel() and (values.ndim == _PLANE or colours):
         return Preview(kind="image", png=_png(values))
-    if values.ndim <= 1 and values.numel() <= _LONGEST_ROW:
-        numbers = values.reshape(-1).tolist()
-        columns = [*names, *map(str, range(len(names), len(numbers)))]
-        return Preview(kind="row", row={name: f"{number:g}" for name, number in zip(columns, numbers, strict=False)})
     return Preview(kind="text", text=f"array of shape {tuple(values.shape)}")
+
+
+def _row(values: Tensor, names: Sequence[str]) -> Preview:
+    numbers = values.reshape(-1).tolist()
+    if not all(map(math.isfinite, numbers)):
+        return _not_finite(values)
+    columns = [*names, *map(str, range(len(names), len(numbers)))]
+    return Preview(kind="row", row={name: f"{number:g}" for name, number in zip(columns, numbers, strict=False)})
+
+
+def _not_finite(values: Tensor) -> Preview:
+    return Preview(kind="text", text=f"array of shape {tuple(values.shape)} with values that are not finite")
 
 
 def _png(values: Tensor) -> bytes:

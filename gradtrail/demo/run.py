@@ -57,13 +57,25 @@ def run_demo(settings: Settings, calibration_seeds: int = CALIBRATION_SEEDS) -> 
         "Real images: scikit-learn's handwritten digits. The source names and licences are made up, and a few labels\n"
         "of one source were made wrong on purpose, to see whether the audit points to them.\n"
     )
+    outcome = None
     with flow_session(home):
-        outcome = _audit(console, embedded, workspace, calibration_seeds)
-    if outcome.audit_id:
+        if not _nothing_new(console, workspace):
+            outcome = _audit(console, embedded, workspace, calibration_seeds)
+    if outcome and outcome.audit_id:
         _tell(console, workspace, outcome)
     else:
         console.print("\n[bold]Nothing new[/]: every output in the inbox has been audited, so there is no new report.")
     _next_steps(console, settings, workspace)
+
+
+def _nothing_new(console: Console, workspace: Workspace) -> bool:
+    """Whether an earlier run did everything; False at once where there was none."""
+    if not (workspace.inbox / INBOX_FILE).is_file():
+        return False
+    with _step(console, "looking into registry, ledger and inbox for what is new"):
+        from gradtrail.demo.first_look import nothing_new
+
+        return nothing_new(workspace, f"{MODEL}@{ALIAS}")
 
 
 def _audit(console: Console, settings: Settings, workspace: Workspace, calibration_seeds: int) -> AuditOutcome:

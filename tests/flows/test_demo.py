@@ -162,6 +162,7 @@ def test_second_run_finds_nothing_new_and_makes_no_second_report(demo):
     with redirect_stdout(StringIO()) as printed:
         run_demo(demo.settings)
     assert "Nothing new" in printed.getvalue()
+    assert "flow audit" not in printed.getvalue()
     assert _audits(demo) == before
     assert sorted(demo.workspace.reports.iterdir()) == reports
 
@@ -177,3 +178,15 @@ def test_new_outputs_make_a_new_report_that_holds_only_those(demo):
     assert {output_id for output_id, _ in new[0].outputs} == {f"demo:{r['record_id']}" for r in records}
     assert Path(outcome.report).is_file()
     assert not verify_workspace(demo.workspace).problems
+
+
+def test_a_run_after_new_outputs_goes_through_the_flows_again(demo):
+    before = _audits(demo)
+    records = demo_records(demo.workspace)[110:112]
+    write_outputs(demo.workspace.inbox / "later.parquet", records)
+    with redirect_stdout(StringIO()) as printed:
+        run_demo(demo.settings)
+    assert "flow audit" in printed.getvalue()
+    assert "Nothing new" not in printed.getvalue()
+    [new] = [each for each in _audits(demo) if each not in before]
+    assert {output_id for output_id, _ in new.outputs} == {f"demo:{record['record_id']}" for record in records}

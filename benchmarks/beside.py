@@ -75,7 +75,9 @@ def _in_tree(tree: Path, *job: object) -> Any:
     command = [sys.executable, __file__, str(tree), *map(str, job)]
     surroundings = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=surroundings)  # noqa: S603
-    return json.loads(done.stdout.splitlines()[-1])
+    said = done.stdout.splitlines()[-1]
+    print(tree.name, job[0], said, file=sys.stderr, flush=True)
+    return json.loads(said)
 
 
 class _Answer:

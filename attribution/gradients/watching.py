@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,9 @@ class Watching(HookedForward):
         run = tracked.adapter.outputs if tracked.plan.lower_precision is None else tracked.run
         with frozen_in_eval(self._model), torch.no_grad(), ExitStack() as stack:
             self.attach(stack)
+            if "torch._dynamo" in sys.modules:
+                # A compiled model is watched as it was written.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             with self._choices:
                 return run(self._model, batch.with_each(torch.clone))
 
@@ -65,6 +69,11 @@ class _Choices(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._held: dict[int, Tensor] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to skip it torch would load its compiler and SymPy, 90 MB, where nothing is compiled."""
+        return False
 
     def hold(self, tensor: Tensor) -> bool:
         """Whether values decided the number of rows of this tensor."""

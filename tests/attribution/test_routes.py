@@ -16,7 +16,7 @@ from gradtrail.attribution.curvature.vectors import model_vectors
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
-from gradtrail.attribution.gradients.forward_passes import recording
+from gradtrail.attribution.gradients.forward_passes import hooked_forward
 from gradtrail.attribution.gradients.tracked_model import track_model
 from gradtrail.errors import AttributionWarning
 from gradtrail.nouns import Example
@@ -399,7 +399,7 @@ def test_norms_of_ones_own_are_measured_on_the_way_where_a_gradient_shows_what_t
     (place,) = (place for place, group in enumerate(plan.groups) if not group.modules)
     assert plan.groups[place].name == plan.groups[place].parameters[0]  # as in indexes from before
     instrument = track_model(adapter, model, plan)
-    with recording(instrument, adapter.examples):
+    with hooked_forward(instrument, adapter.examples):
         assert (place in instrument.routes.by_autograd) is not by_rule
 
 
@@ -422,7 +422,7 @@ def test_a_llama_is_measured_without_a_pass_of_its_own_for_its_norms(autograd_ve
     model, examples = adapter.build_model(), adapter.training_data()
     plan = plan_features(model, FeatureSettings(group_dimension=10**6))
     instrument = track_model(adapter, model, plan)
-    with recording(instrument, examples) as record:
+    with hooked_forward(instrument, examples) as record:
         assert instrument.routes.fallback is None
         found = record.vectors(adapter.losses(record.outputs, record.batch))
     expected = autograd_vectors(adapter, model, examples, plan)

@@ -242,9 +242,11 @@ def test_a_row_that_is_back_after_its_erasure_is_named(personal: Ledger, tamper:
     erase(personal, ErasureRequest(example_ids=("train-01",)))
     with duckdb.connect(str(personal.paths.database)) as connection:
         connection.execute("INSERT INTO personal_attribute VALUES (?, ?, ?, ?, ?, ?)", list(columns))
-    problems = [problem for problem in verify_ledger(personal).problems if problem.kind == "row_added"]
-    assert len(problems) == 1
-    assert "is there again" in problems[0].message
+        ((erasing,),) = connection.execute("SELECT DISTINCT event_sequence FROM erased_row").fetchall()
+    (problem,) = (problem for problem in verify_ledger(personal).problems if problem.kind == "row_added")
+    assert problem.subject.startswith("personal_attribute [")
+    assert '"train-01"' in problem.subject
+    assert problem.message == f"the row was erased by event {erasing}, and is there again"
 
 
 def test_the_guard_against_deletion_is_back_after_an_erasure(personal: Ledger) -> None:

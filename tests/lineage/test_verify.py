@@ -377,7 +377,8 @@ def test_every_flipped_byte_of_the_seal_is_found(story_ledger: Ledger) -> None:
         with pytest.raises(LedgerError, match="is not as gradtrail wrote it"):
             read_seal(story_ledger.paths.snapshot)
     path.write_bytes(original + b" ")
-    assert verify_ledger(story_ledger).problems[0].kind == "seal_changed"
+    problem = verify_ledger(story_ledger).problems[0]
+    assert problem == Problem("seal_changed", str(path), f"The seal {path} is not as gradtrail wrote it.")
 
 
 def test_a_missing_snapshot_or_ledger_is_named(story_ledger: Ledger) -> None:

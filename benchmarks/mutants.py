@@ -49,14 +49,18 @@ def unpack(commit: str, tree: Path) -> str:
 
 
 def named_then(commit: str, areas: Mapping[str, Row]) -> dict[str, Row]:
-    """The areas with the files' and tests' names of a commit, as far as git finds that they have moved since."""
-    said = _git("diff", "--find-renames=40%", "-l9999", "--diff-filter=R", "--name-status", "-z", commit, "HEAD")
-    words = said.decode().split("\0")
-    earlier = dict(zip(words[2::3], words[1::3], strict=False))
-    return {
-        area: {kind: list(dict.fromkeys(earlier.get(path, path) for path in paths)) for kind, paths in named.items()}
-        for area, named in areas.items()
-    }
+    """The areas by a commit's names: what has moved since is named as then, what came since left out."""
+    said = _git("diff", "--find-renames=40%", "-l9999", "--diff-filter=AR", "--name-status", "-z", commit, "HEAD")
+    words = iter(said.decode().split("\0"))
+    then: dict[str, str | None] = {}
+    for change in filter(None, words):
+        first = next(words)
+        then |= {first: None} if change == "A" else {next(words): first}
+
+    def named(paths: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(name for path in paths if (name := then.get(path, path)) is not None))
+
+    return {area: {kind: named(paths) for kind, paths in kinds.items()} for area, kinds in areas.items()}
 
 
 def _git(*arguments: str) -> bytes:

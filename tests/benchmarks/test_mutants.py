@@ -119,6 +119,29 @@ print(json.dumps([[each.fate for each in found], nowhere.said]))
     assert "test_nowhere" in said
 
 
+def test_for_an_older_commit_files_have_the_names_of_then(tree):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tree), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", "lib")
+    git("commit", "-m", "first")
+    git("tag", "first")
+    git("mv", "lib/maths.py", "lib/clamping.py")
+    git("add", ".")
+    git("commit", "-m", "second")
+    areas = {"maths": {"files": ["lib/clamping.py"], "tests": ["test_maths.py", "lib"]}}
+    found = run(
+        f"""
+import mutants
+mutants.ROOT = Path({str(tree)!r})
+print(json.dumps([mutants.named_then(commit, {areas!r}) for commit in ("first", "HEAD")]))
+"""
+    )
+    assert found == [{"maths": {"files": ["lib/maths.py"], "tests": ["lib"]}}, areas]
+
+
 def test_the_page_holds_a_later_run_against_the_first_on_the_faults_of_both(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from document_mutants import mutants_section

@@ -79,6 +79,12 @@ CONFLICTS = {
         ),
         r"train-11.* is in the ledger but not among them",
     ),
+    "an example in the manifest that sorts before the one that is gone": (
+        lambda story, ledger: ledger.record_dataset_version(
+            story.dataset, [*story.manifest[:-1], replace(story.manifest[-1], example_id="earlier")]
+        ),
+        r"earlier.* is among them but not in the ledger",
+    ),
     "another number of examples": (
         lambda story, ledger: ledger.record_dataset_version(
             replace(story.dataset, example_count=11), story.manifest[:-1]

@@ -388,10 +388,11 @@ def test_a_missing_snapshot_or_ledger_is_named(story_ledger: Ledger) -> None:
         "file_damaged", str(story_ledger.paths.snapshot), "the snapshot is gone, but its seal is there"
     )
     story_ledger.paths.database.unlink()
-    assert [each.subject for each in verify_ledger(story_ledger).problems] == [
-        str(story_ledger.paths.database),
-        str(story_ledger.paths.snapshot),
-    ]
+    ledger_gone, snapshot_gone = verify_ledger(story_ledger).problems
+    assert ledger_gone == Problem(
+        "file_damaged", str(story_ledger.paths.database), "the ledger file is gone, but its seal is there"
+    )
+    assert snapshot_gone == problem
 
 
 def test_without_a_ledger_there_is_nothing_to_verify(empty_ledger: Ledger) -> None:

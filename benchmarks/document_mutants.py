@@ -16,7 +16,8 @@ def mutants_section(results: Run) -> str:
         "[mutmut](https://mutmut.readthedocs.io) proposes small faults: another operator, number or argument, a value "
         "that becomes None. A seed draws some; each is tried by those quick tests of the same room that run the "
         "changed statement, sixty at most. Flow tests and what takes two seconds are left out, so the whole of "
-        "`make test` notices more. A fault is known by its function and text, not by its file, so it stays the same where code moves.\n",
+        "`make test` notices more. A fault is known by its function and text, not by its file, so it stays the same "
+        "where code moves.\n",
         "| commit | area | faults | noticed | share | run by no such test |",
         "|---|---|---:|---:|---:|---:|",
     ]

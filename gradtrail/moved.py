@@ -23,7 +23,7 @@ _ATTRIBUTION = {
     "horizon_fitting": "weighting.horizons",
     "joint_scoring": "scoring.joint",
     "kronecker": "curvature.kronecker",
-    "left_out": "fidelity.left_out",
+    "left_out": "fidelity.removed_sets",
     "retraining": "yardsticks.retraining",
     "training_loop": "fidelity.training_loop",
     "unrolling": "methods.unrolling",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -135,7 +136,7 @@ def measure(
                 seconds[name].append(time.perf_counter() - begin)
     scan, product, faster, whole = (median(seconds[name]) for name in timed)
     peaks, plain = (
-        {count: _peak(works, store.uri, count, dimension, dtype, threads, beside) for count in sizes}
+        _peaks(works, store.uri, sizes, dimension, dtype, threads, beside)
         for works, beside in ((("pass",), HUGE_PAGES), (("scan", "pass"), {}))
     )
     return {
@@ -168,19 +169,40 @@ def measure(
     }
 
 
-def _peak(
-    works: Sequence[str], uri: str, rows: int, dimension: int, dtype: str, threads: int, beside: Mapping[str, str]
-) -> dict[str, float]:
-    """Peaks of a pass or a bare scan, each in a process that is started as usual, but for what `beside` says."""
-    measured: dict[str, float] = {}
-    for work in works:
-        index = [uri, str(rows), str(dimension), dtype]
-        command = [sys.executable, __file__, "--peak", work, *index, "--threads", str(threads)]
-        # Here the allocator is left alone: what is asked is how much a user's process takes.
-        usual = {name: value for name, value in conditions(threads).items() if not name.startswith("MALLOC_")}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**usual, **beside})  # noqa: S603
-        measured |= json.loads(done.stdout.splitlines()[-1])
+def _peaks(
+    works: Sequence[str],
+    uri: str,
+    sizes: Sequence[int],
+    dimension: int,
+    dtype: str,
+    threads: int,
+    beside: Mapping[str, str],
+) -> dict[int, dict[str, float]]:
+    """Peaks of a pass or a bare scan over each number of rows, each in a process of its own.
+
+    They are forked from one that is started as usual, but for what `beside` says, and has done nothing but import.
+    """
+    asked = json.dumps([[work, uri, rows, dimension, dtype] for rows in sizes for work in works])
+    command = [sys.executable, __file__, "--peaks", asked, "--threads", str(threads)]
+    # Here the allocator is left alone: what is asked is how much a user's process takes.
+    usual = {name: value for name, value in conditions(threads).items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**usual, **beside})  # noqa: S603
+    measured: dict[int, dict[str, float]] = {rows: {} for rows in sizes}
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        measured[found.pop("rows")] |= found
     return measured
+
+
+def _print_each_peak(asked: Sequence[tuple[str, str, int, int, str]], threads: int) -> None:
+    for each in asked:
+        if child := os.fork():
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, each
+            continue
+        torch.set_num_threads(threads)
+        _print_peak(*each)
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _print_peak(work: str, uri: str, rows: int, dimension: int, dtype: str) -> None:
@@ -190,11 +212,11 @@ def _print_peak(work: str, uri: str, rows: int, dimension: int, dtype: str) -> N
     before = _peak_mib()
     if work == "scan":
         bare_scan(table)
-        print(json.dumps({"scan_mib": _peak_mib()}))
+        print(json.dumps({"rows": rows, "scan_mib": _peak_mib()}))
         return
     found = one_pass(table, prepared)
     assert found.example_count == rows
-    print(json.dumps({"before_mib": before, "peak_mib": _peak_mib()}))
+    print(json.dumps({"rows": rows, "before_mib": before, "peak_mib": _peak_mib()}))
 
 
 def _peak_mib() -> float:
@@ -229,14 +251,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--folder", type=Path, help="where the indexes are built; a temporary folder by default")
     parser.add_argument("--output", type=Path, default=RESULTS / "score.json")
-    parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", help=argparse.SUPPRESS)
     options = parser.parse_args()
     # Scoring only reads Arrow's memory, which is read-only.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-    if options.peak:
-        torch.set_num_threads(options.threads)
-        work, uri, rows, dimension, dtype = options.peak
-        _print_peak(work, uri, int(rows), int(dimension), dtype)
+    if options.peaks:
+        _print_each_peak(json.loads(options.peaks), options.threads)
         return
     start_again_under_conditions(options.threads)
 

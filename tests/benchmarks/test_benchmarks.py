@@ -1,15 +1,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ENVIRONMENT = {"measured_at", "commit", "cpu", "cores", "threads", "versions", "python", "load_before"}
 RUNS = {
     "index": ["index.py", "--tiny", "--no-peers", "--repetitions", "1", "--turn", "0"],
@@ -18,27 +13,10 @@ RUNS = {
 }
 
 
-# The conditions of a race; without them every script starts itself again.
-CONDITIONS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
-    command = [sys.executable, str(BENCHMARKS / arguments[0]), *arguments[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**kept, **CONDITIONS})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, run_scripts):
     folder = tmp_path_factory.mktemp("results")
-
-    def measure(name: str) -> None:
-        run(*RUNS[name], "--threads", "1", "--output", str(folder / f"{name}.json"))
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(measure, RUNS))
+    run_scripts(*([*given, "--threads", "1", "--output", str(folder / f"{name}.json")] for name, given in RUNS.items()))
     return folder
 
 
@@ -63,9 +41,9 @@ def test_the_race_of_indexing_measures_every_model_against_both_yardsticks(resul
 
 
 @pytest.mark.slow  # three fresh processes
-def test_workers_that_share_an_index_race_as_one_engine(tmp_path):
+def test_workers_that_share_an_index_race_as_one_engine(tmp_path, run_scripts):
     options = ["--tiny", "--no-peers", "--repetitions", "1", "--turn", "0", "--models", "mlp", "--threads", "2"]
-    run("index.py", *options, "--output", str(tmp_path / "index.json"))
+    run_scripts(["index.py", *options, "--output", str(tmp_path / "index.json")])
     rows = {row["engine"]: row for row in json.loads((tmp_path / "index.json").read_text())["rows"]}
     assert rows["gradtrail, 2 workers"]["examples"] == rows["gradtrail"]["examples"] == 16
 
@@ -84,7 +62,7 @@ def test_our_scores_are_those_of_peers(results):
     assert all(row["holds"] and row["relative_difference"] <= row["wanted"] for row in rows.values())
 
 
-def test_the_page_says_where_a_peer_is_faster_and_where_one_cannot_run(results, tmp_path):
+def test_the_page_says_where_a_peer_is_faster_and_where_one_cannot_run(results, tmp_path, run_scripts):
     content = json.loads((results / "index.json").read_text())
     ours = next(row for row in content["rows"] if row["engine"] == "gradtrail" and row["model"] == "gpt")
     rate = 2 * ours["examples_per_second"]
@@ -93,7 +71,7 @@ def test_the_page_says_where_a_peer_is_faster_and_where_one_cannot_run(results, 
     for name in RUNS:
         (tmp_path / f"{name}.json").write_bytes((results / f"{name}.json").read_bytes())
     (tmp_path / "index.json").write_text(json.dumps(content))
-    run("document.py", "--results", str(tmp_path), "--docs", str(tmp_path))
+    run_scripts(["document.py", "--results", str(tmp_path), "--docs", str(tmp_path)])
     page = (tmp_path / "benchmarks.md").read_text()
     assert "**slower: 0.50 × as fast**" in page
     assert "| GPT: against dattri 0.3.0 LoGra | 1.00 | 0.50 | **missed** |" in page

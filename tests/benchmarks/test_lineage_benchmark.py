@@ -1,25 +1,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def run(*arguments: str) -> None:
-    command = [sys.executable, str(BENCHMARKS / arguments[0]), *arguments[1:]]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_ledger_is_measured_as_it_grows_and_the_page_says_what_was_found(tmp_path):
+def test_the_ledger_is_measured_as_it_grows_and_the_page_says_what_was_found(tmp_path, run_scripts):
     results, page = tmp_path / "lineage.json", tmp_path / "ledger.md"
-    run("lineage.py", "--tiny", "--repetitions", "1", "--output", str(results))
+    run_scripts(["lineage.py", "--tiny", "--repetitions", "1", "--output", str(results)])
     content = json.loads(results.read_text())
     assert [row["attributions"] for row in content["rows"]] == [10_000, 30_000]
     assert content["rows"][1]["bytes"] > content["rows"][0]["bytes"] > 0
@@ -27,8 +16,7 @@ def test_the_ledger_is_measured_as_it_grows_and_the_page_says_what_was_found(tmp
     content["rows"][-1] |= {"explain_ms": 51.0, "upstream_ms": 199.0}
     results.write_text(json.dumps(content))
     page.write_text((BENCHMARKS.parent / "docs" / "ledger.md").read_text("utf-8"))
-    for _ in range(2):
-        run("document_lineage.py", "--results", str(results), "--page", str(page))
+    run_scripts(*[["document_lineage.py", "--results", str(results), "--page", str(page)]] * 2)
     text = page.read_text("utf-8")
     assert text.count("| explain one output | 50 ms | 51 ms |") == 1
     assert "| explain one output | 50 ms | 51 ms |" in text

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
-import re
 import shutil
+import sqlite3
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from selenium import webdriver
@@ -22,12 +24,11 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 if TYPE_CHECKING:
-    from xdist.remote import Producer
-    from xdist.scheduler import LoadFileScheduling
-
     from gradtrail.attribution.adapters.base import ModelAdapter
+    from gradtrail.lineage.read.answers import AuditDetails
     from gradtrail.settings import Settings
     from gradtrail.storage.models.registry import RegisteredVersion
+    from gradtrail.tasks.audit.options import AuditOptions
     from gradtrail.tasks.core.workspace import Workspace
 
 _CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -44,23 +45,20 @@ _QUIET = (
 )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
-    """`--dist loadfile`, with all files that read the demo as one: making it takes long, so that one worker does it."""
-    if config.getvalue("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
+_LONGEST = ("demo", "tests/benchmarks/", "tests/flows/", "tests/packaging/", "tests/cli/", "tests/tasks/", "tests/")
+"""Groups of tests by how their names begin, in the order in which they are started."""
 
-    files = Path(__file__).parent.rglob("test_*.py")
-    asking = [path for path in files if re.search(r"^def \w+\(.*\bdemo\b", path.read_text("utf-8"), re.MULTILINE)]
-    with_demo = {path.relative_to(config.rootpath).as_posix() for path in asking}
 
-    class OneDemo(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "demo" if file in with_demo else file
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file go to one worker, so that they share its fixtures, and all that read the demo to one.
 
-    return OneDemo(config, log)
+    What takes longest starts first: started last, it would be waited for by a worker that has nothing left to do.
+    """
+    groups = {item: "demo" if "demo" in item.fixturenames else item.nodeid.partition("::")[0] for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: next(place for place, name in enumerate(_LONGEST) if groups[item].startswith(name)))
 
 
 @pytest.fixture(scope="session")
@@ -87,16 +85,41 @@ def browser() -> Iterator[webdriver.Chrome]:
             chrome.quit()
 
 
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One real Prefect server for the session's flows, without the heartbeat whose end a flow waits a second for."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+@contextmanager
+def _serving_flows(*, events: bool) -> Iterator[None]:
+    """A real Prefect server, and flows without the heartbeat whose end each waits a second for."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED,
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
     with (
+        temporary_settings(
+            {
+                PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: events,
+                PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: events,
+            }
+        ),
         prefect_test_harness(server_startup_timeout=120),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server for the session's flows. It keeps no events: writing them is five sixths of its work."""
+    with _serving_flows(events=False):
+        yield
+
+
+@pytest.fixture
+def prefect_events(prefect_server: None) -> Iterator[None]:
+    """A Prefect server of its own for one test, which keeps what flows and tasks tell it."""
+    with _serving_flows(events=True):
         yield
 
 
@@ -192,6 +215,39 @@ class TinyProject:
         )
         self.workspace = self.settings.workspace()
 
+    def copy(self, folder: Path) -> TinyProject:
+        """The project as it is now, in another folder: what a test does to the copy, no other sees.
+
+        Weights and manifest stay where the ledger says that they are: in the folder of the first.
+        """
+        copied = copy.copy(self)
+        copied.folder, copied.home, copied.rows = folder, folder / "home", copy.deepcopy(self.rows)
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
+        with (
+            closing(sqlite3.connect(self.home / "mlflow.db")) as before,
+            closing(sqlite3.connect(copied.home / "mlflow.db")) as now,
+            now,
+        ):
+            before.backup(now)
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"  # noqa: S608 - our own names
+                now.execute(moved, (self.folder.as_uri(), folder.as_uri()))
+        copied.settings = self.settings.model_copy(
+            update={
+                "home": copied.home,
+                "mlflow_tracking_uri": f"sqlite:///{copied.home / 'mlflow.db'}",
+                "adapter_path": folder,
+            }
+        )
+        copied.workspace = copied.settings.workspace()
+        self.forget()
+        return copied
+
+    def forget(self) -> None:
+        """Let no later import of the adapter's module find this folder."""
+        sys.modules.pop(self.module, None)
+        sys.path[:] = [entry for entry in sys.path if entry != str(self.folder.resolve())]
+
     def write(self, **options: object) -> None:
         """Write the adapter's module and data."""
         (self.folder / f"{self.module}.py").write_text(_TINY_ADAPTER)
@@ -248,14 +304,99 @@ class TinyProject:
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         return path
 
+    def record_audit(
+        self,
+        asked: AuditOptions | None = None,
+        *,
+        model_version_id: str = "tiny/1",
+        retry_refused: bool = False,
+        report: bool = False,
+        **options: object,
+    ) -> str:
+        """Audit what waits as far as the ledger, and its report where asked for: no links, no pages, no scheduler.
+
+        Returns the audit's id; empty where nothing could be measured.
+        """
+        from gradtrail.tasks.audit.audited_model import AuditedModel
+        from gradtrail.tasks.audit.options import AuditOptions
+        from gradtrail.tasks.auditing import score_outputs
+        from gradtrail.tasks.calibrated import resolve_audit
+        from gradtrail.tasks.collecting import collect_outputs, pending_outputs
+        from gradtrail.tasks.measuring import measure_outputs
+        from gradtrail.tasks.report.reported_audits import ShownAudit
+        from gradtrail.tasks.reporting import write_audit_report
+
+        resolved = resolve_audit.fn(self.workspace, model_version_id, asked or AuditOptions(**options))
+        audited = AuditedModel(self.workspace, model_version_id, resolved.index_ids, resolved.options)
+        collect_outputs.fn(self.workspace)
+        target = resolved.options.target
+        pending = pending_outputs.fn(self.workspace, model_version_id, target, retry_refused).output_ids
+        measured = measure_outputs.fn(audited, pending)
+        if not measured.outputs:
+            return ""
+        audit_id = str(score_outputs.fn(audited, measured))
+        if report:
+            write_audit_report.fn(ShownAudit(self.workspace, audit_id))
+        return audit_id
+
+    def recorded(self, audit_id: str) -> AuditDetails:
+        """An audit as the ledger has it."""
+        from gradtrail.lineage.read import queries
+
+        with self.workspace.ledger().read() as connection:
+            return queries.audit_details(connection, audit_id)
+
+    def report(self, audit_id: str) -> dict[str, Any]:
+        """An audit's report, from its JSON file."""
+        return dict(json.loads((self.workspace.reports / audit_id / "report.json").read_text()))
+
 
 @pytest.fixture
-def tiny(tmp_path: Path, migrated_mlflow: Path) -> TinyProject:
+def tiny(tmp_path: Path, migrated_mlflow: Path) -> Iterator[TinyProject]:
     """A small project of a user, nothing registered yet."""
-    return TinyProject(tmp_path, migrated_mlflow)
+    made = TinyProject(tmp_path, migrated_mlflow)
+    yield made
+    made.forget()
 
 
 @pytest.fixture(scope="session")
 def tiny_project() -> type[TinyProject]:
     """For fixtures that outlive one test: makes small projects in folders of their own."""
     return TinyProject
+
+
+@pytest.fixture(scope="session")
+def ingested_once(tmp_path_factory: pytest.TempPathFactory, migrated_mlflow: Path, prefect_server: None) -> TinyProject:
+    """A small project whose version 1 is ingested; copy it, never change it."""
+    from gradtrail.flows.ingest import ingest
+
+    made = TinyProject(tmp_path_factory.mktemp("ingested"), migrated_mlflow)
+    made.register()
+    ingest(made.workspace, "tiny@champion")
+    return made
+
+
+@pytest.fixture(scope="session")
+def indexed_once(tmp_path_factory: pytest.TempPathFactory, ingested_once: TinyProject) -> TinyProject:
+    """The same with an index of its one checkpoint; copy it, never change it."""
+    from gradtrail.flows.index import index
+
+    made = ingested_once.copy(tmp_path_factory.mktemp("indexed"))
+    index(made.workspace, "tiny@champion")
+    return made
+
+
+@pytest.fixture
+def ingested(tmp_path: Path, ingested_once: TinyProject) -> Iterator[TinyProject]:
+    """A small project whose version 1 is ingested."""
+    made = ingested_once.copy(tmp_path)
+    yield made
+    made.forget()
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, indexed_once: TinyProject) -> Iterator[TinyProject]:
+    """A small project whose version 1 is ingested and indexed."""
+    made = indexed_once.copy(tmp_path)
+    yield made
+    made.forget()

@@ -19,8 +19,6 @@ from typer.testing import CliRunner
 
 from gradtrail.cli import app
 from gradtrail.errors import FindingsError
-from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.sql.answering import run_sql
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,10 +61,8 @@ def hook():
 
 
 @pytest.mark.slow  # three flows with servers; each outlet has fast tests of its own
-def test_findings_reach_exit_code_webhook_and_prefect(tiny, hook, prefect_server, monkeypatch):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
-    index(tiny.workspace, "tiny@champion")
+def test_findings_reach_exit_code_webhook_and_prefect(indexed, hook, prefect_events, monkeypatch):
+    tiny = indexed
     tiny.drop("a.jsonl", tiny.record(1))
     (tiny.folder / "policy.toml").write_text(POLICY)
     (tiny.folder / "gradtrail.toml").write_text(

@@ -12,7 +12,6 @@ from gradtrail.errors import GradtrailError, ModelError, NotFoundError, UsageErr
 from gradtrail.flows.audit import audit
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import listings, queries
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.calibrate.plans import Amounts, CalibrateOptions, fit_to_budget, fitted
@@ -35,18 +34,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def _indexed(tiny):
-    tiny.register()
-    ingest(tiny.workspace, MODEL)
-    index(tiny.workspace, MODEL)
-    return tiny
-
-
-@pytest.fixture
-def indexed(tiny, prefect_server):
-    return _indexed(tiny)
-
-
 class Calibrated:
     """A project with an audit from before its calibration, the calibration, and outputs to audit after it."""
 
@@ -60,8 +47,8 @@ class Calibrated:
     def audited(self, **options):
         self._next += 1
         self.tiny.drop(f"{self._next}.jsonl", self.tiny.record(self._next))
-        outcome = audit(self.tiny.workspace, MODEL, AuditOptions(**options))
-        return outcome, _report(self.tiny, outcome)["trust"]
+        audit_id = self.tiny.record_audit(report=True, **options)
+        return self.tiny.recorded(audit_id).audit, self.tiny.report(audit_id)["trust"]
 
     def resolved(self, **options):
         return resolve_audit.fn(self.tiny.workspace, "tiny/1", AuditOptions(**options))
@@ -72,8 +59,8 @@ class Calibrated:
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_project, migrated_mlflow, tmp_path_factory, prefect_server):
-    return Calibrated(_indexed(tiny_project(tmp_path_factory.mktemp("calibrated"), migrated_mlflow)))
+def calibrated(indexed_once, tmp_path_factory):
+    return Calibrated(indexed_once.copy(tmp_path_factory.mktemp("calibrated")))
 
 
 def _counted(**changes):
@@ -84,10 +71,6 @@ def _fidelities(tiny):
     with tiny.workspace.ledger().read() as connection:
         [serving] = queries.model_version(connection, "tiny/1").checkpoint_ids
         return queries.fidelities(connection, serving)
-
-
-def _report(tiny, outcome):
-    return json.loads((tiny.workspace.reports / outcome.audit_id / "report.json").read_text())
 
 
 def test_a_calibration_measures_methods_on_queries_that_nothing_was_fitted_or_chosen_on(calibrated):
@@ -164,16 +147,14 @@ def test_learned_weightings_stand_in_the_ledger_with_their_evidence(calibrated):
 
 def test_audits_take_the_best_and_reports_show_its_figure(calibrated):
     tiny = calibrated.tiny
-    assert _report(tiny, calibrated.before)["trust"]["method"] == "influence"
+    assert tiny.report(calibrated.before.audit_id)["trust"]["method"] == "influence"
     before = reported_audit(tiny.workspace, calibrated.before.audit_id)
     assert build_report(tiny.workspace, before).trust.fidelity is None
     [chosen] = [each for each in calibrated.outcome.methods if each.chosen]
-    after, trust = calibrated.audited()
+    pinned, trust = calibrated.audited()
     assert (trust["method"], trust["weighting"]["objective"]) == (chosen.method, chosen.weighting.objective)
     assert trust["fidelity"]["value"] == pytest.approx(chosen.by_steps[-1].spearman)
     assert any("random halves left out" in note for note in trust["fidelity_notes"])
-    with tiny.workspace.ledger().read() as connection:
-        pinned = queries.audit(connection, after.audit_id)
     assert (pinned.method, pinned.weighting_id) == (chosen.method, chosen.weighting.weighting_id)
     assert {name: pinned.parameters[name] for name in chosen.parameters} == chosen.parameters
     assert not verify_workspace(tiny.workspace).problems
@@ -184,7 +165,7 @@ def test_audits_take_the_best_and_reports_show_its_figure(calibrated):
 
 def test_a_weighting_is_chosen_by_name_without_a_new_index(calibrated):
     aspect = next(each for each in calibrated.weightings() if each.objective == "aspect:source")
-    outcome, trust = calibrated.audited(weighting="aspect:source")
+    pinned, trust = calibrated.audited(weighting="aspect:source")
     assert trust["weighting"]["objective"] == "aspect:source"
     assert "where did the source of the output come from?" in trust["method_description"]
     assert trust["fidelity"]["metric"] == "fidelity_subset"
@@ -194,8 +175,6 @@ def test_a_weighting_is_chosen_by_name_without_a_new_index(calibrated):
     uniform = calibrated.resolved(weighting="uniform")
     [best] = [each for each in calibrated.outcome.methods if "uniform" in each.best_of[6]]
     assert (uniform.options.weighting, uniform.options.method) == ("uniform", best.method)
-    with calibrated.tiny.workspace.ledger().read() as connection:
-        pinned = queries.audit(connection, outcome.audit_id)
     assert pinned.weighting_id == aspect.weighting_id
     assert pinned.index_ids == by_id.index_ids == uniform.index_ids
     assert calibrated.resolved(method="grad_dot").options.weighting == "uniform"
@@ -279,7 +258,7 @@ def test_a_low_fidelity_fires_the_policy_and_training_queries_are_named(indexed)
     policy.write_text('[rules.fidelity]\nkind = "fidelity_below"\nseverity = "high"\nlimit = 1.0\n')
     indexed.drop("a.jsonl", indexed.record(1))
     outcome = audit(indexed.settings.model_copy(update={"policy": policy}).workspace(), MODEL)
-    report = _report(indexed, outcome)
+    report = indexed.report(outcome.audit_id)
     assert report["trust"]["method"] == "grad_cos"
     assert [finding["rule"] for finding in report["findings"]] == ["fidelity"]
     assert any("measured on training examples" in note for note in report["trust"]["fidelity_notes"])
@@ -291,9 +270,8 @@ def test_a_low_fidelity_fires_the_policy_and_training_queries_are_named(indexed)
     assert all(row.evidence["stationarity"]["loss_after"] < row.evidence["stationarity"]["loss_before"] for row in rows)
 
 
-def test_requests_that_cannot_be_served_are_refused(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, MODEL)
+def test_requests_that_cannot_be_served_are_refused(ingested):
+    tiny = ingested
     with pytest.raises(NotFoundError, match="no index of its training data"):
         calibrate(tiny.workspace, MODEL, _counted())
     index(tiny.workspace, MODEL)

@@ -3,18 +3,16 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
+from prefect.testing.cli import invoke_and_assert
 
 from gradtrail.flows.audit import audit
-from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.serving import SERVER_RETENTION, prefect_file
@@ -86,10 +84,9 @@ def test_flows_run_from_plain_json_parameters(tiny, prefect_server):
         audit(plain, "tiny@champion")
 
 
-def test_a_worker_runs_the_deployed_audit(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
-    index(tiny.workspace, "tiny@champion")
+def test_a_worker_runs_the_deployed_audit(indexed, monkeypatch):
+    tiny = indexed
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
     tiny.drop("a.jsonl", tiny.record(1))
     pool = f"gradtrail-{tiny.module[-6:]}"
     plan = (ROOT / "deploy" / "prefect.yaml").read_text().replace("    name: gradtrail\n", f"    name: {pool}\n")
@@ -105,16 +102,7 @@ def test_a_worker_runs_the_deployed_audit(tiny, prefect_server):
         ],
         ["worker", "start", "--pool", pool, "--run-once"],
     ):  # fmt: skip
-        result = subprocess.run(
-            [sys.executable, "-m", "prefect", *command],
-            cwd=tiny.folder,
-            env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+        invoke_and_assert(command, temp_dir=str(tiny.folder), expected_code=0)
     with tiny.workspace.ledger().read() as connection:
         [audited] = queries.audits(connection, "tiny/1")
         assert queries.report_of(connection, audited.audit_id) is not None

@@ -1,6 +1,5 @@
 """How an index is stored and measured, through the flows: types, budgets, shards, and what has no gradient."""
 
-import json
 import math
 import shutil
 import statistics
@@ -27,19 +26,10 @@ from gradtrail.tasks.index.options import IndexOptions
 MODEL = "tiny@champion"
 
 
-@pytest.fixture
-def ingested(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, MODEL)
-    return tiny
-
-
 def _scores(tiny, record_id):
     tiny.drop(f"{record_id}.jsonl", tiny.record(1, record_id=record_id))
-    outcome = audit(tiny.workspace, MODEL, AuditOptions(method="grad_dot", top_k=40))
-    report = json.loads((tiny.workspace.reports / outcome.audit_id / "report.json").read_text())
-    (output,) = report["outputs"]
-    return {each["example_id"]: each["score"] for side in ("proponents", "opponents") for each in output[side]}
+    details = tiny.recorded(tiny.record_audit(method="grad_dot", top_k=40))
+    return {each.example_id: each.score for each in details.attributions}
 
 
 def test_an_audit_of_an_int8_index_agrees_with_one_of_float32(ingested, capsys):
@@ -80,12 +70,11 @@ def test_frozen_layers_are_not_measured_and_the_report_names_them(tiny, prefect_
     coverage = recorded.coverage
     assert (coverage.frozen, coverage.left_out, coverage.parameter_share) == (("0.weight", "0.bias"), (), 1.0)
     tiny.drop("a.jsonl", tiny.record(1))
-    outcome = audit(tiny.workspace, MODEL)
-    folder = tiny.workspace.reports / outcome.audit_id
-    [said] = json.loads((folder / "report.json").read_text())["trust"]["left_out"]
+    audit_id = tiny.record_audit(report=True)
+    [said] = tiny.report(audit_id)["trust"]["left_out"]
     assert "Frozen parameters" in said
     assert "0.weight, 0.bias" in said
-    page = (folder / "report.html").read_text()
+    page = (tiny.workspace.reports / audit_id / "report.html").read_text()
     assert "21 of 21 that training moves" in page
     assert "not covered:" not in page
 
@@ -185,10 +174,10 @@ def test_lost_gradients_are_measured_again_under_the_same_index(ingested):
     [again] = index(ingested.workspace, MODEL, options)
     assert (again.index_id, again.new, again.remeasured, again.rows_written) == (built.index_id, True, True, 40)
     ingested.drop("third.jsonl", ingested.record(1, record_id="third"))
-    outcome = audit(ingested.workspace, MODEL, AuditOptions(method="grad_dot", top_k=40))
-    report = json.loads((ingested.workspace.reports / outcome.audit_id / "report.json").read_text())
-    for output in report["outputs"]:
-        after = {each["example_id"]: each["score"] for side in ("proponents", "opponents") for each in output[side]}
+    details = ingested.recorded(audit(ingested.workspace, MODEL, AuditOptions(method="grad_dot", top_k=40)).audit_id)
+    assert {output_id for output_id, _ in details.audit.outputs} == {"inbox:second", "inbox:third"}
+    for output_id, _ in details.audit.outputs:
+        after = {each.example_id: each.score for each in details.attributions if each.output_id == output_id}
         assert after == pytest.approx(before, rel=1e-5)
     assert not verify_workspace(ingested.workspace).problems
     [nothing] = index(ingested.workspace, MODEL, options)

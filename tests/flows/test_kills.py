@@ -75,18 +75,15 @@ for _ in sys.stdin:
 
 
 @pytest.fixture
-def indexed(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
-    index(tiny.workspace, "tiny@champion")
-    tiny.drop("first.jsonl", *(tiny.record(i) for i in range(5)))
-    return tiny
+def indexed(indexed):
+    """With five outputs that wait."""
+    indexed.drop("first.jsonl", *(indexed.record(i) for i in range(5)))
+    return indexed
 
 
 @pytest.mark.parametrize("appends", [1, 4])
-def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(tiny, prefect_server, appends):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
+def test_a_killed_index_resumes_with_no_gap_and_no_duplicate(ingested, appends):
+    tiny = ingested
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_INDEX, str(tiny.home), str(tiny.folder), tiny.reference],
         stdout=subprocess.PIPE,
@@ -179,9 +176,8 @@ def test_audits_killed_at_three_seeded_moments_are_completed_once(indexed):
     assert not verify_workspace(indexed.workspace).problems
 
 
-def test_an_ingest_that_was_killed_before_it_tagged_the_version_is_completed(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
+def test_an_ingest_that_was_killed_before_it_tagged_the_version_is_completed(ingested):
+    tiny = ingested
     registry = tiny.workspace.registry()
     tags = registry.resolve("tiny@champion").tags
     registry.client.delete_model_version_tag("tiny", "1", CHECKPOINT_TAG)

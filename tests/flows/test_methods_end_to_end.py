@@ -1,6 +1,5 @@
 """Every method from index to report, through the flows, on a project with two checkpoints."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -43,18 +42,32 @@ def _checkpoints(tiny, rates=(0.1, 0.05)):
     return [TrainedWeights(10, rates[0], earlier), TrainedWeights(20, rates[1], last)]
 
 
-@pytest.fixture
-def ingested(tiny, prefect_server):
+@pytest.fixture(scope="module")
+def ingested_once(tiny_project, tmp_path_factory, migrated_mlflow, prefect_server):
+    """With two checkpoints; copy it, never change it."""
+    tiny = tiny_project(tmp_path_factory.mktemp("ingested"), migrated_mlflow)
     tiny.register(checkpoints=_checkpoints(tiny))
     ingest(tiny.workspace, MODEL)
     return tiny
 
 
+@pytest.fixture(scope="module")
+def indexed_once(ingested_once, tmp_path_factory):
+    """With an index of each checkpoint, and what they are; copy it, never change it."""
+    tiny = ingested_once.copy(tmp_path_factory.mktemp("indexed"))
+    tiny.indexes = tuple(each.index_id for each in index(tiny.workspace, MODEL, every_checkpoint=True))
+    return tiny
+
+
 def _audited(tiny, number, **options):
     tiny.drop(f"{number}.jsonl", tiny.record(number))
-    outcome = audit(tiny.workspace, MODEL, AuditOptions(**options))
-    report = json.loads((tiny.workspace.reports / outcome.audit_id / "report.json").read_text())
-    return outcome, report
+    return tiny.recorded(tiny.record_audit(**options))
+
+
+def _reported(tiny, number, **options):
+    tiny.drop(f"{number}.jsonl", tiny.record(number))
+    audit_id = tiny.record_audit(report=True, **options)
+    return tiny.recorded(audit_id), tiny.report(audit_id)
 
 
 @pytest.mark.slow
@@ -67,11 +80,11 @@ def test_every_method_makes_a_report(ingested):
     for number, method in enumerate(METHODS):
         if method == "tracin_cp":
             index(ingested.workspace, MODEL, IndexOptions(projection="eigen"), every_checkpoint=True)
-        outcome, report = _audited(ingested, number, method=method)
+        ingested.drop(f"{number}.jsonl", ingested.record(number))
+        outcome = audit(ingested.workspace, MODEL, AuditOptions(method=method))
         assert outcome.output_count == 1
-        assert report["trust"]["method"] == method
-        with ingested.workspace.ledger().read() as connection:
-            recorded = queries.audit(connection, outcome.audit_id)
+        assert ingested.report(outcome.audit_id)["trust"]["method"] == method
+        recorded = ingested.recorded(outcome.audit_id).audit
         index_ids[method] = recorded.index_ids
         parameters = {"top_k", "overall_top", "permutations", *_expected_parameters(method)}
         assert set(recorded.parameters) == parameters
@@ -101,10 +114,9 @@ def _expected_parameters(method):
 def test_smaller_stored_types_serve_methods_that_read_the_rows_again(ingested, options, methods):
     [built] = index(ingested.workspace, MODEL, options)
     for number, method in enumerate(methods):
-        outcome, report = _audited(ingested, number, method=method)
-        with ingested.workspace.ledger().read() as connection:
-            assert queries.audit(connection, outcome.audit_id).index_ids == (built.index_id,)
-        assert report["outputs"][0]["proponents"]
+        details = _audited(ingested, number, method=method)
+        assert details.audit.index_ids == (built.index_id,)
+        assert [each for each in details.attributions if each.side == "proponent"]
 
 
 def test_methods_that_join_checkpoints_name_every_index(ingested):
@@ -113,30 +125,27 @@ def test_methods_that_join_checkpoints_name_every_index(ingested):
     index(ingested.workspace, MODEL)
     for options in ({"method": "tracin_cp"}, {"method": "trak", "every_checkpoint": True}):
         with pytest.raises(NotFoundError, match="1 of 2 have none") as caught:
-            audit(ingested.workspace, MODEL, AuditOptions(**options))
+            ingested.record_audit(**options)
         assert "--every-checkpoint --group-dimension 256" in caught.value.remedy
     built = index(ingested.workspace, MODEL, every_checkpoint=True)
     for number, method in enumerate(("trak", "influence_global")):
-        outcome, _ = _audited(ingested, number, method=method, every_checkpoint=True)
-        with ingested.workspace.ledger().read() as connection:
-            assert queries.audit(connection, outcome.audit_id).index_ids == tuple(each.index_id for each in built)
+        details = _audited(ingested, number, method=method, every_checkpoint=True)
+        assert details.audit.index_ids == tuple(each.index_id for each in built)
     with pytest.raises(UsageError, match="grad_dot scores one checkpoint"):
         method_indexes(ingested.workspace, "tiny/1", "grad_dot", True)
 
 
-def test_training_is_unrolled_over_its_checkpoints_from_the_last_to_the_first(ingested):
-    built = [each.index_id for each in index(ingested.workspace, MODEL, every_checkpoint=True)]
-    [eigen] = index(ingested.workspace, MODEL, IndexOptions(projection="eigen"))
-    outcome, report = _audited(ingested, 1, method="unrolled")
-    with ingested.workspace.ledger().read() as connection:
-        recorded = queries.audit(connection, outcome.audit_id)
-        details = queries.audit_details(connection, outcome.audit_id)
-    assert list(recorded.index_ids) == built
+def test_training_is_unrolled_over_its_checkpoints_from_the_last_to_the_first(indexed):
+    built = indexed.indexes
+    [eigen] = index(indexed.workspace, MODEL, IndexOptions(projection="eigen"))
+    details, report = _reported(indexed, 1, method="unrolled")
+    recorded = details.audit
+    assert recorded.index_ids == built
     assert recorded.parameters["segments"] == [0.1 * 10, 0.05 * 10]
     assert "the segments of training take its place, 1, 0.5 long" in report["trust"]["damping"]
 
-    pinned = pinned_model(ingested.workspace, "tiny/1")
-    opened = [open_index(ingested.workspace, pinned, each) for each in built]
+    pinned = pinned_model(indexed.workspace, "tiny/1")
+    opened = [open_index(indexed.workspace, pinned, each) for each in built]
     rows = [GradientBatch.joined(list(each.rows())) for each in opened]
     moments = []
     for each in opened:
@@ -161,25 +170,24 @@ def test_training_is_unrolled_over_its_checkpoints_from_the_last_to_the_first(in
         {each.example_id: by_id[each.example_id] for each in details.attributions}, rel=1e-4, abs=1e-7
     )
     with pytest.raises(NotFoundError, match="no index with random projection, which unrolled needs"):
-        audit(ingested.workspace, MODEL, AuditOptions(method="unrolled", index=eigen.index_id))
+        indexed.record_audit(method="unrolled", index=eigen.index_id)
 
 
 def test_ekfac_and_its_basis_say_what_is_missing(ingested):
     index(ingested.workspace, MODEL)
     with pytest.raises(NotFoundError, match="no index with eigen projection") as caught:
-        audit(ingested.workspace, MODEL, AuditOptions(method="ekfac"))
+        ingested.record_audit(method="ekfac")
     assert "gradtrail index tiny/1 --projection eigen" in caught.value.remedy
     index(ingested.workspace, MODEL, IndexOptions(projection="eigen"))
     for basis in ingested.workspace.curvatures.glob("basis-*.safetensors"):
         basis.unlink()
     ingested.drop("a.jsonl", ingested.record(1))
     with pytest.raises(StoreError, match=r"eigenbasis .* is gone"):
-        audit(ingested.workspace, MODEL, AuditOptions(method="ekfac"))
+        ingested.record_audit(method="ekfac")
 
 
-def test_options_that_a_method_cannot_serve_are_refused_before_anything_is_recorded(ingested):
-    index(ingested.workspace, MODEL)
-    ingested.drop("a.jsonl", ingested.record(1))
+def test_options_that_a_method_cannot_serve_are_refused_before_anything_is_recorded(indexed):
+    indexed.drop("a.jsonl", indexed.record(1))
     for options, message in (
         ({"method": "datainf", "curvature": "ggn"}, "observed targets, not on curvature ggn"),
         ({"method": "influence", "curvature": "hessian"}, "no curvature kind 'hessian'"),
@@ -189,8 +197,10 @@ def test_options_that_a_method_cannot_serve_are_refused_before_anything_is_recor
         ({"method": "nothing"}, "no attribution method 'nothing'"),
     ):
         with pytest.raises(UsageError, match=message):
-            audit(ingested.workspace, MODEL, AuditOptions.from_json(options))
-    with ingested.workspace.ledger().read() as connection:
+            indexed.record_audit(AuditOptions.from_json(options))
+    with pytest.raises(UsageError, match=message):
+        audit(indexed.workspace, MODEL, AuditOptions.from_json(options))
+    with indexed.workspace.ledger().read() as connection:
         assert queries.audits(connection, "tiny/1") == []
 
 
@@ -201,34 +211,33 @@ def test_checkpoints_without_a_learning_rate_are_named(tiny, prefect_server):
     tiny.drop("a.jsonl", tiny.record(1))
     for method in ("tracin_cp", "unrolled"):
         with pytest.raises(UsageError, match="checkpoint at step 10 of tiny/1 was registered without a learning rate"):
-            audit(tiny.workspace, MODEL, AuditOptions(method=method))
+            tiny.record_audit(method=method)
 
 
-def test_bad_conditioning_reaches_the_report_and_the_command_line(ingested):
-    index(ingested.workspace, MODEL)
-    outcome, report = _audited(ingested, 1, method="influence_global", damping=Damping(1e-9))
+def test_bad_conditioning_reaches_the_report_and_the_command_line(indexed):
+    indexed.drop("1.jsonl", indexed.record(1))
+    outcome = audit(indexed.workspace, MODEL, AuditOptions(method="influence_global", damping=Damping(1e-9)))
     assert any("badly conditioned (all groups together" in warning for warning in outcome.warnings)
-    assert set(outcome.warnings) <= set(report["trust"]["left_out"])
-    outcome, report = _audited(ingested, 2, method="horizon", horizon=0.5)
-    assert outcome.warnings == ()
+    assert set(outcome.warnings) <= set(indexed.report(outcome.audit_id)["trust"]["left_out"])
+    details, report = _reported(indexed, 2, method="horizon", horizon=0.5)
+    assert details.method_notes["warnings"] == []
     assert "horizon of 0.5" in report["trust"]["damping"]
 
 
-def test_self_influence_is_a_table_of_every_example_for_any_stored_method(ingested):
-    index(ingested.workspace, MODEL, every_checkpoint=True)
+def test_self_influence_is_a_table_of_every_example_for_any_stored_method(indexed):
     for method in ("influence", "trak", "tracin_cp"):
         spec = MethodSpec(method)
-        found = write_self_influence(ingested.workspace, MODEL, spec, 5)
+        found = write_self_influence(indexed.workspace, MODEL, spec, 5)
         table = pq.read_table(found.path).to_pydict()
         assert table["rank"] == list(range(1, 41))
-        assert sorted(table["example_id"]) == sorted(row["id"] for row in ingested.rows)
+        assert sorted(table["example_id"]) == sorted(row["id"] for row in indexed.rows)
         assert table["self_influence"] == sorted(table["self_influence"], reverse=True)
         assert found.top == tuple(zip(table["example_id"][:5], table["self_influence"][:5], strict=True))
         assert found.attributes[found.top[0][0]]["licence"] == "CC0-1.0"
-    assert write_self_influence(ingested.workspace, MODEL, spec, 5) == found
+    assert write_self_influence(indexed.workspace, MODEL, spec, 5) == found
     for method, message in (("cg", "too much for every training example"), ("unrolled", "carries queries")):
         with pytest.raises(UsageError, match=message):
-            write_self_influence(ingested.workspace, MODEL, MethodSpec(method), 5)
+            write_self_influence(indexed.workspace, MODEL, MethodSpec(method), 5)
 
 
 def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested):
@@ -248,28 +257,24 @@ def test_a_calibration_measures_every_checkpoint_beside_the_serving_one(ingested
     joined = next(each for each in outcome.methods if each.index_ids == built and not each.weighting.group_weights)
     damping = joined.parameters["relative_damping"]
     options = {"every_checkpoint": True, "weighting": "uniform", "damping": Damping(damping)}
-    _, report = _audited(ingested, 20, method="influence_global", **options)
+    _, report = _reported(ingested, 20, method="influence_global", **options)
     assert report["trust"]["fidelity"]["value"] == pytest.approx(joined.by_steps[-1].spearman)
     [chosen] = [each for each in outcome.methods if each.chosen]
-    found, _ = _audited(ingested, 21)
-    with ingested.workspace.ledger().read() as connection:
-        assert queries.audit(connection, found.audit_id).index_ids == chosen.index_ids
+    assert _audited(ingested, 21).audit.index_ids == chosen.index_ids
 
 
-def test_a_calibration_finds_how_far_training_went_and_audits_take_it(ingested):
-    built = tuple(each.index_id for each in index(ingested.workspace, MODEL, every_checkpoint=True))
-    ingested.drop("a.jsonl", *(ingested.record(number) for number in range(14)))
+def test_a_calibration_finds_how_far_training_went_and_audits_take_it(indexed):
+    indexed.drop("a.jsonl", *(indexed.record(number) for number in range(14)))
     asked = CalibrateOptions(
         methods=("unrolled",), sets=8, seeds=2, steps=(2, 6), every_checkpoint=True, batch_size=16, weightings=()
     )
-    outcome = calibrate(ingested.workspace, MODEL, asked)
+    outcome = calibrate(indexed.workspace, MODEL, asked)
     lengths = sorted(each.parameters["horizon"] for each in outcome.methods)
     assert lengths == pytest.approx([0.015, 0.15, 1.5, 15.0])
     [chosen] = [each for each in outcome.methods if each.chosen]
-    found, report = _audited(ingested, 20)
-    with ingested.workspace.ledger().read() as connection:
-        recorded = queries.audit(connection, found.audit_id)
-    assert (recorded.method, recorded.index_ids) == ("unrolled", built)
+    details, report = _reported(indexed, 20)
+    recorded = details.audit
+    assert (recorded.method, recorded.index_ids) == ("unrolled", indexed.indexes)
     assert recorded.parameters["segments"] == chosen.parameters["segments"]
     assert sum(recorded.parameters["segments"]) == pytest.approx(chosen.parameters["horizon"])
     assert report["trust"]["fidelity"]["value"] == pytest.approx(chosen.by_steps[-1].spearman)
@@ -285,23 +290,22 @@ def test_checkpoints_of_unknown_length_are_not_unrolled_unasked(tiny, prefect_se
     assert "unrolled" not in {each.spec.method for each in found}
     tiny.drop("a.jsonl", tiny.record(1))
     with pytest.raises(UsageError, match="step 0 of tiny/1 follows one at step 0"):
-        audit(tiny.workspace, MODEL, AuditOptions(method="unrolled"))
+        tiny.record_audit(method="unrolled")
 
 
 @pytest.mark.parametrize("method", ["influence", "unrolled"])
-def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give(ingested, method):
-    index(ingested.workspace, MODEL, every_checkpoint=True)
-    pinned = pinned_model(ingested.workspace, "tiny/1")
+def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give(indexed, method):
+    pinned = pinned_model(indexed.workspace, "tiny/1")
     asked = CalibrateOptions(methods=(method,), every_checkpoint=True)
-    [serving] = method_indexes(ingested.workspace, "tiny/1", "grad_dot")
-    opened = open_index(ingested.workspace, pinned, serving)
-    queried = drawn_queries(ingested.workspace, pinned, opened, asked)
+    [serving] = method_indexes(indexed.workspace, "tiny/1", "grad_dot")
+    opened = open_index(indexed.workspace, pinned, serving)
+    queried = drawn_queries(indexed.workspace, pinned, opened, asked)
     ids = [example.example_id for example in opened.examples(pinned)]
     halves = (frozenset(ids[::2]), frozenset(ids[1::2]))
     none = np.zeros((2, 1, 2, len(queried.examples)))
     effects = Effects("subset", halves, tuple(each.example_id for each in queried.examples), (1,), none)
-    predictor = Predictor(ingested.workspace, pinned, queried, effects, None)
-    [joined, *_] = [each for each in candidates(ingested.workspace, pinned, serving, asked) if len(each.index_ids) == 2]
+    predictor = Predictor(indexed.workspace, pinned, queried, effects, None)
+    [joined, *_] = [each for each in candidates(indexed.workspace, pinned, serving, asked) if len(each.index_ids) == 2]
     predicted = predictor.predict(joined)
     scored = {}
     for rows, scores in scoring_pass(predicted.members, "sum").batches():

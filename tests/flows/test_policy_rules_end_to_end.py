@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradtrail.flows.audit import audit
-from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.tasks.audit.options import AuditOptions
@@ -44,13 +42,11 @@ def _findings(workspace, audit_id, kind):
     return details, [finding for finding in details.findings if finding.evidence["kind"] == kind]
 
 
-def test_copies_and_drift_are_found_and_a_repeat_is_held_against_the_same_history(tiny, prefect_server):
+def test_copies_and_drift_are_found_and_a_repeat_is_held_against_the_same_history(indexed):
+    tiny = indexed
     policy = tiny.folder / "policy.toml"
     policy.write_text(POLICY)
     workspace = replace(tiny.workspace, policy=str(policy))
-    tiny.register()
-    ingest(workspace, "tiny@champion")
-    index(workspace, "tiny@champion")
     options = AuditOptions(method="grad_dot")
     tiny.drop(
         "a.jsonl", tiny.record(1), tiny.record(2, inputs=tiny.rows[7]["inputs"], prediction=tiny.rows[7]["label"])

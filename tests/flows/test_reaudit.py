@@ -14,7 +14,6 @@ from gradtrail.cli import app
 from gradtrail.errors import GradtrailError, NotFoundError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.flows.reaudit import reaudit
 from gradtrail.lineage.events.withdrawals import WithdrawalRequest
 from gradtrail.lineage.read import queries
@@ -27,12 +26,9 @@ DOT = AuditOptions("grad_dot")
 
 
 @pytest.fixture
-def audited(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
-    index(tiny.workspace, "tiny@champion")
-    tiny.drop("a.jsonl", tiny.record(1), tiny.record(2))
-    return tiny, audit(tiny.workspace, "tiny@champion", DOT)
+def audited(indexed):
+    indexed.drop("a.jsonl", indexed.record(1), indexed.record(2))
+    return indexed, audit(indexed.workspace, "tiny@champion", DOT)
 
 
 def audits(tiny):

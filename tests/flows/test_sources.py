@@ -8,8 +8,6 @@ from mlflow import MlflowClient
 
 from gradtrail.errors import StoreError
 from gradtrail.flows.audit import audit
-from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.tasks.audit.options import AuditOptions
@@ -17,11 +15,9 @@ from gradtrail.tasks.govern.verifying import verify_workspace
 
 
 def test_inbox_and_traces_are_audited_together_answered_and_a_broken_source_stops_neither(
-    tiny, prefect_server, monkeypatch, tmp_path
+    indexed, monkeypatch, tmp_path
 ):
-    tiny.register()
-    ingest(tiny.workspace, "tiny@champion")
-    index(tiny.workspace, "tiny@champion")
+    tiny = indexed
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tiny.workspace.tracking_uri)

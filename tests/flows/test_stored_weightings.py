@@ -8,7 +8,6 @@ from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.attribution.scoring.passes import score_pass
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.flows.index import index
-from gradtrail.flows.ingest import ingest
 from gradtrail.nouns import Index, Weighting
 from gradtrail.tasks.audit.preparing import prepare_audit
 from gradtrail.tasks.audit.self_influences import write_self_influence
@@ -24,12 +23,10 @@ OTHER = Weighting("by hand", {"0": 3.0, "2": 1.0})
 
 
 @pytest.fixture
-def ingested(tiny, prefect_server):
-    tiny.register()
-    ingest(tiny.workspace, MODEL)
+def ingested(ingested):
     for weighting in (STORED, OTHER):
-        tiny.workspace.ledger().record_weighting(weighting)
-    return tiny
+        ingested.workspace.ledger().record_weighting(weighting)
+    return ingested
 
 
 def _scores(tiny, index_id, method, weighting):

@@ -17,7 +17,7 @@ from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import unweighted_vectors
 from gradtrail.attribution.methods.needs import SOLUTIONS
-from gradtrail.attribution.methods.registry import find_method, inverse_norms
+from gradtrail.attribution.methods.registry import Method, find_method, inverse_norms
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
 from gradtrail.errors import DataError, UsageError
@@ -27,6 +27,26 @@ ROWS_TOGETHER = 4096
 """Rows prepared at once: a method that streams the index for its queries (datainf) then does so once for so many."""
 
 SelfInfluence = Iterator[tuple[Sequence[str], Tensor]]
+
+
+def require_self_influence(method: Method) -> None:
+    """Refuse a method that gives no self-influence, before anything is fitted for it.
+
+    Raises:
+        UsageError: it solves every query with the model itself (cg, lissa) or carries queries between checkpoints
+            (unrolled).
+    """
+    if SOLUTIONS in method.needs:
+        raise UsageError(
+            f"Method {method.name} solves each query with the model, which is too much for every training example.",
+            "Choose influence or ekfac.",
+        )
+    if method.carry:
+        raise UsageError(
+            f"Method {method.name} carries queries from the last checkpoint back to the first, so that no example "
+            "meets itself as it was measured.",
+            "Choose tracin_cp or influence.",
+        )
 
 
 def self_influence(
@@ -43,22 +63,11 @@ def self_influence(
     `weighting`, `stored_weighting` and `fitted` are those of `prepare_queries`.
 
     Raises:
-        UsageError: for methods that solve every query with the model itself (cg, lissa) or carry queries between
-            checkpoints (unrolled), and as `prepare_queries`.
+        UsageError: as `require_self_influence` and `prepare_queries`.
         DataError: when a value is not finite, naming the example.
     """
     method = find_method(spec.method)
-    if SOLUTIONS in method.needs:
-        raise UsageError(
-            f"Method {method.name} solves each query with the model, which is too much for every training example.",
-            "Choose influence or ekfac.",
-        )
-    if method.carry:
-        raise UsageError(
-            f"Method {method.name} carries queries from the last checkpoint back to the first, so that no example "
-            "meets itself as it was measured.",
-            "Choose tracin_cp or influence.",
-        )
+    require_self_influence(method)
     for stored in _gathered(rows()):
         unweighted = GradientBatch(
             example_ids=stored.example_ids,

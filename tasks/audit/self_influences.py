@@ -11,7 +11,12 @@ import pyarrow.parquet as pq
 
 from gradtrail.attribution.methods.registry import find_method, settled
 from gradtrail.attribution.methods.spec import MethodSpec
-from gradtrail.attribution.scoring.self_scores import SelfInfluence, self_influence, summed_self_influence
+from gradtrail.attribution.scoring.self_scores import (
+    SelfInfluence,
+    require_self_influence,
+    self_influence,
+    summed_self_influence,
+)
 from gradtrail.digests import sha256_json
 from gradtrail.lineage.read import queries
 from gradtrail.storage.files.atomic import replacing
@@ -57,6 +62,7 @@ def write_self_influence(
     pinned = pinned_model(workspace, version.model_version_id)
     spec = settled(asked, pinned.adapter)
     method = find_method(spec.method)
+    require_self_influence(method)
     index_ids = method_indexes(workspace, version.model_version_id, method.name)
     opened = [open_index(workspace, pinned, index_id) for index_id in index_ids]
     parameters = method_parameters(pinned, spec, [each.checkpoint for each in opened])

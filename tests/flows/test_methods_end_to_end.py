@@ -304,7 +304,7 @@ def test_effects_foretold_by_every_checkpoint_are_the_scores_an_audit_would_give
     halves = (frozenset(ids[::2]), frozenset(ids[1::2]))
     none = np.zeros((2, 1, 2, len(queried.examples)))
     effects = Effects("subset", halves, tuple(each.example_id for each in queried.examples), (1,), none)
-    predictor = Predictor(indexed.workspace, pinned, queried, effects, None)
+    predictor = Predictor(indexed.workspace, pinned, queried, effects, None, asked)
     [joined, *_] = [each for each in candidates(indexed.workspace, pinned, serving, asked) if len(each.index_ids) == 2]
     predicted = predictor.predict(joined)
     scored = {}

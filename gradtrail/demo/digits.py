@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import ClassificationAdapter
+from gradtrail.attribution.adapters import ClassificationAdapter
 from gradtrail.nouns import Example
 
 TRAINING_COUNT = 1200

@@ -18,5 +18,6 @@ from .passes import score_pass as score_pass
 from .passes import shares as shares
 from .permutation_intervals import INTERVALS_TOGETHER as INTERVALS_TOGETHER
 from .self_scores import SelfInfluence as SelfInfluence
+from .self_scores import require_self_influence as require_self_influence
 from .self_scores import self_influence as self_influence
 from .self_scores import summed_self_influence as summed_self_influence

@@ -10,7 +10,7 @@ from typing import Any
 
 from document_indexing import indexing_section, picture
 from document_mutants import mutants_section
-from document_production import FLAT, audits_section, faults_section
+from document_production import FLAT, audits_section, beside_section, faults_section
 from machine import RESULTS, ROOT
 
 Row = Mapping[str, Any]
@@ -26,6 +26,7 @@ def markdown(
     audit: Row | None = None,
     faults: Row | None = None,
     mutants: Row | None = None,
+    beside: Row | None = None,
 ) -> str:
     """The whole page; whole audits, faults and mutants where they were measured."""
     parts = [
@@ -37,6 +38,7 @@ def markdown(
         _scoring(score),
         _oracles(peers),
         *([audits_section(audit)] if audit else []),
+        *([beside_section(beside)] if beside else []),
         *([faults_section(faults)] if faults else []),
         *([mutants_section(mutants)] if mutants else []),
         _running(),
@@ -137,11 +139,11 @@ def main() -> None:
     index, score, peers = (
         json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
     )
-    audit, faults, mutants = (
+    audit, faults, mutants, beside = (
         json.loads(path.read_text()) if (path := options.results / f"{name}.json").is_file() else None
-        for name in ("audit", "faults", "mutants")
+        for name in ("audit", "faults", "mutants", "audit_beside")
     )
-    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants))
+    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants, beside))
     picture(index, options.docs / "benchmarks.svg")
     print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
 

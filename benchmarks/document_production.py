@@ -8,6 +8,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+FASTER, EMPTY_SHARE, MEMORY_SHARE = 3.0, 0.5, 0.8
+"""What is wanted beside an older commit: speed at least, the time of an empty run and peak memory at most."""
 FLAT = 1.03
 """Memory that grows by less than this is called flat."""
 
@@ -36,6 +38,43 @@ def audits_section(results: Row) -> str:
     lines.append(_growth(results["rows"]))
     lines.append(f"\nA run that finds nothing new takes {said}. Wanted: at most {wanted:.0f} s: {verdict}.\n")
     return "\n".join(lines)
+
+
+def beside_section(results: Row) -> str:
+    """What audits cost by an older commit and by the code of the measurement, run in turns on one machine."""
+    older, newer = results["rows"]
+    described = results["environment"]
+    lines = [
+        f"### Beside commit {older['code']}\n",
+        f"`benchmarks/audit.py --beside {older['code']}`: both run in turns, each time in a process of its own, on one "
+        f"Prefect server; {newer['outputs']:,} outputs against {newer['training_examples']:,} training examples. "
+        "Every turn is shown, and ratios are of medians.\n",
+        _load(described),
+        "| code | seconds, turn by turn | outputs/s | an empty run | peak memory, turn by turn |",
+        "|---|---|---:|---:|---|",
+    ]
+    for row, name in ((older, older["code"]), (newer, described["commit"])):
+        seconds = ", ".join(f"{each:.1f}" for each in row["seconds"])
+        memory = ", ".join(f"{each:,}" for each in row["peak_memory_mb"])
+        lines.append(
+            f"| {name} | {seconds} | {row['outputs_per_second']:.1f} | {row['seconds_of_an_empty_run']:.2f} s "
+            f"| {memory} MB |"
+        )
+    faster = newer["outputs_per_second"] / older["outputs_per_second"]
+    empty = newer["seconds_of_an_empty_run"] / older["seconds_of_an_empty_run"]
+    memory = median(newer["peak_memory_mb"]) / median(older["peak_memory_mb"])
+    wanted = [
+        ("outputs a second", f"{faster:.2f} times as many", "3 times", faster >= FASTER),
+        ("an empty run", f"{empty:.2f} of its time", "half", empty <= EMPTY_SHARE),
+        ("peak memory", f"{memory:.2f} of it", "0.8", memory <= MEMORY_SHARE),
+    ]
+    said = "; ".join(f"{name}: {found} (wanted {goal}: {_verdict(met)})" for name, found, goal, met in wanted)
+    lines.append(f"\n{said[0].upper()}{said[1:]}.\n")
+    return "\n".join(lines)
+
+
+def _verdict(met: bool) -> str:
+    return "yes" if met else "**missed**"
 
 
 def _growth(rows: list[Row]) -> str:

@@ -299,10 +299,16 @@ class OurScores:
         return dataclasses.replace(draws[0], pieces=chain.from_iterable(draw.pieces for draw in draws))
 
     def _candidate(
-        self, measured: MeasuredTask, method: str, damping: float | None = None, kind: str | None = None, **needs: Any
+        self,
+        measured: MeasuredTask,
+        method: str,
+        damping: float | None = None,
+        kind: str | None = None,
+        horizon: float | None = None,
+        **needs: Any,
     ) -> Candidate:
         prepared = prepare_queries(
-            MethodSpec(method, damping=Damping(0.0, 0.0 if damping is None else damping)),
+            MethodSpec(method, damping=Damping(0.0, 0.0 if damping is None else damping), horizon=horizon),
             measured.queries,
             measured.plan,
             **needs,

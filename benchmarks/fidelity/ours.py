@@ -275,7 +275,7 @@ class OurScores:
                     )
                 except UsageError:
                     continue  # this solver does not get there with this damping: no candidate
-                yield self._candidate(self.exact, solver, damping, "ggn", solutions=solutions.vectors)
+                yield self._candidate(self.exact, solver, damping, "ggn", solutions=solutions)
 
     def _plan(self, group_dimension: int) -> FeaturePlan:
         exclude = LINEAR_ONLY if self.task.name == "language" else ()

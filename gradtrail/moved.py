@@ -42,11 +42,11 @@ class _Moved(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Let the stand-in hand on every name of what took its place."""
-        new = MOVED[module.__name__]
-        warnings.warn(f"{module.__name__} is {new} now; change the import.", DeprecationWarning, stacklevel=2)
+        new = import_module(MOVED[module.__name__])
+        warnings.warn(f"{module.__name__} is {new.__name__} now; change the import.", DeprecationWarning, stacklevel=2)
 
         def hand_on(name: str) -> Any:
-            return getattr(import_module(new), name)
+            return getattr(new, name)
 
         module.__dict__["__getattr__"] = hand_on
 

@@ -61,6 +61,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next(place for place, name in enumerate(_LONGEST) if groups[item].startswith(name)))
 
 
+@pytest.fixture(autouse=True)
+def _mlflow_as_before() -> Iterator[None]:
+    """MLflow keeps the address that a test gave it in the environment, where settings of other tests would find it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if os.environ.get("MLFLOW_TRACKING_URI") != before:
+        import mlflow
+
+        mlflow.set_tracking_uri(before)
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[webdriver.Chrome]:
     """One Chromium for the session. Without one, tests skip, or fail where GRADTRAIL_REQUIRE_BROWSER=1."""

@@ -25,8 +25,8 @@ import os, sys, time
 from pathlib import Path
 from gradtrail.storage.files.exclusive import holding
 with holding(Path(sys.argv[1])):
-    if child := os.fork():
-        print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by now the child has let go of what it inherited
     time.sleep(600)
 """
 ADD_ONE = """

@@ -160,7 +160,7 @@ def test_an_erased_output_loses_payload_inbox_record_gradients_prediction_and_pr
     with audited.workspace.ledger().read() as connection:
         [found] = queries.indexes_of(connection, queries.model_versions(connection)[0].checkpoint_ids[-1])
     table = audited.workspace.gradients().existing(found.index_id)
-    assert table.queries().output_ids == ["inbox:out-1", "inbox:out-3"]
+    assert table.queries().example_ids == ["inbox:out-1", "inbox:out-3"]
     verification = verify_workspace(audited.workspace)
     assert not verification.problems
     assert f"1 payload erased by event {outcome.events[0]}." in verification.notes

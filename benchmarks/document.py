@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from document_house import house_section
 from document_indexing import indexing_section, picture
 from document_mutants import mutants_section
 from document_production import FLAT, audits_section, beside_section, faults_section
@@ -27,6 +28,7 @@ def markdown(
     faults: Row | None = None,
     mutants: Row | None = None,
     beside: Row | None = None,
+    house: Row | None = None,
 ) -> str:
     """The whole page; whole audits, faults and mutants where they were measured."""
     parts = [
@@ -41,6 +43,7 @@ def markdown(
         *([beside_section(beside)] if beside else []),
         *([faults_section(faults)] if faults else []),
         *([mutants_section(mutants)] if mutants else []),
+        *([house_section(house)] if house else []),
         _running(),
     ]
     return "\n".join(parts)
@@ -139,11 +142,11 @@ def main() -> None:
     index, score, peers = (
         json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
     )
-    audit, faults, mutants, beside = (
+    audit, faults, mutants, beside, house = (
         json.loads(path.read_text()) if (path := options.results / f"{name}.json").is_file() else None
-        for name in ("audit", "faults", "mutants", "audit_beside")
+        for name in ("audit", "faults", "mutants", "audit_beside", "house")
     )
-    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants, beside))
+    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants, beside, house))
     picture(index, options.docs / "benchmarks.svg")
     print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
 

@@ -88,6 +88,28 @@ def test_nothing_runs_nothing_fails_and_the_page_fits_its_window(
     assert chrome.get_log("browser") == []
 
 
+_LOOSE_MARKS = """
+const loose = [];
+for (const element of document.querySelectorAll("body *"))
+  for (const mark of ["::before", "::after"]) {
+    const style = getComputedStyle(element, mark);
+    if (style.content === "none" || style.content === "normal" || style.position !== "absolute") continue;
+    let box = element;
+    while (box !== document.body && getComputedStyle(box).position === "static") box = box.parentElement;
+    if (box === document.body) loose.push(element.outerHTML.slice(0, 120));
+  }
+return loose"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_what_the_style_sheet_draws_stays_in_the_box_that_it_belongs_to(
+    show: Show, sample_report: AuditReport, width: int
+) -> None:
+    chrome = show(render_html(sample_report), width)
+    chrome.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert chrome.execute_script(_LOOSE_MARKS) == []
+
+
 def test_the_top_proponent_of_each_output_is_displayed_crisply(show: Show, sample_report: AuditReport) -> None:
     chrome = show(render_html(sample_report), 1280)
     outputs = chrome.find_elements(By.CSS_SELECTOR, "details.output")

@@ -26,7 +26,5 @@ def house_section(results: Mapping[str, Any]) -> str:
     ]
     for row in results["measured"]:
         verdict = "yes" if row["met"] else "**missed**"
-        lines.append(
-            f"| {row['what']} | {row['before']} | {row['now']} | {row['wanted']} | {verdict} | {row['how']} |"
-        )
+        lines.append(f"| {row['what']} | {row['before']} | {row['now']} | {row['wanted']} | {verdict} | {row['how']} |")
     return "\n".join([*lines, ""])

@@ -25,6 +25,10 @@ class Registry(Mapping[Key, Value]):
         """Add a member; one of the same key is replaced."""
         self._members[key] = value
 
+    def discard(self, key: Key) -> None:
+        """Take a member out, where there is one: an extension that is not wanted any longer."""
+        self._members.pop(key, None)
+
     def __getitem__(self, key: Key) -> Value:
         return self._complete()[key]
 

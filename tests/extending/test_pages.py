@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from gradtrail.attribution.adapters import RegressionAdapter
 from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
 from gradtrail.attribution.gradients.capture import compute_features
+from gradtrail.attribution.methods.registry import METHODS
 from gradtrail.cli import app
 from gradtrail.errors import StoreError, UntrustedCodeError, UsageError
 from gradtrail.flows.audit import audit
@@ -25,6 +26,7 @@ from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example
+from gradtrail.reports.policies.registry import RULES
 from gradtrail.settings import Settings
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.core.extensions import load_extension, load_layer_rules, load_method
@@ -55,7 +57,10 @@ def project(tiny, prefect_server, monkeypatch):
     tiny.register()
     ingest(tiny.workspace, "tiny@champion")
     index(tiny.workspace, "tiny@champion")
-    return tiny
+    yield tiny
+    for registry in (METHODS, RULES):
+        for name in [each for each in registry if ":" in each]:
+            registry.discard(name)
 
 
 def settings_of(tiny, text: str) -> Settings:

@@ -1,4 +1,4 @@
-"""The section of docs/benchmarks.md on the code itself: sizes of rooms and files, the tests' time, the report's bytes."""
+"""The section of docs/benchmarks.md on the code itself: sizes of rooms and files, and what was timed by hand."""
 
 from __future__ import annotations
 

@@ -110,6 +110,7 @@ def stub(modules: dict[str, set[str]]) -> str:
 
 
 def main() -> int:
+    """Write every door, or with `--check` return 1 where one is out of date."""
     stale = []
     for room, modules in leaving().items():
         folder = ROOT.joinpath(*room.split(".")[1:])

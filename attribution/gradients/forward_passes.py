@@ -85,7 +85,7 @@ def find_routes(tracked: TrackedModel, example: Example) -> Routes:
         one, two = (tracked.adapter.collate(each).to(tracked.device) for each in (lone, pair))
         once, twice = Watching(tracked, lone, Routes()), Watching(tracked, pair, Routes())
         outputs, expected = once.watch(one), twice.watch(two)
-    except Exception:
+    except Exception:  # a model that cannot run here fails by name in the checks before the pass, or in the pass itself
         return _routes(tracked, bare, {})
     batch = BatchLayout.between(one, two)
     bare = replace(bare, batch=batch, dtype=coarsest_dtype(tracked.model, plan.lower_precision, outputs.dtype))
@@ -163,7 +163,7 @@ def _compared(
             # A mask that hides what counts is the adapter's fault, which the checks before a pass name.
             unmasked = _twice(tracked, routes, example, expected, masked=False)
             wrong &= set() if unmasked is None else _unlike(unmasked, wanted, tracked, routes)
-    except Exception:
+    except Exception:  # nothing was compared: the checks before the pass compare with autograd, and refuse
         return because, None
     why = {place: f"{plan.groups[place].name} is used in another way too than by calling it" for place in sorted(wrong)}
     right = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -11,6 +13,8 @@ from gradtrail import printing
 from gradtrail.commands import audits, exporting, installation, ledger, models, reports, running, trust
 from gradtrail.errors import GradtrailError
 from gradtrail.session import quiet_libraries
+
+_TRACEBACK = "GRADTRAIL_TRACEBACK"
 
 app = typer.Typer(
     name="gradtrail",
@@ -52,8 +56,28 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except GradtrailError as error:
-        printing.show_error(error)
-        sys.exit(error.exit_code)
+        _end(error)
+    except Exception as fault:
+        told = _adapter_fault(fault)
+        if told is None:
+            raise
+        _end(told)
+
+
+def _end(error: GradtrailError) -> NoReturn:
+    printing.show_error(error)
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(error)
+    sys.exit(error.exit_code)
+
+
+def _adapter_fault(fault: Exception) -> GradtrailError | None:
+    """What an adapter's own code has raised, in words; where no adapter was loaded, torch is not loaded for it."""
+    faults = sys.modules.get("gradtrail.attribution.adapters.faults")
+    told: GradtrailError | None = faults.adapter_fault(fault) if faults is not None else None
+    if told is not None:
+        told.__cause__ = fault
+    return told
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.settings import Settings, load_settings
 from gradtrail.storage.models.checkpoints import load_into, read_weights
@@ -76,6 +77,7 @@ def register_file(weights: Path, *, adapter: str, name: str, alias: str, setting
         NotFoundError: if there is no such adapter.
     """
     loaded = load_adapter(adapter, allowed=[adapter], search_path=settings.adapter_path)
-    model = loaded.adapter.build_model()
+    with plain_faults():
+        model = loaded.adapter.build_model()
     load_into(model, read_weights(weights), name=str(weights))
     return register(model, adapter=loaded.adapter, name=name, alias=alias, settings=settings)

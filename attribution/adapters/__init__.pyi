@@ -6,10 +6,14 @@ from .base import TrainingData as TrainingData
 from .base import at_least_float32 as at_least_float32
 from .base import iterate_examples as iterate_examples
 from .base import measured_outputs as measured_outputs
+from .base import model_outputs as model_outputs
 from .causal_language_model import CausalLMAdapter as CausalLMAdapter
 from .collation import map_tensors as map_tensors
+from .faults import is_out_of_memory as is_out_of_memory
+from .faults import plain_faults as plain_faults
 from .layout import BatchLayout as BatchLayout
 from .layout import grown_dimension as grown_dimension
 from .loading import adapter_reference as adapter_reference
 from .loading import adapter_source_sha256 as adapter_source_sha256
 from .loading import load_adapter as load_adapter
+from .training_data import training_examples as training_examples

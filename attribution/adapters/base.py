@@ -15,8 +15,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from gradtrail.attribution.adapters.collation import as_tensor, map_tensors, move, required_field, stack
+from gradtrail.attribution.adapters.collation import (
+    as_tensor,
+    class_numbers,
+    is_one_hot,
+    map_tensors,
+    move,
+    required_field,
+    stack,
+    stack_inputs,
+)
 from gradtrail.attribution.adapters.previews import preview_inputs
+from gradtrail.attribution.adapters.unwrapping import examples_first, output_tensor
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example, Preview, Target, Wording
 
@@ -74,21 +84,31 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32)) if values.is_floating_point() else values
 
 
+def model_outputs(adapter: ModelAdapter, model: nn.Module, batch: Batch) -> Tensor:
+    """The outputs as the adapter runs the model: the tensor in whatever it returns, the example as first dimension."""
+    outputs = output_tensor(adapter.outputs(model, batch))
+    return examples_first(outputs, batch.targets) if adapter.one_row_an_example else outputs
+
+
 def measured_outputs(adapter: ModelAdapter, model: nn.Module, batch: Batch) -> Tensor:
-    """The outputs that losses are computed from: as the adapter runs the model, in float32 at least."""
-    return at_least_float32(adapter.outputs(model, batch))
+    """The outputs that losses are computed from: `model_outputs`, in float32 at least."""
+    return at_least_float32(model_outputs(adapter, model, batch))
 
 
 class ModelAdapter(ABC):
     """How gradtrail reads one model. Subclass `ClassificationAdapter` or `RegressionAdapter` where they fit.
 
     `input_dtype` is what the default `collate` turns inputs into: set torch.int64 for token ids, torch.float64 for a
-    double precision model. `feature_names` name the columns of one-dimensional inputs in reports.
+    double precision model, and one type for each where inputs are several, as in (torch.int64, torch.float32) for
+    categories and numbers. `feature_names` name the columns of one-dimensional inputs in reports.
+    `one_row_an_example` says that targets are a tensor with one row an example, so that outputs without that dimension
+    get it back.
     """
 
-    input_dtype: ClassVar[torch.dtype] = torch.float32
+    input_dtype: ClassVar[torch.dtype | tuple[torch.dtype, ...]] = torch.float32
     target_dtype: ClassVar[torch.dtype] = torch.float32
     feature_names: Sequence[str] = ()
+    one_row_an_example: ClassVar[bool] = False
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -109,20 +129,27 @@ class ModelAdapter(ABC):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stack inputs and targets: tensors, arrays or nested lists of numbers of one shape.
 
+        A dict of inputs, a tuple of tensors or arrays, and a list where `input_dtype` says several, stay apart: each
+        is stacked by itself.
+
         Raises:
             DataError: naming the example that does not fit.
         """
-        return Batch(stack(examples, "inputs", self.input_dtype), stack(examples, "target", self.target_dtype))
+        return Batch(stack_inputs(examples, self.input_dtype), stack(examples, "target", self.target_dtype))
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's outputs, (batch, …); tuples are passed as positional and dicts as keyword arguments."""
+        """The model's outputs, (batch, …); tuples are passed as positional and dicts as keyword arguments.
+
+        Of a model that returns several things it is `logits`, `sample` or the first tensor.
+
+        Raises:
+            ModelError: the model returns no tensor.
+        """
         if isinstance(batch.inputs, Mapping):
-            outputs: Tensor = model(**batch.inputs)
-        elif isinstance(batch.inputs, tuple):
-            outputs = model(*batch.inputs)
-        else:
-            outputs = model(batch.inputs)
-        return outputs
+            return output_tensor(model(**batch.inputs))
+        if isinstance(batch.inputs, tuple):
+            return output_tensor(model(*batch.inputs))
+        return output_tensor(model(batch.inputs))
 
     def position_mask(self, batch: Batch) -> Tensor | None:  # noqa: ARG002 (the interface)
         """Optional: (batch, positions) of bool, True where a position is real and False where it is padding.
@@ -202,25 +229,42 @@ class ModelAdapter(ABC):
 
 
 class ClassificationAdapter(ModelAdapter):
-    """Cross entropy over (batch, classes) logits. Targets are class numbers; `class_names` are optional."""
+    """Cross entropy over (batch, classes) logits. Targets are class numbers; `class_names` are optional.
+
+    One logit, (batch, 1) or (batch,), is that of class 1 against class 0: the loss is then binary cross entropy.
+    One-hot targets are read as the numbers of their classes.
+    """
 
     target_dtype: ClassVar[torch.dtype] = torch.int64
     class_names: Sequence[str] = ()
+    one_row_an_example: ClassVar[bool] = True
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stack inputs, and targets as class numbers, unless the adapter has a loss of its own.
+
+        Raises:
+            DataError: naming the example that does not fit.
+        """
+        batch = super().collate(examples)
+        if type(self).losses is not ClassificationAdapter.losses:
+            return batch
+        return Batch(batch.inputs, class_numbers(batch.targets, examples))
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Cross entropy of each example's class: (batch,)."""
-        self._check(outputs, batch.targets)
-        return functional.cross_entropy(at_least_float32(outputs), batch.targets, reduction="none")
+        logits = at_least_float32(_by_class(outputs))
+        self._check(logits, batch.targets)
+        return functional.cross_entropy(logits, batch.targets, reduction="none")
 
     def emitted(self, outputs: Tensor, batch: Batch) -> list[str]:  # noqa: ARG002 (the interface)
         """The name (or number) of the most likely class."""
-        return [self.target_text(number) for number in outputs.argmax(1).tolist()]
+        return [self.target_text(number) for number in _by_class(outputs).argmax(1).tolist()]
 
     def target_text(self, target: Any) -> str:
         """A class number as its name, or as digits where it has none; what is no class number stays as it is."""
-        if not float(target).is_integer():
+        number = _lone_number(target)
+        if number is None:
             return str(target)
-        number = int(target)
         return str(self.class_names[number]) if 0 <= number < len(self.class_names) else str(number)
 
     def read_target(self, value: Any, record: Mapping[str, Any]) -> int:
@@ -231,25 +275,28 @@ class ClassificationAdapter(ModelAdapter):
         """
         if isinstance(value, str) and value in self.class_names:
             return list(self.class_names).index(value)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = -1.0
-        if number < 0 or not number.is_integer() or 0 < len(self.class_names) <= number:
+        number = None if isinstance(value, list | tuple) and len(value) == 1 else _lone_number(value)
+        if number is None or number < 0 or 0 < len(self.class_names) <= number:
             raise DataError(
                 f"Output record {record.get('record_id', '(no record_id)')!s} names {value!r}, which is no class.",
                 f"Use {'one of ' + ', '.join(self.class_names) if self.class_names else 'a class number from 0'}.",
             )
-        return int(number)
+        return number
 
     def sample_targets(self, outputs: Tensor, batch: Batch, generator: Generator) -> Batch:
         """Classes drawn from the model's softmax."""
-        probabilities = outputs.detach().cpu().double().softmax(1)
+        probabilities = _by_class(outputs).detach().cpu().double().softmax(1)
         drawn = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
         return Batch(batch.inputs, drawn.to(outputs.device))
 
     def curvature_factors(self, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 (the interface)
-        """f_k = √p_k (e_k − p): Σ_k f_k f_kᵀ = diag(p) − p pᵀ, the Hessian of cross entropy in the logits."""
+        """f_k = √p_k (e_k − p): Σ_k f_k f_kᵀ = diag(p) − p pᵀ, the Hessian of cross entropy in the logits.
+
+        For one logit it is p (1 − p).
+        """
+        if outputs.ndim == 1 or outputs.shape[1] == 1:
+            likely = outputs.detach().sigmoid()
+            return (likely * (1 - likely)).sqrt().unsqueeze(0)
         probabilities = outputs.detach().softmax(1)
         identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         return probabilities.sqrt().T.unsqueeze(2) * (identity.unsqueeze(1) - probabilities.unsqueeze(0))
@@ -280,9 +327,14 @@ class ClassificationAdapter(ModelAdapter):
 class RegressionAdapter(ModelAdapter):
     """Squared error ½‖y − ŷ‖², summed over the components of a prediction."""
 
+    one_row_an_example: ClassVar[bool] = True
+
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Stack inputs and targets; predictions have their type."""
-        return Batch(stack(examples, "inputs", self.input_dtype), stack(examples, "target", self.input_dtype))
+        """Stack inputs and targets; targets have the type of inputs, where that is one of real numbers."""
+        dtype = self.input_dtype
+        if isinstance(dtype, tuple) or not dtype.is_floating_point:
+            dtype = self.target_dtype
+        return Batch(stack_inputs(examples, self.input_dtype), stack(examples, "target", dtype))
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """½‖y − ŷ‖² of each example: (batch,)."""
@@ -346,6 +398,27 @@ class RegressionAdapter(ModelAdapter):
                 "Give each example as many target numbers as the model predicts.",
             )
         return targets
+
+
+def _by_class(outputs: Tensor) -> Tensor:
+    """Logits (batch, classes); one logit stands for two classes, of which the first has the logit 0."""
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(1)
+    if outputs.ndim == _LOGITS_NDIM and outputs.shape[1] == 1:
+        return torch.cat([torch.zeros_like(outputs), outputs], dim=1)
+    return outputs
+
+
+def _lone_number(target: Any) -> int | None:
+    """A class number, or that of a one-hot row; None for anything else."""
+    try:
+        values = as_tensor(float(target) if isinstance(target, str) else target, "A target").reshape(-1).double()
+    except (DataError, ValueError):
+        return None
+    if len(values) > 1:
+        return int(values.argmax()) if is_one_hot(values) else None
+    value = float(values.item()) if len(values) else float("nan")
+    return int(value) if value.is_integer() else None
 
 
 def _flat(values: Tensor) -> Tensor:

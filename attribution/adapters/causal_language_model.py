@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, at_least_float32
 from gradtrail.attribution.adapters.collation import as_tensor, required_field
+from gradtrail.attribution.adapters.unwrapping import output_tensor
 from gradtrail.errors import DataError, ModelError
 from gradtrail.nouns import Example, Preview, Target
 
@@ -105,11 +106,11 @@ class CausalLMAdapter(ModelAdapter):
                 f"The model cannot read tokens up to {ids.max().item()} in a sequence of {ids.shape[1]}: {cause}.",
                 "Use the tokeniser and the context length the model was built for.",
             ) from cause
-        logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
-        if not isinstance(logits, Tensor) or logits.shape[:-1] != batch.inputs["input_ids"].shape:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
+        logits = output_tensor(found)
+        if logits.shape[:-1] != batch.inputs["input_ids"].shape:
             raise ModelError(
-                f"The model returns {shape}, where logits of shape (batch, positions, vocabulary) are expected.",
+                f"The model returns {tuple(logits.shape)}, where logits of shape (batch, positions, vocabulary) are "
+                "expected.",
                 "Return the logits of every position, or override outputs in the adapter.",
             )
         return logits

@@ -59,6 +59,99 @@ def stack(examples: Sequence[Example], part: str, dtype: torch.dtype) -> Tensor:
     return torch.stack(_tensors(examples, part, dtype)).detach()
 
 
+def stack_inputs(examples: Sequence[Example], dtype: torch.dtype | tuple[torch.dtype, ...]) -> Any:
+    """The inputs of all examples, (batch, …); where one example has several inputs, a tuple or a dict of such tensors.
+
+    An example has several where they are a dict, a tuple of tensors or arrays, or a list or tuple while `dtype` is a
+    tuple. `dtype` is then the type of each; a single one is that of real numbers, beside which whole numbers stay.
+
+    Raises:
+        DataError: naming the example that does not fit.
+    """
+    first: Any = examples[0].inputs if examples else None
+    several = isinstance(first, list | tuple) if isinstance(dtype, tuple) else _is_several(first)
+    if isinstance(first, Mapping):
+        return {key: _stack_part(examples, key, list(first), dtype, place) for place, key in enumerate(first)}
+    if several:
+        return tuple(_stack_part(examples, place, len(first), dtype, place) for place in range(len(first)))
+    if isinstance(dtype, tuple):
+        raise DataError(
+            f"The inputs of example {examples[0].example_id if examples else '(none)'} are a {type(first).__name__}, "
+            f"but the adapter's input_dtype names {len(dtype)} types.",
+            "Give a tuple with one tensor for each, or let input_dtype be one type.",
+        )
+    return stack(examples, "inputs", dtype)
+
+
+def _is_several(inputs: Any) -> bool:
+    return isinstance(inputs, tuple) and bool(inputs) and all(isinstance(each, Tensor | np.ndarray) for each in inputs)
+
+
+def _stack_part(
+    examples: Sequence[Example],
+    key: Any,
+    expected: int | list[Any],
+    dtype: torch.dtype | tuple[torch.dtype, ...],
+    place: int,
+) -> Tensor:
+    if isinstance(dtype, tuple) and place >= len(dtype):
+        raise DataError(
+            f"Example {examples[0].example_id} has more inputs than the adapter's input_dtype has types: {len(dtype)}.",
+            "Name one type for each.",
+        )
+    parts = []
+    for example in examples:
+        fits = (
+            isinstance(example.inputs, Mapping) and list(example.inputs) == expected
+            if isinstance(expected, list)
+            else isinstance(example.inputs, list | tuple) and len(example.inputs) == expected
+        )
+        if not fits:
+            raise DataError(
+                f"The inputs of example {example.example_id} are not {expected} as those of {examples[0].example_id} "
+                "are.",
+                "Bring all examples to one form, or write your own collate.",
+            )
+        part = as_tensor(example.inputs[key], f"Part {key} of the inputs of example {example.example_id}")
+        parts.append(Example(example.example_id, part, None))
+    return stack(parts, "inputs", _part_dtype(parts, dtype, place))
+
+
+def _part_dtype(parts: Sequence[Example], dtype: torch.dtype | tuple[torch.dtype, ...], place: int) -> torch.dtype:
+    if isinstance(dtype, tuple):
+        return dtype[place]
+    given: torch.dtype = parts[0].inputs.dtype
+    if given.is_floating_point or given.is_complex:
+        return dtype if dtype.is_floating_point or dtype.is_complex else torch.float32
+    return torch.bool if given == torch.bool else torch.int64
+
+
+def class_numbers(targets: Tensor, examples: Sequence[Example]) -> Tensor:
+    """Targets (batch,): class numbers as they are, or those of one-hot rows (batch, classes).
+
+    Raises:
+        DataError: naming the example whose row is not one-hot.
+    """
+    if targets.ndim <= 1:
+        return targets
+    rows = targets.flatten(1)
+    if rows.shape[1] == 1:
+        return rows.squeeze(1)
+    for example, row in zip(examples, rows, strict=True):
+        if not is_one_hot(row):
+            raise DataError(
+                f"The target of example {example.example_id} has {rows.shape[1]} numbers, which are not one-hot.",
+                "Give the number of its class; for several labels, or probabilities, set target_dtype and write losses "
+                "in the adapter (docs/recipes.md).",
+            )
+    return rows.argmax(1)
+
+
+def is_one_hot(row: Tensor) -> bool:
+    """Whether a row of numbers (classes,) is 1 in one place and 0 elsewhere."""
+    return bool(((row == 0) | (row == 1)).all() and row.sum() == 1)
+
+
 def _tensors(examples: Sequence[Example], part: str, dtype: torch.dtype) -> list[Tensor]:
     tensors: list[Tensor] = []
     for example in examples:

@@ -3,7 +3,6 @@ from .capture import iterate_features as iterate_features
 from .checks import check_capture as check_capture
 from .checks import check_determinism as check_determinism
 from .eval_mode import frozen_in_eval as frozen_in_eval
-from .eval_mode import is_out_of_memory as is_out_of_memory
 from .forward_passes import hooked_forward as hooked_forward
 from .hooks import HookedForward as HookedForward
 from .memory import FEW_EXAMPLES as FEW_EXAMPLES

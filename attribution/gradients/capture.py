@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.faults import is_out_of_memory, plain_faults
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.gradients.checks import check_determinism
-from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
 from gradtrail.attribution.gradients.forward_passes import hooked_forward
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.attribution.gradients.tracked_model import TrackedModel, track_model
@@ -115,7 +115,7 @@ def _measure(
     if not examples:
         raise DataError("A batch without examples.", "Pass at least one example.")
     plan = tracked.plan
-    with hooked_forward(tracked, examples) as forward:
+    with plain_faults(examples), hooked_forward(tracked, examples) as forward:
         measure = tracked.adapter.emitted_losses if target == "emitted" else tracked.adapter.losses
         losses = measure(forward.outputs, forward.batch)
         vectors = forward.vectors(losses)

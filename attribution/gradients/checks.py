@@ -9,7 +9,8 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
-from gradtrail.attribution.adapters.base import ModelAdapter, at_least_float32
+from gradtrail.attribution.adapters.base import ModelAdapter, at_least_float32, model_outputs
+from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.forward_passes import hooked_forward
@@ -36,8 +37,9 @@ def check_determinism(
     Raises:
         ModelError: when losses are mis-shaped, random, coupled between examples or averaged over the batch.
     """
-    first = _run(adapter, model, examples, device)
-    second = _run(adapter, model, examples, device)
+    with plain_faults(examples, lambda example: _run(adapter, model, [example], device)):
+        first = _run(adapter, model, examples, device)
+        second = _run(adapter, model, examples, device)
     slack = _loss_slack(first)
     if not (
         _agree(first.losses, second.losses, first.dtype, slack) and _agree(first.outputs, second.outputs, first.dtype)
@@ -70,7 +72,10 @@ def check_capture(
         ModelError: naming the group whose features are not the gradient; or when no example has a finite gradient.
     """
     tracked = track_model(adapter, model, plan, device)
-    with hooked_forward(tracked, examples) as forward:
+    with (
+        plain_faults(examples, lambda example: _run(adapter, model, [example], device)),
+        hooked_forward(tracked, examples) as forward,
+    ):
         losses = adapter.losses(forward.outputs, forward.batch)
         vectors = forward.vectors(losses)
     largest, finite = 0.0, False
@@ -121,7 +126,7 @@ class _Results:
 def _run(adapter: ModelAdapter, model: nn.Module, examples: Sequence[Example], device: str | torch.device) -> _Results:
     batch = adapter.collate(examples).to(device)
     with frozen_in_eval(model), torch.no_grad():
-        given = adapter.outputs(model, batch)
+        given = model_outputs(adapter, model, batch)
         outputs = at_least_float32(given)
         losses = adapter.losses(outputs, batch)
     if losses.shape != (len(examples),):
@@ -151,6 +156,14 @@ def _checked_alone(example_id: str, own: _Results, lone: _Results, size: int, sl
             "Return per-example losses that are not averaged: no division by the batch size.",
         )
     comparable = own.outputs.shape == lone.outputs.shape
+    if not same_loss and size > 1 and comparable and _agree(lone.outputs, own.outputs, own.dtype):
+        raise ModelError(
+            f"Example {example_id} has the same outputs alone and in a batch, but another loss: the examples of a "
+            "batch are coupled by the loss, as by contrastive losses with in-batch negatives, or by a divisor of what "
+            "the batch holds.",
+            "Keep an example's negatives in the example itself, or take a whole batch as one example; where losses "
+            "are averaged over what counts of the batch, sum over what counts of the example (docs/recipes.md).",
+        )
     if not same_loss or (comparable and not _agree(lone.outputs, own.outputs, own.dtype)):
         raise ModelError(
             f"Example {example_id} gives another result alone than in a batch: the examples of a batch are coupled.",

@@ -60,11 +60,3 @@ def forward_pass(
             return measured_outputs(adapter, model, batch)
 
     return run
-
-
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether torch could not get memory: on a GPU by its own exception, elsewhere only its message says so."""
-    if isinstance(fault, torch.OutOfMemoryError):
-        return True
-    signs = ("out of memory", "DefaultCPUAllocator", "can't allocate memory")
-    return isinstance(fault, RuntimeError) and any(sign in str(fault) for sign in signs)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter
+from gradtrail.attribution.adapters.faults import is_out_of_memory
 from gradtrail.attribution.adapters.layout import BatchLayout
 from gradtrail.attribution.features.plan import Group
-from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
 from gradtrail.attribution.gradients.weight_gradients import Run, one_at_a_time, together
 from gradtrail.attribution.layers.registry import LayerRule, Projections
 from gradtrail.errors import AttributionWarning, ModelError

@@ -6,13 +6,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradtrail.attribution.adapters.base import Batch
+from gradtrail.attribution.adapters.base import Batch, model_outputs
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
 from gradtrail.attribution.gradients.hooks import HookedForward
 from gradtrail.attribution.gradients.routes import Routes, Shapes
@@ -37,7 +38,7 @@ class Watching(HookedForward):
     def watch(self, batch: Batch) -> Tensor:
         """Run the model; returns its outputs in their own type."""
         tracked = self._tracked
-        run = tracked.adapter.outputs if tracked.plan.lower_precision is None else tracked.run
+        run = partial(model_outputs, tracked.adapter) if tracked.plan.lower_precision is None else tracked.run
         with frozen_in_eval(self._model), torch.no_grad(), ExitStack() as stack:
             self.attach(stack)
             if "torch._dynamo" in sys.modules:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gradtrail.attribution.adapters.base import model_outputs
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.memory import FEW_EXAMPLES
 from gradtrail.errors import DataError, NotFoundError, StoreError, said
@@ -90,7 +91,7 @@ def _require_sound_model(
     pinned: PinnedModel, models: Sequence[nn.Module], opened: Sequence[OpenIndex], options: AuditOptions
 ) -> None:
     """Measure the first training example: where that fails, too, the output before it is not to blame."""
-    example = checked_example(pinned.adapter.training_data()[0], 0)
+    example = checked_example(pinned.training_data[0], 0)
     for model, each in zip(models, opened, strict=True):
         compute_features(pinned.adapter, model, [example], each.plan, device=options.device)
 
@@ -117,7 +118,7 @@ def _measure(
         )
     batch = pinned.adapter.collate([each.emitted for each in asked]).to(options.device)
     with torch.no_grad():
-        reproduced = pinned.adapter.reproduced(pinned.adapter.outputs(models[-1], batch), batch)
+        reproduced = pinned.adapter.reproduced(model_outputs(pinned.adapter, models[-1], batch), batch)
     return [
         MeasuredOutput(each.emitted.example_id, pinned.adapter.target_text(each.emitted.target), same)
         for each, same in zip(asked, reproduced, strict=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from gradtrail.attribution.adapters.base import ClassificationAdapter, TrainingData
+from gradtrail.attribution.adapters.base import ClassificationAdapter, TrainingData, model_outputs
 from gradtrail.attribution.fidelity.evaluation import FEWEST_QUERIES, split_queries
 from gradtrail.errors import DataError, NotFoundError, StoreError
 from gradtrail.lineage.read import queries
@@ -101,7 +101,7 @@ def _emitted(pinned: PinnedModel, examples: Sequence[Example]) -> list[Example]:
         return list(examples)
     batch = adapter.collate(examples)
     with torch.no_grad():
-        said = adapter.emitted(adapter.outputs(pinned.load(pinned.serving), batch), batch)
+        said = adapter.emitted(model_outputs(adapter, pinned.load(pinned.serving), batch), batch)
     return [
         replace(example, target=adapter.read_target(text, {"record_id": example.example_id}))
         for example, text in zip(examples, said, strict=True)

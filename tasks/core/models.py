@@ -9,7 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import load_adapter
+from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.models.checkpoints import load_into, read_weights
@@ -35,7 +37,7 @@ class PinnedModel:
     @cached_property
     def training_data(self) -> TrainingData:
         """The adapter's training data, asked for once."""
-        return self.adapter.training_data()
+        return training_examples(self.adapter)
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """Build the model with the weights of one checkpoint, in eval mode.
@@ -43,7 +45,8 @@ class PinnedModel:
         Raises:
             CheckpointError: if the file is not the one that was ingested, or does not fit.
         """
-        model = self.adapter.build_model()
+        with plain_faults():
+            model = self.adapter.build_model()
         weights = read_weights(Path(checkpoint.weights_uri), expected_sha256=checkpoint.weights_sha256)
         load_into(model, weights, name=f"{self.model_version.model_version_id} at step {checkpoint.step}")
         return model.eval()

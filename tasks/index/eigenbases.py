@@ -67,7 +67,7 @@ def stored_basis(workspace: Workspace, feature_config: Mapping[str, Any]) -> Eig
 
 
 def _fit(pinned: PinnedModel, checkpoint: Checkpoint, plan: FeaturePlan, kind: str, device: str) -> EigenBasis:
-    data = pinned.adapter.training_data()
+    data = pinned.training_data
     unusable: dict[str, str] = {}
     with progress_bar("fitting Kronecker factors", len(data)) as bar:
 

@@ -58,7 +58,7 @@ class OpenIndex:
 
     def examples(self, pinned: PinnedModel) -> TrainingData:
         """The training examples that have a row."""
-        data, left_out = pinned.adapter.training_data(), self.index.coverage.quarantined
+        data, left_out = pinned.training_data, self.index.coverage.quarantined
         if not left_out:
             return data
         return _Some(data, [place for place in range(len(data)) if data[place].example_id not in left_out])

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from gradtrail.attribution.adapters.base import TrainingData
+from gradtrail.attribution.adapters.faults import is_out_of_memory
 from gradtrail.attribution.features.health import gradient_health
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.features.rows import GradientBatch
 from gradtrail.attribution.features.weights import stored_vectors
 from gradtrail.attribution.gradients.capture import iterate_features
 from gradtrail.attribution.gradients.checks import check_capture, check_determinism
-from gradtrail.attribution.gradients.eval_mode import is_out_of_memory
 from gradtrail.attribution.gradients.memory import MOST_EXAMPLES
 from gradtrail.attribution.gradients.precision import rounding_of_gradients
 from gradtrail.attribution.gradients.shards import Shard
@@ -278,7 +278,7 @@ def _manifest(workspace: Workspace, pinned: PinnedModel) -> tuple[dict[str, Mani
 
 
 def _training_data(pinned: PinnedModel, recorded: int) -> TrainingData:
-    training_data = pinned.adapter.training_data()
+    training_data = pinned.training_data
     if len(training_data) != recorded:
         raise DataError(
             f"The adapter {pinned.model_version.adapter} returns {len(training_data)} training examples; the dataset "

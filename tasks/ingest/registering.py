@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.adapters.loading import adapter_reference, adapter_source_sha256
+from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.digests import canonical_json
 from gradtrail.errors import UsageError
 from gradtrail.nouns import DatasetVersion
@@ -64,7 +65,7 @@ def register_model(
     _refuse_other_weights(model, kept[-1])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / ARTIFACT_FOLDER
-        data = adapter.training_data() if training_data is None else training_data
+        data = training_examples(adapter) if training_data is None else training_data
         manifest = write_manifest(manifest_rows(data), folder)
         dataset_version_id = manifest.stem
         manifest = manifest.rename(folder / MANIFEST_FILE)

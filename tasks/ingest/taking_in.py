@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradtrail.attribution.adapters.loading import load_adapter
+from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.digests import sha256_file, sha256_json, short
 from gradtrail.errors import CheckpointError, UntrustedCodeError, UsageError
 from gradtrail.lineage.read import queries
@@ -145,7 +146,7 @@ def store_manifest(
             expected_sha256=adapter.source_sha256,
             search_path=Path(workspace.adapter_path),
         )
-        rows = manifest_rows(loaded.adapter.training_data())
+        rows = manifest_rows(training_examples(loaded.adapter))
     manifest = write_manifest(rows, Path(files).parent / "manifest")
     manifest = _keep_manifest(workspace, manifest)
     with manifest.open("rb") as stream:

@@ -185,6 +185,50 @@ def _prefect_takes(text):
         return False
 
 
+ADAPTER = """
+from torch import nn
+import gradtrail
+
+class Adapter(gradtrail.ClassificationAdapter):
+    def __init__(self):
+        {made}
+
+    def build_model(self):
+        return nn.Linear(2, 2)
+
+    def training_data(self):
+        {data}
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "data", "told"),
+    [
+        ("open_file = {}['weights']", "return []", "Adapter.__init__ fails: KeyError: 'weights'."),
+        ("pass", "return 1 / 0", "Adapter.training_data fails: ZeroDivisionError: division by zero."),
+    ],
+    ids=["made", "training data"],
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_an_adapter_raises_is_one_sentence_and_a_traceback_only_where_it_is_asked_for(
+    tmp_path, monkeypatch, capsys, made, data, told, traced
+):
+    name = f"failing_{'traced' if traced else 'plain'}_{len(made)}"
+    (tmp_path / f"{name}.py").write_text(ADAPTER.format(made=made, data=data))
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
+    monkeypatch.chdir(tmp_path)
+    words = ["register", "weights.pt", "--adapter", f"{name}:Adapter", "--name", "m", "--home", str(tmp_path / "home")]
+    monkeypatch.setattr(sys, "argv", ["gradtrail", *words])
+    if traced:
+        monkeypatch.setenv("GRADTRAIL_TRACEBACK", "1")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert told in said
+    assert ("Traceback" in said) == traced
+
+
 def test_asking_before_anything_was_recorded_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gradtrail", "sql", "FROM audit", "--home", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradtrail.errors import NotReadyError, StoreError
+from gradtrail.errors import ModelError, NotReadyError, StoreError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
@@ -79,7 +79,7 @@ def test_a_model_that_fails_over_training_data_too_quarantines_no_output(tiny, p
     _indexed(tiny)
     tiny.drop("a.jsonl", tiny.record(1))
     module.with_suffix(".broken").touch()
-    with pytest.raises(RuntimeError, match="this machine is broken"):
+    with pytest.raises(ModelError, match=r"losses fails over example .*this machine is broken"):
         audit(tiny.workspace, MODEL)
     assert _quarantined(tiny, "emitted") == {}
     module.with_suffix(".broken").unlink()

@@ -8,7 +8,7 @@ from typing import Any
 
 import rfc8785
 
-_EXACT = 2**53 - 1
+EXACT_INTEGER = 2**53 - 1
 """Integers up to here are written as they are by RFC 8785."""
 
 
@@ -66,8 +66,10 @@ def _feed(digest: Any, value: Any) -> None:
         _frame(digest, b"bytes", value)
     elif isinstance(value, str):
         _frame(digest, b"text", value.encode())
-    elif type(value) is int and abs(value) <= _EXACT:
+    elif type(value) is int and abs(value) <= EXACT_INTEGER:
         _frame(digest, b"json", b"%d" % value)
+    elif type(value) is int:
+        _frame(digest, b"integer", b"%d" % value)
     elif value is None or isinstance(value, bool | int | float):
         _frame(digest, b"json", canonical_json(value))
     elif isinstance(value, list | tuple):

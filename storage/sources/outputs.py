@@ -20,6 +20,7 @@ from gradtrail.storage.files.atomic import replacing
 from gradtrail.storage.sources.config import DEFAULT_SOURCE
 from gradtrail.storage.sources.inbox import InboxFile, read_inbox, read_records
 from gradtrail.storage.sources.payload_json import payload_record, record_payload, utc_time
+from gradtrail.storage.sources.plain_values import plain_value
 
 __all__ = [
     "InboxFile",
@@ -77,6 +78,7 @@ def parse_record(record: Mapping[str, Any], *, place: str, default_source: str =
     Raises:
         DataError: a field is absent, of another kind, not finite or too large; names place, field and remedy.
     """
+    record = {field: plain_value(value) for field, value in record.items()}
     for field, meaning in _NEEDED.items():
         if record.get(field) is None:
             raise DataError(f"{place} has no field {field!r}.", f"Add it: {meaning}.")

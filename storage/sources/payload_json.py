@@ -6,23 +6,28 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
-from gradtrail.digests import canonical_json
+from gradtrail.digests import EXACT_INTEGER, canonical_json
 from gradtrail.errors import DataError
+from gradtrail.storage.sources.plain_values import parsed_time, plain_value
 
 RECORD_BYTES_LIMIT = 16 * 1024 * 1024
 _BASE64 = "$base64"
+_INTEGER = "$integer"
+_DIGITS = re.compile(r"-?[0-9]{1,4000}", re.ASCII)
 _DEEPEST = 64
 
 
 def record_payload(record: Mapping[str, Any], *, name: str = "A record") -> bytes:
     """The canonical JSON (RFC 8785) of a record; equal records give equal bytes, whatever file they came in.
 
-    Arrays and tuples become lists, bytes become {"$base64": text}, times ISO 8601 in UTC, dates ISO 8601. A field that
-    is null is left out, because a table has a null where a line of JSON has nothing.
+    Arrays and tuples become lists, bytes become {"$base64": text}, times ISO 8601 in UTC, dates ISO 8601, whole numbers
+    that JSON readers would round {"$integer": digits}, and the rest as `plain_value` says. A field that is null is left
+    out, because a table has a null where a line of JSON has nothing.
 
     Args:
         name: what the record is called in messages.
@@ -51,7 +56,9 @@ def record_payload(record: Mapping[str, Any], *, name: str = "A record") -> byte
 
 
 def payload_record(payload: bytes) -> dict[str, Any]:
-    """The record a payload was made from; times stay ISO 8601 text, {"$base64": text} becomes bytes again.
+    """The record a payload was made from: {"$base64": text} becomes bytes again, {"$integer": digits} a number.
+
+    Times, and what else became text, stay so.
 
     Raises:
         DataError: the bytes are not those of a record.
@@ -74,7 +81,7 @@ def utc_time(value: Any, name: str) -> datetime:
     if isinstance(value, str | datetime):
         try:
             # By way of ISO text, so that pandas' nanoseconds end as microseconds.
-            moment = datetime.fromisoformat(value if isinstance(value, str) else value.isoformat())
+            moment = parsed_time(value if isinstance(value, str) else value.isoformat())
             if moment.tzinfo is not None:
                 return moment.astimezone(UTC)
         except (ValueError, OverflowError) as fault:
@@ -98,12 +105,17 @@ def _plain(value: Any, field: str, name: str, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {_BASE64} and _decoded(value[_BASE64]) is None:
             raise DataError(f"{name}: the field {field!r} says base64 but is not.", "Encode the bytes again.")
+        if set(value) == {_INTEGER}:
+            return _exact_integer(value[_INTEGER], field, name)
         members = {_text_key(key, field, name): item for key, item in value.items() if item is not None}
         return {key: _plain(item, f"{field}.{key}", name, depth + 1) for key, item in members.items()}
     return _plain_scalar(value, field, name)
 
 
 def _plain_scalar(value: Any, field: str, name: str) -> Any:
+    value = plain_value(value)
+    if isinstance(value, int) and abs(value) > EXACT_INTEGER:
+        return {_INTEGER: str(value)}
     if isinstance(value, float):
         if not math.isfinite(value):
             raise DataError(f"{name}: the field {field!r} is {value}.", "Leave the field out where there is no value.")
@@ -120,6 +132,13 @@ def _plain_scalar(value: Any, field: str, name: str) -> Any:
         f"{name}: the field {field!r} is a {type(value).__name__}, which has no JSON form.",
         "Convert it to a number, text, list or bytes.",
     )
+
+
+def _exact_integer(digits: Any, field: str, name: str) -> Any:
+    number = _integer(digits)
+    if number is None:
+        raise DataError(f"{name}: the field {field!r} says integer but is not.", "Write its decimal digits as text.")
+    return _plain_scalar(number, field, name)
 
 
 def _from_array(value: Any, field: str, name: str) -> Any:
@@ -142,9 +161,17 @@ def _rich(value: Any) -> Any:
     if isinstance(value, list):
         return [_rich(item) for item in value]
     if isinstance(value, dict):
-        content = _decoded(value[_BASE64]) if set(value) == {_BASE64} else None
+        content: bytes | int | None = None
+        if set(value) == {_BASE64}:
+            content = _decoded(value[_BASE64])
+        elif set(value) == {_INTEGER}:
+            content = _integer(value[_INTEGER])
         return {key: _rich(item) for key, item in value.items()} if content is None else content
     return value
+
+
+def _integer(digits: Any) -> int | None:
+    return int(digits) if isinstance(digits, str) and _DIGITS.fullmatch(digits) else None
 
 
 def _decoded(text: Any) -> bytes | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +23,7 @@ from gradtrail.errors import DataError, StoreError, UsageError
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.files import renamed
 from gradtrail.storage.sources.payload_json import RECORD_BYTES_LIMIT
+from gradtrail.storage.sources.plain_values import parsed_time, plain_value
 from gradtrail.storage.sources.rows import Arrival, Settled
 
 _ROWS_AT_ONCE = 32
@@ -167,9 +166,7 @@ class SqlSource:
     def _plain(self, value: Any) -> Any:
         if isinstance(value, datetime) and self.config.time_zone:
             return _with_zone(value)
-        if isinstance(value, Decimal):
-            return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
-        return str(value) if isinstance(value, uuid.UUID) else value
+        return plain_value(value)
 
 
 def _named(query: sa.TextClause, names: Sequence[str]) -> sa.Subquery:
@@ -191,7 +188,7 @@ def _bound(since: datetime, kind: sa.types.TypeEngine[Any] | None) -> Any:
 
 def _with_zone(value: str | datetime) -> str | datetime:
     try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        moment = parsed_time(value) if isinstance(value, str) else value
     except ValueError:
         return value  # understanding the record says what is wrong with it
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

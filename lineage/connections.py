@@ -13,13 +13,10 @@ import duckdb
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gradtrail.errors import LedgerError, NotFoundError
+from gradtrail.lineage import engines
 
 _Noun = TypeVar("_Noun")
 WRITING = ".writing-"
-_SNAPSHOT_ALIAS = "ledger"
-# Every column of every table takes at least one block: 13 MB for an almost empty ledger at DuckDB's default of 256 KiB.
-BLOCK_BYTES = 16384
-_CONFIG = {"default_block_size": str(BLOCK_BYTES)}
 
 
 @contextmanager
@@ -29,12 +26,12 @@ def open_database(database: Path, *, read_only: bool, patience_seconds: float) -
     Raises:
         LedgerError: another process holds the file, or the file cannot be opened as a DuckDB database.
     """
+    database = database.resolve()
     connection = _connect(database, read_only=read_only, patience_seconds=patience_seconds)
     try:
-        connection.execute("SET TimeZone = 'UTC'")
         yield connection
     finally:
-        connection.close()
+        engines.release(database, connection)
 
 
 def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckdb.DuckDBPyConnection:
@@ -54,10 +51,7 @@ def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckd
         )
     connection = duckdb.connect(":memory:", config=dict(config or {}))
     try:
-        quoted = str(snapshot).replace("'", "''")
-        connection.execute(f"ATTACH '{quoted}' AS {_SNAPSHOT_ALIAS} (READ_ONLY)")
-        connection.execute(f"USE {_SNAPSHOT_ALIAS}")
-        connection.execute("SET TimeZone = 'UTC'")
+        engines.attach(connection, snapshot, read_only=True)
     except duckdb.Error as error:
         connection.close()
         raise damaged(snapshot, error) from error
@@ -121,13 +115,11 @@ def _connect(database: Path, *, read_only: bool, patience_seconds: float) -> duc
     try:
         while True:
             before = _inode(database)
-            connection = _retrying(patience_seconds, duckdb.Error)(
-                duckdb.connect, str(database), read_only=read_only, config=_CONFIG
-            )
+            connection = _retrying(patience_seconds, duckdb.Error)(engines.use, database, read_only=read_only)
             # Erasing replaces the file while it holds the lock; what was opened before and locked after is the old one.
             if before in (None, _inode(database)):
                 return connection
-            connection.close()
+            engines.release(database, connection)
     except duckdb.Error as error:
         if _is_lock(error):
             raise LedgerError(

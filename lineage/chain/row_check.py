@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from gradtrail.lineage.chain.integrity import MerkleTree, key_text, row_digests, row_keys
+from gradtrail.lineage.engines import second
 from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import Table
 
@@ -186,9 +187,7 @@ def _commitments(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterato
 def _batches(
     connection: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | None = None
 ) -> Iterator[pa.Table]:
-    # A cursor of its own: two streams of one connection would end each other.
-    cursor = connection.cursor()
-    cursor.execute("SET TimeZone = 'UTC'")
+    cursor = second(connection)
     try:
         for batch in cursor.sql(query, params=parameters or []).to_arrow_reader(_BATCH_ROWS):
             yield pa.Table.from_batches([batch])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gradtrail.lineage.connections import BLOCK_BYTES, marked, open_database
+from gradtrail.lineage.connections import marked, open_database
+from gradtrail.lineage.engines import BLOCK_BYTES, LEDGER
 from gradtrail.lineage.ledger.migrations import version_of
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.schema.files import create_schema
@@ -37,7 +38,6 @@ def rewrite_database(ledger: Ledger) -> None:
         mark.touch()
         _remove(part)
         connection.execute("CHECKPOINT")
-        row = connection.execute("SELECT current_database()").fetchall()[0]
         tables = [each[0] for each in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
         version = version_of(connection)
         quoted = str(part).replace("'", "''")
@@ -46,8 +46,8 @@ def rewrite_database(ledger: Ledger) -> None:
         create_schema(connection, version)
         for name in tables:
             template = "INSERT INTO $fresh.$table BY NAME SELECT * FROM $old.$table"
-            connection.execute(statement(template, fresh=_FRESH, table=name, old=str(row[0])))
-        connection.execute(f'USE "{row[0]}"')
+            connection.execute(statement(template, fresh=_FRESH, table=name, old=LEDGER))
+        connection.execute(f"USE {LEDGER}")
         connection.execute(f"DETACH {_FRESH}")
         _flush(part)
         part.replace(database)

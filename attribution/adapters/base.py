@@ -103,12 +103,17 @@ class ModelAdapter(ABC):
     categories and numbers. `feature_names` name the columns of one-dimensional inputs in reports.
     `one_row_an_example` says that targets are a tensor with one row an example, so that outputs without that dimension
     get it back.
+
+    `exclude` and `fallback_for` are patterns on names of modules, for every index of the model: what to leave out, and
+    what to measure by autograd although it has a layer rule. They come before those that an index is asked for.
     """
 
     input_dtype: ClassVar[torch.dtype | tuple[torch.dtype, ...]] = torch.float32
     target_dtype: ClassVar[torch.dtype] = torch.float32
     feature_names: Sequence[str] = ()
     one_row_an_example: ClassVar[bool] = False
+    exclude: Sequence[str] = ()
+    fallback_for: Sequence[str] = ()
 
     @abstractmethod
     def build_model(self) -> nn.Module:

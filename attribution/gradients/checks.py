@@ -91,8 +91,8 @@ def check_capture(
                 f"The features of layer {plan.groups[wrong[0]].name} are not its gradient for example "
                 f"{examples[row].example_id}.",
                 "Its weight is used in another way than by calling the layer, the examples of a batch are coupled or "
-                "not its first dimension there, or the adapter's position_mask hides positions that count; name the "
-                "layer in fallback_for or in exclude.",
+                "not its first dimension there, or the adapter's position_mask hides positions that count. "
+                + _measured_otherwise(plan.groups[wrong[0]].name, plan),
             )
         whole = expected.norm()
         if whole > 0:
@@ -103,6 +103,17 @@ def check_capture(
             "Look at the checkpoint, and correct or remove examples with values that are not finite.",
         )
     return largest
+
+
+def _measured_otherwise(name: str, plan: FeaturePlan) -> str:
+    """What to do about a group that cannot be measured as planned, with the options that there are."""
+    modules = next((group.modules for group in plan.groups if group.name == name), ())
+    if not modules:
+        return f"Index with --exclude '{name}', or say exclude = ('{name}',) in the adapter: it counts as uncovered."
+    return (
+        f"Index with --fallback-for '{name}' to measure it by autograd, or with --exclude '{name}'; or say "
+        f"fallback_for = ('{name}',) or exclude = ('{name}',) in the adapter."
+    )
 
 
 def _compared_rows(vectors: Tensor) -> list[int]:

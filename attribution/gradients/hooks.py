@@ -39,8 +39,8 @@ class UnfitError(ModelError):
         super().__init__(
             what,
             "Its weight is unused, used without calling the layer, or for all examples together: allow the fallback, "
-            "name the layer in fallback_for, which measures it by autograd, or in exclude, which reports it as "
-            "uncovered.",
+            "or index with --fallback-for and the layer's name, which measures it by autograd, or with --exclude, "
+            "which reports it as uncovered; an adapter says so by fallback_for and exclude.",
         )
         self.place = place
 

@@ -104,7 +104,9 @@ class LayerRule(ABC):
         return torch.cat(parts, dim=2)
 
 
-_RULES: Registry[type[nn.Module] | str, LayerRule] = Registry("gradtrail.attribution.layers.rules")
+_RULES: Registry[type[nn.Module] | str, LayerRule] = Registry(
+    "gradtrail.attribution.layers.rules", "gradtrail.attribution.layers.norms"
+)
 
 
 def layer_rule(*layer_types: type[nn.Module] | str) -> Callable[[type[LayerRule]], type[LayerRule]]:

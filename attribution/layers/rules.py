@@ -5,7 +5,6 @@ Every rule is exact: a test compares it with autograd, one example at a time.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,12 +28,11 @@ __all__ = ["find_rule"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-@layer_rule(nn.Linear)
+@layer_rule(nn.Linear, "timm.layers.linear.Linear")
 class LinearRule(FeaturesLastRule):
     """y = W a + b over any number of middle dimensions."""
 
@@ -196,80 +194,6 @@ class EmbeddingRule(FeaturesLastRule):
 
     def matrix(self, layer: nn.Embedding, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
         return gradients["weight"].T.unsqueeze(0)
-
-
-class NormRule(LayerRule):
-    """Affine norms y = w ∘ x̂ + b: rows are Σ_t s_t ∘ x̂_t and Σ_t s_t, columns the channels."""
-
-    @abstractmethod
-    def normalised(self, layer: Any, inputs: Tensor) -> Tensor:
-        """x̂, in the shape of the inputs."""
-
-    def by_channel(self, layer: Any, values: Tensor) -> Tensor:
-        """Values (batch, …, channels) as (batch, channels, positions); a rule with channels elsewhere overrides it."""
-        return values.reshape(len(values), -1, layer.weight.numel()).transpose(1, 2)
-
-    def shape(self, layer: Any) -> GradientShape:
-        return GradientShape(1, len(list(layer.parameters())), layer.weight.numel())
-
-    def keep(self, layer: Any, inputs: Tensor, projections: Projections) -> Tensor:  # noqa: ARG002 (the interface)
-        return self.by_channel(layer, self.normalised(layer, inputs))
-
-    def gradient(self, layer: Any, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
-        gradients = self.by_channel(layer, output_gradients)
-        rows = [(gradients * kept).sum(2), gradients.sum(2)][: self.shape(layer).rows]
-        joined = torch.stack(rows, dim=1) @ projections.inputs[0]
-        return (projections.outputs[0].T @ joined).flatten(1)
-
-    def matrix(self, layer: Any, gradients: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 (the interface)
-        present = [gradients[name].flatten() for name in ("weight", "bias") if name in gradients]
-        return torch.stack(present).unsqueeze(0)
-
-
-@layer_rule(nn.LayerNorm)
-class LayerNormRule(NormRule):
-    """Normalised over the last dimensions of each position."""
-
-    sequential = True
-
-    def normalised(self, layer: nn.LayerNorm, inputs: Tensor) -> Tensor:
-        return functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-
-
-@layer_rule(nn.RMSNorm)
-class RootMeanSquareNormRule(NormRule):
-    """Divided by the root mean square over the last dimensions of each position."""
-
-    sequential = True
-
-    def normalised(self, layer: nn.RMSNorm, inputs: Tensor) -> Tensor:
-        return functional.rms_norm(inputs, list(layer.normalized_shape), eps=layer.eps)
-
-
-@layer_rule(nn.GroupNorm)
-class GroupNormRule(NormRule):
-    """Normalised over groups of channels of each example."""
-
-    def normalised(self, layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
-        return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
-
-    def by_channel(self, layer: nn.GroupNorm, values: Tensor) -> Tensor:
-        return values.reshape(len(values), layer.num_channels, -1)
-
-
-@layer_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-class BatchNormRule(NormRule):
-    """In eval mode, with running statistics: batch statistics would couple the examples."""
-
-    def supports(self, layer: BatchNorm) -> bool:
-        return layer.running_mean is not None and layer.running_var is not None
-
-    def normalised(self, layer: BatchNorm, inputs: Tensor) -> Tensor:
-        mean, variance = layer.running_mean, layer.running_var
-        return functional.batch_norm(inputs, mean, variance, training=False, eps=layer.eps)
-
-    def by_channel(self, layer: BatchNorm, values: Tensor) -> Tensor:
-        return values.reshape(len(values), layer.num_features, -1)
 
 
 class ScaleRule(LayerRule):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,9 +31,10 @@ class IndexOptions:
         dtype: what vectors are stored as; `int8` keeps a scale for each row and group.
         total_dimension: numbers kept for all groups together, shared out by their sizes; instead of `group_dimension`.
         autocast: `bfloat16` runs the model in lower precision where torch does.
-        exclude: patterns on names of modules and parameters to leave out; reports say so.
+        exclude: patterns on names of modules and parameters to leave out, beside those of the adapter; reports say so.
         fallback: whether parameters without a layer rule are measured by autograd.
-        fallback_for: patterns on names of modules to measure by autograd although they have a rule.
+        fallback_for: patterns on names of modules to measure by autograd although they have a rule, beside those of the
+            adapter.
         memory_budget: bytes of the pass beside the model; batches are made to fit.
         weighting: beginning of the id of a learned weighting, or its aspect, to store vectors under; empty is uniform.
         shard: `k/n` measures every n-th missing example only; a run without it completes and seals the index.
@@ -83,11 +85,22 @@ class IndexOptions:
             dtype=self.dtype,
             total_dimension=self.total_dimension,
             autocast=self.autocast,
-            exclude=tuple(self.exclude),
+            exclude=_patterns(pinned, "exclude", self.exclude),
             fallback=self.fallback,
-            fallback_for=tuple(self.fallback_for),
+            fallback_for=_patterns(pinned, "fallback_for", self.fallback_for),
             stored_weighting=stored if stored is not None and stored.group_weights else None,
         )
         plan = plan_features(pinned.load(pinned.serving), settings)
         group_weights(plan.stored_weighting or Weighting(), plan)
         return plan
+
+
+def _patterns(pinned: PinnedModel, name: str, asked: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of the adapter, then those that were asked for, each once."""
+    own: object = getattr(pinned.adapter, name)
+    if isinstance(own, str) or not isinstance(own, Sequence):
+        raise UsageError(
+            f"The adapter {pinned.model_version.adapter} has {name} = {own!r}.",
+            f'Make it a tuple of patterns, such as {name} = ("encoder.norm*",).',
+        )
+    return tuple(dict.fromkeys((*own, *asked)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gradtrail.attribution.adapters.base import TrainingData
+from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.adapters.faults import is_out_of_memory
 from gradtrail.attribution.features.health import gradient_health
 from gradtrail.attribution.features.plan import FeaturePlan
@@ -70,6 +70,9 @@ def plan_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, 
     checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == checkpoint_id)
     plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting or None))
     if options.projection == "eigen":
+        # Factors take a pass over the data: what cannot be measured is told before.
+        few = _drawn(pinned.training_data, DETERMINISM_BATCH)
+        _checked_capture(pinned.adapter, pinned.load(checkpoint).to(options.device), few, plan, options.device)
         plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
     return PlannedIndex(workspace, pinned, checkpoint, options, plan)
 
@@ -179,9 +182,10 @@ class IndexPass:
         """
         planned, options, data = self._planned, self._planned.options, self._training_data
         adapter, plan, device = planned.pinned.adapter, planned.plan, options.device
-        drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-        few = [checked_example(data[place], place) for place in drawn[:DETERMINISM_BATCH]]
+        few = _drawn(data, DETERMINISM_BATCH)
         furthest = check_determinism(adapter, model, few, device)
+        # Once with few, which is soon: what a model cannot be measured for shows here, before a batch of full size.
+        _checked_capture(adapter, model, few, plan, device)
         estimate = estimate_pass(
             adapter,
             model,
@@ -193,22 +197,10 @@ class IndexPass:
             largest_batch=LARGEST_BATCH,
             device=device,
         )
-        whole = [checked_example(data[place], place) for place in drawn[: estimate.batch_size]]
-        whole, error = self._checked_capture(model, whole)
+        whole, error = _checked_capture(adapter, model, _drawn(data, estimate.batch_size), plan, device)
         rounding = rounding_of_gradients(adapter, model, few, plan, device)
         say(_checked(len(few), furthest, len(whole), error, rounding))
         return estimate
-
-    def _checked_capture(self, model: torch.nn.Module, examples: list[Example]) -> tuple[list[Example], float]:
-        """As many of the examples as fit into memory together, and the largest error of their gradients."""
-        adapter, plan, device = self._planned.pinned.adapter, self._planned.plan, self._planned.options.device
-        while True:
-            try:
-                return examples, check_capture(adapter, model, examples, plan, device)
-            except RuntimeError as fault:
-                if not is_out_of_memory(fault) or len(examples) == 1:
-                    raise
-            examples = examples[: len(examples) // 2]
 
     def _measure_by_workers(self, bar: ProgressBar) -> None:
         """Let several processes fill the table; what they have stored when one of them fails stays."""
@@ -248,6 +240,25 @@ class IndexPass:
             squared_norms=rows.squared_norms.cpu().numpy(),
             attributes={name: [row.attributes.get(name, "") for row in recorded] for name in self._attribute_names},
         )
+
+
+def _drawn(data: TrainingData, count: int) -> list[Example]:
+    """So many examples, drawn from all, the same each time."""
+    places = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()[:count]
+    return [checked_example(data[place], place) for place in places]
+
+
+def _checked_capture(
+    adapter: ModelAdapter, model: torch.nn.Module, examples: list[Example], plan: FeaturePlan, device: str
+) -> tuple[list[Example], float]:
+    """As many of the examples as fit into memory together, and the largest error of their gradients."""
+    while True:
+        try:
+            return examples, check_capture(adapter, model, examples, plan, device)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault) or len(examples) == 1:
+                raise
+        examples = examples[: len(examples) // 2]
 
 
 def _checked(few: int, furthest: float, whole: int, error: float, rounding: float | None) -> str:

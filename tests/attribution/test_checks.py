@@ -115,6 +115,26 @@ def test_dropout_that_is_put_into_train_mode_by_forward_is_refused(make_classifi
         check_determinism(adapter, model, examples)
 
 
+def test_a_layer_that_cannot_be_measured_is_named_with_the_options_that_there_are(make_classifier, make_examples):
+    class Borrowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 5)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outer(self.inner(inputs) @ self.inner.weight)
+
+    examples = make_examples(6, 6)
+    adapter = make_classifier(Borrowed, examples)
+    model = adapter.build_model()
+    with pytest.raises(ModelError, match="features of layer inner are not its gradient") as caught:
+        check_capture(adapter, model, examples, plan_features(model, FeatureSettings(fallback=False)))
+    assert "--fallback-for 'inner'" in caught.value.remedy
+    assert "fallback_for = ('inner',)" in caught.value.remedy
+    chosen = plan_features(model, FeatureSettings(fallback=False, fallback_for=("inner",)))
+    assert check_capture(adapter, model, examples, chosen) < 1e-5
+
+
 @pytest.mark.parametrize("reduce", [torch.mean, lambda losses: losses[:, None], lambda losses: losses.repeat(2)])
 def test_losses_of_another_shape_are_refused(make_classifier, make_examples, reduce):
     class Reducing(make_classifier):

@@ -9,7 +9,7 @@ import lancedb
 import pytest
 import torch
 
-from gradtrail.attribution.features.plan import FeatureSettings, plan_features
+from gradtrail.attribution.features.plan import FeatureSettings, plan_features, plan_from_config
 from gradtrail.attribution.gradients.capture import compute_features
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, LedgerError, StoreError, UsageError
@@ -20,6 +20,7 @@ from gradtrail.lineage.events.revisions import record_index_revision
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.tasks.audit.options import AuditOptions
+from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.options import IndexOptions
 
@@ -77,6 +78,20 @@ def test_frozen_layers_are_not_measured_and_the_report_names_them(tiny, prefect_
     page = (tiny.workspace.reports / audit_id / "report.html").read_text()
     assert "21 of 21 that training moves" in page
     assert "not covered:" not in page
+
+
+def test_an_adapter_says_for_every_index_what_is_left_out_and_what_autograd_measures(ingested, monkeypatch):
+    pinned = pinned_model(ingested.workspace, "tiny/1")
+    monkeypatch.setattr(type(pinned.adapter), "fallback_for", ("2",))
+    monkeypatch.setattr(type(pinned.adapter), "exclude", ["0"])
+    plan = IndexOptions(exclude=("0", "none*")).plan(pinned)
+    assert [group.name for group in plan.groups] == ["2.weight", "2.bias"]
+    assert plan.uncovered == ("0.weight", "0.bias")
+    assert (plan.config()["exclude"], plan.config()["fallback_for"]) == (["0", "none*"], ["2"])
+    assert plan_from_config(pinned.load(pinned.serving), plan.config()).groups == plan.groups
+    monkeypatch.setattr(type(pinned.adapter), "exclude", "0*")
+    with pytest.raises(UsageError, match=r"has exclude = '0\*'. Make it a tuple"):
+        IndexOptions().plan(pinned)
 
 
 def test_shards_fill_an_index_that_a_last_run_completes(ingested):

@@ -48,6 +48,7 @@ class Deployment:
     entrypoint: str
     parameters: dict[str, Any]
     cron: str = ""
+    time_zone: str = "UTC"
     interval_seconds: int = 0
 
 
@@ -87,7 +88,9 @@ def prefect_file(settings: Settings, pool: str = POOL) -> str:
             # A run that overlaps another has nothing to add: every run drains all that is unseen.
             "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
             "parameters": _plain(each.parameters),
-            "schedules": [{"cron": each.cron} if each.cron else {"interval": each.interval_seconds}],
+            "schedules": [
+                {"cron": each.cron, "timezone": each.time_zone} if each.cron else {"interval": each.interval_seconds}
+            ],
         }
         for each in deployments(settings)
     ]
@@ -110,6 +113,7 @@ def serve(settings: Settings, *, limit: int = 2) -> None:
         import prefect
         from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
         from prefect.deployments.runner import RunnerDeployment
+        from prefect.schedules import Cron
 
         from gradtrail.storage.process_memory import HUGE_PAGES
 
@@ -122,7 +126,7 @@ def serve(settings: Settings, *, limit: int = 2) -> None:
                 each.entrypoint,
                 name=each.name,
                 parameters=_plain(each.parameters),
-                cron=each.cron or None,
+                schedule=Cron(each.cron, timezone=each.time_zone) if each.cron else None,
                 interval=each.interval_seconds or None,
                 concurrency_limit=alone,
             )
@@ -210,7 +214,7 @@ def _audit(workspace: dict[str, Any], model: WatchedModel, alone: bool) -> Deplo
     # Prefect knows a deployment by its name: two models of one name would be one.
     if not alone or name == "audit-":
         name += f"-{sha256_json([model.reference, model.target, model.method])[:8]}"
-    return Deployment(name, AUDIT_ENTRYPOINT, parameters, cron=model.audit)
+    return Deployment(name, AUDIT_ENTRYPOINT, parameters, cron=model.audit, time_zone=model.time_zone)
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from gradtrail.lineage import engines
 
 _Noun = TypeVar("_Noun")
 WRITING = ".writing-"
+_LOCKED = ("Could not set lock", "different configuration", "Unique file handle conflict")
+_SNAPSHOT_PATIENCE = 0.5
+_HOLDER = re.compile(r"held in (.+?) \(PID (\d+)\)")
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckd
 
     Raises:
         NotFoundError: no snapshot was published yet.
-        LedgerError: the file cannot be opened as a DuckDB database.
+        LedgerError: a program that may write holds the file, or it cannot be opened as a DuckDB database.
     """
     if not snapshot.is_file():
         raise NotFoundError(
@@ -51,10 +55,10 @@ def open_snapshot(snapshot: Path, config: dict[str, str] | None = None) -> duckd
         )
     connection = duckdb.connect(":memory:", config=dict(config or {}))
     try:
-        engines.attach(connection, snapshot, read_only=True)
+        _retrying(_SNAPSHOT_PATIENCE, duckdb.Error)(engines.attach, connection, snapshot, read_only=True)
     except duckdb.Error as error:
         connection.close()
-        raise damaged(snapshot, error) from error
+        raise _held(snapshot, error) if _is_lock(error) else damaged(snapshot, error) from error
     return connection
 
 
@@ -103,6 +107,15 @@ def damaged(path: Path, error: duckdb.Error) -> LedgerError:
     return LedgerError(
         f"{path} cannot be read as a ledger: {first_line(error)}.",
         "Run `gradtrail verify` and restore the file from a copy.",
+    )
+
+
+def _held(snapshot: Path, error: duckdb.Error) -> LedgerError:
+    holder = _HOLDER.search(str(error))
+    who = f"{holder[1]} (process {holder[2]})" if holder else "another program"
+    return LedgerError(
+        f"The snapshot {snapshot} is locked: {who} has it open for writing.",
+        "Close it there, or open it read-only (duckdb -readonly, read_only=True), and try again. Nothing is damaged.",
     )
 
 
@@ -155,5 +168,5 @@ def _retrying(patience_seconds: float, kind: type[Exception]) -> Retrying:
 
 def _is_lock(error: BaseException) -> bool:
     if isinstance(error, duckdb.Error):
-        return "Could not set lock" in str(error) or "different configuration" in str(error)
+        return any(sign in str(error) for sign in _LOCKED)
     return isinstance(error, BlockingIOError | PermissionError)

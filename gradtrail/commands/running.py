@@ -29,7 +29,7 @@ def serve(
 
     settings = load_settings(home=home)
     for each in deployments(settings):
-        when = f"cron {each.cron}" if each.cron else f"every {each.interval_seconds} s"
+        when = f"cron {each.cron} ({each.time_zone})" if each.cron else f"every {each.interval_seconds} s"
         typer.echo(f"{each.name}: {when}")
     typer.echo("Serving; stop with Ctrl-C.")
     serve_models(settings, limit=limit)

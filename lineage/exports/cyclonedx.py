@@ -7,6 +7,7 @@ model card yet, so that one is added to its JSON and checked against the schema 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -25,10 +26,13 @@ from gradtrail import __version__
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.connections import recorded
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.answers import AttributeCount
 from gradtrail.nouns import DatasetVersion, Fidelity, ModelVersion
 
 Connection = duckdb.DuckDBPyConnection
 LICENCE, SOURCE = "licence", "source"
+BLANK = "(blank)"
+"""What stands for a value of nothing but space in the name of a property; the format has no licence without a name."""
 
 
 def bill_of_materials(connection: Connection, model_version_id: str) -> str:
@@ -61,6 +65,7 @@ def _bom(connection: Connection, version: ModelVersion, dataset: DatasetVersion)
     counts = queries.attribute_counts(connection, dataset.dataset_version_id)
     licences = [each for each in counts if each.attribute == LICENCE]
     sources = [each for each in counts if each.attribute == SOURCE]
+    named = [each.value for each in licences if each.value.strip()]
     model = Component(
         name=version.name,
         version=str(version.version),
@@ -85,13 +90,13 @@ def _bom(connection: Connection, version: ModelVersion, dataset: DatasetVersion)
         type=ComponentType.DATA,
         bom_ref=dataset.dataset_version_id,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=dataset.dataset_version_id)],
-        licenses=[_licence(each.value) for each in licences],
+        licenses=[_licence(name) for name in named],
         properties=_properties(
             {
                 "examples": str(dataset.example_count),
                 "manifest": dataset.manifest_uri,
-                **{f"licence.{each.value}": str(each.examples) for each in licences},
-                **{f"source.{each.value}": str(each.examples) for each in sources},
+                **_counted("licence", licences),
+                **_counted("source", sources),
             }
         ),
     )
@@ -128,6 +133,14 @@ def _chosen(fidelities: Sequence[Fidelity]) -> list[Fidelity]:
 
 def _licence(name: str) -> DisjunctiveLicense:
     return DisjunctiveLicense(id=name) if is_supported_id(name) else DisjunctiveLicense(name=name)
+
+
+def _counted(attribute: str, counts: Sequence[AttributeCount]) -> dict[str, str]:
+    """Examples by value; those whose value is blank, in whichever way, together."""
+    examples = Counter[str]()
+    for each in counts:
+        examples[f"{attribute}.{each.value if each.value.strip() else BLANK}"] += each.examples
+    return {name: str(count) for name, count in examples.items()}
 
 
 def _properties(values: Mapping[str, str]) -> list[Property]:

@@ -1,6 +1,7 @@
 from . import catalogue as catalogue
 from . import listings as listings
 from . import queries as queries
+from .answers import AttributeCount as AttributeCount
 from .answers import AuditDetails as AuditDetails
 from .answers import Explanation as Explanation
 from .answers import LineageNode as LineageNode

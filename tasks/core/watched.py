@@ -30,11 +30,12 @@ class WatchedModel:
         adapter: `module:Class` for versions that were registered without one.
         calibrate: measure the fidelity of new versions too.
         audit: cron of the audits.
+        time_zone: the zone of that cron, by its IANA name.
         target: what audits explain.
         method: attribution method; `auto` is what the calibration chose.
 
     Raises:
-        ScheduleError: `audit` is no cron.
+        ScheduleError: `audit` is no cron, or there is no such time zone.
     """
 
     # pydantic reads this where settings or flow parameters are checked: an unknown key is an error and not ignored.
@@ -44,6 +45,7 @@ class WatchedModel:
     adapter: str = ""
     calibrate: bool = True
     audit: str = "*/15 * * * *"
+    time_zone: str = "UTC"
     target: Target = "emitted"
     method: str = "auto"
 
@@ -54,6 +56,20 @@ class WatchedModel:
                 'Give minute, hour, day, month and day of week, such as audit = "*/15 * * * *", or a name: '
                 f"{', '.join(_CRON_NAMES)}.",
             )
+        if not _is_zone(self.time_zone):
+            raise ScheduleError(
+                f"The time zone {self.time_zone!r} of {self.reference} is none.",
+                'Give its IANA name, such as time_zone = "Europe/Berlin", or leave it out for UTC.',
+            )
+
+
+def _is_zone(name: str) -> bool:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        return bool(ZoneInfo(name))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
 
 
 def is_cron(text: str) -> bool:

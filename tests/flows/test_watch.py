@@ -123,7 +123,9 @@ def configured(tiny, monkeypatch, **model) -> None:
 
 
 def test_one_configuration_makes_both_schedules(tiny, monkeypatch):
-    configured(tiny, monkeypatch, reference="tiny@champion", audit="*/5 * * * *", calibrate=False)
+    configured(
+        tiny, monkeypatch, reference="tiny@champion", audit="*/5 * * * *", time_zone="Asia/Tokyo", calibrate=False
+    )
     settings = load_settings()
     planned = deployments(settings)
     assert [(each.name, each.cron, each.interval_seconds) for each in planned] == [
@@ -131,16 +133,24 @@ def test_one_configuration_makes_both_schedules(tiny, monkeypatch):
         ("audit-tiny-champion", "*/5 * * * *", 0),
     ]
     written = yaml.safe_load(prefect_file(settings, "team"))
+    assert written["deployments"][1]["schedules"] == [{"cron": "*/5 * * * *", "timezone": "Asia/Tokyo"}]
     assert [each["work_pool"]["name"] for each in written["deployments"]] == ["team", "team"]
     for flow, each in zip((watch, audit), written["deployments"], strict=True):
         accepted = flow.validate_parameters(each["parameters"])
         assert asdict(accepted["workspace"]) == asdict(settings.workspace())
     assert watch.validate_parameters(written["deployments"][0]["parameters"])["models"][0] == ALIAS.__class__(
-        "tiny@champion", calibrate=False, audit="*/5 * * * *"
+        "tiny@champion", calibrate=False, audit="*/5 * * * *", time_zone="Asia/Tokyo"
     )
 
 
-@pytest.mark.parametrize(("model", "said"), [({"reference": "a@b", "cron": "x"}, "cron"), ({}, "reference")])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"reference": "a@b", "cron": "x"}, "cron"),
+        ({}, "reference"),
+        ({"reference": "a@b", "time_zone": "Mars"}, "zone 'Mars'"),
+    ],
+)
 def test_an_unusable_model_table_is_named(tiny, monkeypatch, model, said):
     configured(tiny, monkeypatch, **model)
     with pytest.raises(UsageError, match=said):

@@ -5,6 +5,7 @@ import resource
 import threading
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import attr
 import pytest
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import ComponentType
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from jsonschema import Draft202012Validator
 from openlineage.client import generated
 from openlineage.client.event_v2 import RunEvent
@@ -29,7 +32,7 @@ from gradtrail.lineage.exports.openlineage_events import GradtrailAttributionRun
 from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
 from gradtrail.lineage.exports.provenance import provenance_json
 from gradtrail.lineage.read import queries
-from gradtrail.nouns import Output
+from gradtrail.nouns import Checkpoint, DatasetVersion, ManifestRow, ModelVersion, Output, Run
 
 FACET_SCHEMA = Path(openlineage_events.__file__).parents[1] / "facets" / "GradtrailAttributionRunFacet.json"
 RUN_FACET = "https://openlineage.io/spec/2-0-2/OpenLineage.json"
@@ -258,6 +261,27 @@ def test_the_bill_of_materials_is_read_back_with_datasets_and_licences(connectio
     assert card["modelParameters"]["datasets"] == [{"ref": "d1" * 32}]
     [figure] = card["quantitativeAnalysis"]["performanceMetrics"]
     assert figure["value"] == "0.8300"
+
+
+@pytest.mark.parametrize("values", [("", "MIT"), (" ", "\n", ""), ("",)])
+def test_a_blank_licence_is_counted_and_makes_no_licence_up(empty_ledger, values):
+    manifest = [
+        ManifestRow(f"e{number}", f"{number:064x}", {"licence": value, "source": value})
+        for number, value in enumerate(values)
+    ]
+    dataset = DatasetVersion("d1" * 32, "data", len(manifest), "file:///m.jsonl")
+    checkpoint = Checkpoint("c1" * 32, 1, 0.1, "safetensors", "mlflow:/1", "file:///1", "c1" * 32, 4)
+    version = ModelVersion("blank", 1, "run", dataset.dataset_version_id, "demo:Adapter", "aa" * 32, ("c1" * 32,))
+    empty_ledger.record_dataset_version(dataset, manifest, ())
+    empty_ledger.record_model_version(version, Run("run", "0", "", datetime(2026, 1, 1, tzinfo=UTC), {}), [checkpoint])
+    with empty_ledger.read() as opened:
+        text = bill_of_materials(opened, "blank/1")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    [data] = json.loads(text)["components"]
+    assert [each["license"]["id"] for each in data.get("licenses", [])] == ["MIT"] * ("MIT" in values)
+    properties = {each["name"]: each["value"] for each in data["properties"]}
+    blank = str(len([value for value in values if not value.strip()]))
+    assert (properties["gradtrail:licence.(blank)"], properties["gradtrail:source.(blank)"]) == (blank, blank)
 
 
 def test_a_bill_of_an_unknown_model_version_names_those_there_are(connection):

@@ -261,6 +261,31 @@ with open(sys.argv[1], "r+b") as old:
     assert seen == [b"fresh"]
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["another process", "this process"])
+def test_a_snapshot_that_a_viewer_has_open_is_locked_and_not_damaged(inside: bool, story, story_ledger: Ledger) -> None:
+    snapshot = story_ledger.publish_snapshot()
+    viewer = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+    if inside:
+        held = duckdb.connect(str(snapshot))
+    else:
+        process = _start(viewer, str(snapshot))
+        assert process.stdout is not None
+        process.stdout.readline()
+    with pytest.raises(LedgerError) as caught:
+        story_ledger.read_snapshot()
+    if inside:
+        held.close()
+    else:
+        process.kill()
+        process.wait()
+        assert f"(process {process.pid})" in caught.value.what
+    assert "is locked" in caught.value.what
+    assert "read-only" in caught.value.remedy
+    assert "restore" not in str(caught.value)
+    with closing(story_ledger.read_snapshot()) as connection:
+        assert queries.audit(connection, story.audit.audit_id) == story.audit
+
+
 def test_a_snapshot_that_is_no_database_is_named(story_ledger: Ledger) -> None:
     story_ledger.paths.snapshot.write_bytes(b"not a database" * 1000)
     with pytest.raises(LedgerError, match=r"snapshot\.duckdb cannot be read"):

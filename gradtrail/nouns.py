@@ -31,6 +31,8 @@ FATES: Mapping[Fate, str] = MappingProxyType(
     }
 )
 """What becomes of an output, and what that means."""
+NO_RUN = "none:"
+"""Begins the id that stands in the ledger for a run that there is not."""
 FROZEN = " (frozen)"
 """Ends the name of a parameter that training does not move, in `Coverage.uncovered`."""
 
@@ -92,10 +94,28 @@ class Run:
     started_at: datetime | None
     parameters: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_in_mlflow(self) -> bool:
+        """Whether there is such a run: a model version may have been registered without one."""
+        return is_in_mlflow(self.run_id)
+
+
+def is_in_mlflow(run_id: str) -> bool:
+    """Whether an id of the ledger is that of a run in MLflow, and not of a stand-in."""
+    return not run_id.startswith(NO_RUN)
+
+
+def no_run(model_version_id: str) -> Run:
+    """What stands for the training run of a model version that was registered without one; of each version its own."""
+    return Run(f"{NO_RUN}{model_version_id}", "", "none: the version was registered without a run", None)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights at one step; `checkpoint_id` is the sha256 of the registered file.
+
+    Of weights in shards it is the digest of their names and digests, of a peft adapter that comes without its base the
+    digest of file and base.
 
     `weights_uri` is the safetensors file gradtrail reads. It is the registered file itself, or its safe copy when that
     file had another `format`; `weights_sha256` is its digest. `learning_rate` is None where nobody recorded it.

@@ -8,12 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
-from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.settings import Settings, load_settings
-from gradtrail.storage.models.checkpoints import load_into, read_weights
 from gradtrail.storage.models.registry import RegisteredVersion
-from gradtrail.tasks.ingest.registering import TrainedWeights, register_model
+from gradtrail.tasks.ingest.registering import TrainedWeights, read_checkpoints, register_model
 
 
 def register(
@@ -72,12 +70,27 @@ def register(
 def register_file(weights: Path, *, adapter: str, name: str, alias: str, settings: Settings) -> RegisteredVersion:
     """Register weights that lie on disk; the adapter is named as `module:Class` and thereby allowed to run.
 
+    Args:
+        weights: a file, or a folder as `save_pretrained`, a Trainer, peft, Lightning or MLflow leave it; several
+            checkpoints of a Trainer become checkpoints of the version, in order of steps.
+        adapter: `module:Class`.
+        name: the registered model's name.
+        alias: alias to move to the new version; empty moves none.
+        settings: those of gradtrail.toml and GRADTRAIL_*.
+
     Raises:
         CheckpointError: if the weights cannot be read safely or do not fit the adapter's model.
         NotFoundError: if there is no such adapter.
     """
     loaded = load_adapter(adapter, allowed=[adapter], search_path=settings.adapter_path)
-    with plain_faults():
-        model = loaded.adapter.build_model()
-    load_into(model, read_weights(weights), name=str(weights))
-    return register(model, adapter=loaded.adapter, name=name, alias=alias, settings=settings)
+    return register_model(
+        settings.workspace().registry(),
+        None,
+        adapter=loaded.adapter,
+        training_data=None,
+        name=name,
+        checkpoints=read_checkpoints(weights, loaded.adapter),
+        aliases=[alias] if alias else [],
+        parameters={},
+        run_id="",
+    )

@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command()
 def register(
-    weights: Annotated[Path, typer.Argument(help="safetensors file, or a state_dict saved by torch.save.")],
+    weights: Annotated[Path, typer.Argument(help="File of weights, or folder that a training left.")],
     adapter: Annotated[str, typer.Option(help="module:Class; naming it here allows it to run.")],
     name: Annotated[str, typer.Option(help="Name of the registered model.")],
     alias: Annotated[str, typer.Option(help="Alias to move to the new version.")] = "",

@@ -79,7 +79,7 @@ def _bom(connection: Connection, version: ModelVersion, dataset: DatasetVersion)
                 "step": str(serving.step),
                 "adapter": version.adapter,
                 "adapter_sha256": version.adapter_sha256,
-                "mlflow_run_id": run.run_id,
+                **({"mlflow_run_id": run.run_id} if run.is_in_mlflow else {}),
                 **{f"training.{name}": value for name, value in run.parameters.items()},
             }
         ),

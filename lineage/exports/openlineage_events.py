@@ -126,7 +126,7 @@ def _ingest(connection: Connection, namespace: str, subject: str, _: int) -> dic
         "outputs": [datasets.model(namespace, version, serving)],
         "parameters": {
             "model_version": version.model_version_id,
-            "mlflow_run_id": version.run_id,
+            **({"mlflow_run_id": run.run_id} if run.is_in_mlflow else {}),
             "mlflow_run_name": run.name,
             "checkpoint_sha256": serving.checkpoint_id,
             "adapter": version.adapter,

@@ -17,11 +17,14 @@ from .audit_runs import publish_audit as publish_audit
 from .audit_runs import upload_files as upload_files
 from .audit_runs import uploaded_names as uploaded_names
 from .checkpoint_formats import detect_format as detect_format
-from .checkpoints import load_into as load_into
+from .checkpoints import WeightsFile as WeightsFile
+from .checkpoints import read_file as read_file
 from .checkpoints import read_weights as read_weights
-from .checkpoints import to_safetensors as to_safetensors
 from .checkpoints import write_safetensors as write_safetensors
 from .code_executing import load_executing as load_executing
+from .fitting import load_into as load_into
+from .frozen_bases import base_metadata as base_metadata
+from .frozen_bases import refuse_other_adapter as refuse_other_adapter
 from .manifests import read_manifest as read_manifest
 from .manifests import rewrite_attributes as rewrite_attributes
 from .manifests import write_manifest as write_manifest
@@ -34,3 +37,5 @@ from .registry import DATASET_TAG as DATASET_TAG
 from .registry import MANIFEST_FILE as MANIFEST_FILE
 from .registry import RegisteredVersion as RegisteredVersion
 from .registry import Registry as Registry
+from .weight_folders import FoundWeights as FoundWeights
+from .weight_folders import find_weights as find_weights

@@ -13,6 +13,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from gradtrail.addresses import INDEX_PAGE, REPORT_PAGE, output_anchor
 from gradtrail.nouns import DatasetVersion
+from gradtrail.nouns import Run as TrainingRun
 from gradtrail.storage.models.registry import RegisteredVersion, Registry
 
 AUDIT_TAG = "gradtrail.audit"
@@ -51,6 +52,10 @@ class Links:
     def run(self, experiment_id: str, run_id: str) -> str:
         """Page of a run."""
         return f"{self.base_url}/#/experiments/{quote(experiment_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+    def training_run(self, run: TrainingRun) -> str:
+        """Page of the run that trained a model; empty where the version was registered without one."""
+        return self.run(run.experiment_id, run.run_id) if run.is_in_mlflow else ""
 
     def metrics(self, run: AuditRun) -> str:
         """Page that draws the metrics of a run."""

@@ -66,6 +66,7 @@ def _has_safetensors_header(stream: BinaryIO, start: bytes) -> bool:
 def _zip_format(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             inner = {name.partition("/")[2] or name for name in archive.namelist()}
     except zipfile.BadZipFile as fault:
         raise CheckpointError(
@@ -75,6 +76,11 @@ def _zip_format(path: Path) -> Format:
         return "torch_export"
     if "data.pkl" not in inner:
         return "unknown"
+    if packed:
+        raise CheckpointError(
+            f"{path} holds {packed[0]} compressed, which torch.save never does: a small file could fill the memory.",
+            "Save the weights with safetensors.torch.save_file(model.state_dict(), path).",
+        )
     try:
         unsafe = get_unsafe_globals_in_checkpoint(str(path))
     except (RuntimeError, ValueError, OSError, KeyError, IndexError, EOFError) as fault:

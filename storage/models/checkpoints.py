@@ -1,36 +1,74 @@
-"""Weights from files nobody needs to trust: read, checked, and loaded into a model without executing anything."""
+"""Weights from files nobody needs to trust: read and written without executing anything."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradtrail.digests import sha256_file
 from gradtrail.errors import CheckpointError, UntrustedCodeError
 from gradtrail.storage.files.atomic import replacing
 from gradtrail.storage.gradients.measured import first_few
 from gradtrail.storage.models.checkpoint_formats import Format, detect_format
+from gradtrail.storage.models.exported_programs import read_exported
+from gradtrail.storage.models.fitting import FittedWeights, fit_weights, load_into
+from gradtrail.storage.models.frozen_bases import BASE_METADATA
 
-__all__ = ["Format", "detect_format", "load_into", "read_weights", "to_safetensors", "write_safetensors"]
+__all__ = [
+    "FittedWeights",
+    "Format",
+    "WeightsFile",
+    "detect_format",
+    "fit_weights",
+    "load_into",
+    "read_file",
+    "read_weights",
+    "to_safetensors",
+    "write_safetensors",
+]
 
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict")
-# What DistributedDataParallel and torch.compile put before every name.
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_LIGHTNING = "pytorch-lightning_version"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: on the CPU, by the names that the file has for them.
+        format: of the file, for example `safetensors`.
+        step: updates after which it was written, where the file says so.
+        within_larger: it is a checkpoint of Lightning, where the model may be one part of the module.
+        base_sha256: digest of the frozen base, where gradtrail wrote an adapter alone.
+    """
+
+    tensors: Mapping[str, Tensor]
+    format: Format
+    step: int | None = None
+    within_larger: bool = False
+    base_sha256: str = ""
 
 
 def read_weights(path: Path, *, expected_sha256: str | None = None) -> dict[str, Tensor]:
-    """Read tensors by name, on the CPU, from a safetensors file or a state_dict saved by `torch.save`.
+    """Read tensors by name, on the CPU: the tensors of `read_file`, which says what is read and what is refused."""
+    return dict(read_file(path, expected_sha256=expected_sha256).tensors)
 
-    A state_dict may lie under the key `state_dict` or `model_state_dict` of a training checkpoint.
+
+def read_file(path: Path, *, expected_sha256: str | None = None) -> WeightsFile:
+    """Read a safetensors file, a state_dict saved by `torch.save`, a checkpoint of Lightning or an exported program.
+
+    A state_dict may lie under the key `state_dict` or `model_state_dict` of a training checkpoint. Of an exported
+    program (`.pt2`) the weights are read, which are plain bytes, and nothing else.
 
     Raises:
         CheckpointError: the file is absent, empty, damaged, of another digest, or holds something other than tensors.
@@ -43,9 +81,12 @@ def read_weights(path: Path, *, expected_sha256: str | None = None) -> dict[str,
         )
     found_format = detect_format(path)
     if found_format == "safetensors":
-        return _read_safetensors(path)
+        return WeightsFile(_read_safetensors(path), found_format, base_sha256=_base_sha256(path))
     if found_format == "torch_state_dict":
         return _read_state_dict(path)
+    if found_format == "torch_export" and (tensors := read_exported(path)) is not None:
+        _require_tensors(str(path), tensors)
+        return WeightsFile(tensors, found_format)
     if found_format == "unknown":
         raise CheckpointError(
             f"{path} is neither safetensors nor a state_dict saved by torch.save.",
@@ -77,7 +118,9 @@ def write_safetensors(
     """
     _require_tensors(str(destination), state_dict)
     tensors = {
-        name: state_dict[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in state_dict
+        # A conjugated or negated view says so in a flag, which safetensors does not read.
+        name: tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state_dict.items()
     }
     try:
         with replacing(destination) as temporary:
@@ -90,38 +133,6 @@ def write_safetensors(
         ) from fault
 
 
-def load_into(model: nn.Module, weights: Mapping[str, Tensor], *, name: str) -> None:
-    """Load `weights` into `model`, strictly: every tensor it has, in its shape, and nothing else.
-
-    A name may be left out where its tensor is tied to one that is there. Names that all begin with `module.` or
-    `_orig_mod.` (wrappers of torch) are taken without it. A type that the model's own holds exactly (float16 into
-    float32) is widened.
-
-    Args:
-        name: what the weights are called in messages.
-
-    Raises:
-        CheckpointError: another architecture, a lossy type, tied tensors that differ, or values that are not finite;
-            the message names the first few tensors, and the model is as it was.
-    """
-    expected = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-    weights = _without_wrapper_prefix(weights, expected)
-    ties = _tied_names(expected)
-    damaged = [key for key, value in weights.items() if not (_is_finite(value) or _is_built_so(key, value, expected))]
-    if damaged:
-        raise CheckpointError(
-            f"The weights {name} are not finite (NaN or infinity) in {first_few(damaged)}.",
-            "The training diverged or the file is damaged: register an earlier checkpoint.",
-        )
-    problems = _architecture_problems(weights, expected, ties)
-    if problems:
-        raise CheckpointError(
-            f"The weights {name} do not fit the architecture that the adapter builds: {' '.join(problems)}",
-            "Let the adapter's build_model return the architecture these weights were trained with.",
-        )
-    model.load_state_dict(dict(weights), strict=False)
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -131,7 +142,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from fault
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def _base_sha256(path: Path) -> str:
+    """The digest of the base in the metadata of a safetensors file that holds an adapter alone; else empty."""
+    with safetensors.safe_open(path, framework="pt") as opened:
+        return str((opened.metadata() or {}).get(BASE_METADATA, ""))
+
+
+def _read_state_dict(path: Path) -> WeightsFile:
     try:
         # As a stream, because torch.load chooses another reader where a path ends in .safetensors.
         with path.open("rb") as stream:
@@ -140,6 +157,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a damaged state_dict: {fault}.", "Download or register the weights again."
         ) from fault
+    whole = loaded
     for key in _STATE_DICT_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -148,7 +166,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds a {type(loaded).__name__}, not a state_dict.", "Save model.state_dict() and register that."
         )
     _require_tensors(str(path), loaded)
-    return dict(loaded)
+    of_lightning = loaded is not whole and _LIGHTNING in whole
+    step = whole.get("global_step") if of_lightning else None
+    return WeightsFile(
+        dict(loaded), "torch_state_dict", step if isinstance(step, int) else None, within_larger=of_lightning
+    )
 
 
 def _require_tensors(name: str, weights: Mapping[Any, Any]) -> None:
@@ -165,18 +187,6 @@ def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
-def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(
-        torch.isfinite(value.float() if value.element_size() == 1 else value).all()
-    )
-
-
-def _is_built_so(key: str, value: Tensor, expected: Mapping[str, Tensor]) -> bool:
-    """Whether the model is built with this very tensor: attention masks hold -inf on purpose."""
-    built = expected.get(key)
-    return built is not None and value.dtype == built.dtype and torch.equal(value, built)
-
-
 def _sort_metadata(path: Path) -> None:
     """Put the metadata of a safetensors file in order; its writer keeps it in a hash map, whose order is random."""
     with path.open("r+b") as stream:
@@ -190,62 +200,3 @@ def _sort_metadata(path: Path) -> None:
             raise ValueError("the header of a safetensors file has another form than expected")
         stream.seek(8)
         stream.write(ordered.ljust(length))
-
-
-def _without_wrapper_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for prefix in _WRAPPER_PREFIXES:
-        if all(key.startswith(prefix) for key in weights) and not any(key.startswith(prefix) for key in expected):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
-
-
-def _tied_names(expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """For each name, all names of the same tensor object, its own included."""
-    by_identity: dict[int, list[str]] = defaultdict(list)
-    for key, value in expected.items():
-        by_identity[id(value)].append(key)
-    return {key: names for names in by_identity.values() for key in names}
-
-
-def _architecture_problems(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], ties: Mapping[str, list[str]]
-) -> list[str]:
-    shared = [key for key in expected if key in weights]
-    found = [
-        ("Missing", [key for key in expected if not any(tied in weights for tied in ties[key])]),
-        ("Unexpected", [key for key in weights if key not in expected]),
-        ("Of another shape", [_shapes(key, weights, expected) for key in shared if _reshaped(key, weights, expected)]),
-        (
-            "Of a type that would lose precision",
-            [_types(key, weights, expected) for key in shared if _lossy(key, weights, expected)],
-        ),
-        ("Tied in the model but different in the file", [key for key in shared if _untied(key, weights, ties)]),
-    ]
-    return [f"{problem}: {first_few(keys)}." for problem, keys in found if keys]
-
-
-def _reshaped(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return weights[key].shape != expected[key].shape
-
-
-def _shapes(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    return f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
-
-
-def _lossy(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    stored, wanted = weights[key].dtype, expected[key].dtype
-    if stored.is_floating_point and wanted.is_floating_point:
-        return torch.finfo(stored).eps < torch.finfo(wanted).eps or torch.finfo(stored).max > torch.finfo(wanted).max
-    return stored.is_floating_point or wanted.is_floating_point or torch.promote_types(stored, wanted) != wanted
-
-
-def _types(key: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    return f"{key} {weights[key].dtype} instead of {expected[key].dtype}"
-
-
-def _untied(key: str, weights: Mapping[str, Tensor], ties: Mapping[str, list[str]]) -> bool:
-    return any(
-        tied in weights and weights[tied].shape == weights[key].shape and not torch.equal(weights[tied], weights[key])
-        for tied in ties[key]
-        if tied != key
-    )

@@ -16,7 +16,7 @@ from mlflow.entities import Run as RegisteredRun
 from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import NotFoundError, StoreError, UsageError
-from gradtrail.nouns import DatasetVersion, Run
+from gradtrail.nouns import DatasetVersion, Run, no_run
 from gradtrail.storage.models.moved_home import follow_moved_home
 
 ARTIFACT_FOLDER = "gradtrail"
@@ -28,7 +28,10 @@ DATASET_TAG = "gradtrail.dataset_version"
 CHECKPOINT_TAG = "gradtrail.checkpoint"
 
 _SERVER_FAULT = 500
-_NAME = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
+_LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
+_NUMBERED = re.compile(r"(?P<name>[^/:]+)/(?P<version>[0-9]+)")
+_WITH_ALIAS = re.compile(r"(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
+_NAME = re.compile(r"[^/:]+")
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,7 @@ class Registry:
             NotFoundError: if there is no such model, alias or version; it names those that exist.
             StoreError: if MLflow does not answer.
         """
-        parts = _NAME.fullmatch(reference)
-        if parts is None:
-            raise UsageError(f"{reference!r} does not name a model version.", "Write NAME@alias, NAME/3 or NAME.")
-        name, alias, number = parts["name"], parts["alias"], parts["version"]
+        name, alias, number = self._parts(reference)
         try:
             model = self.client.get_registered_model(name)
         except MlflowException as error:
@@ -120,13 +120,32 @@ class Registry:
             raise NotFoundError(f"The model {name} has no versions.", "Register one with gradtrail.register.")
         return versions[-1]
 
+    def _parts(self, reference: str) -> tuple[str, str, str]:
+        """Name, alias and number. A name may hold `@`: a model of the whole name is meant if it alone is there."""
+        if numbered := _NUMBERED.fullmatch(reference):
+            return numbered["name"], "", numbered["version"]
+        with_alias = _WITH_ALIAS.fullmatch(reference)
+        if with_alias and not (self._is_registered(reference) and not self._is_registered(with_alias["name"])):
+            return with_alias["name"], with_alias["alias"], ""
+        if _NAME.fullmatch(reference) and (with_alias or "@" not in reference or self._is_registered(reference)):
+            return reference, "", ""
+        raise UsageError(f"{reference!r} does not name a model version.", "Write NAME@alias, NAME/3 or NAME.")
+
+    def _is_registered(self, name: str) -> bool:
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException as fault:
+            self._require_answer(fault)
+            return False
+        return True
+
     def versions(self, name: str) -> list[RegisteredVersion]:
         """Every version of a model that is not deleted, by number."""
         found: list[RegisteredVersion] = []
         token: str | None = None
         while token != "":
             page = self.client.search_model_versions(_named(name), page_token=token)
-            found += [_as_version(each) for each in page]
+            found += [_as_version(each) for each in page if each.name == name]
             token = page.token or ""
         return sorted(found, key=lambda version: version.version)
 
@@ -165,6 +184,27 @@ class Registry:
             started_at=datetime.fromtimestamp(started / 1000, UTC) if started else None,
             parameters=dict(found.data.params),
         )
+
+    def training_run(self, version: RegisteredVersion) -> Run:
+        """The run that a model version names, or a stand-in that says that it names none.
+
+        A version whose source is a logged model (`models:/m-…`) and that names no run has that model's.
+
+        Raises:
+            NotFoundError: it names a run that MLflow does not have.
+        """
+        run_id = version.run_id or self._run_of_logged_model(version.source_uri)
+        return self.run(run_id) if run_id else no_run(version.model_version_id)
+
+    def _run_of_logged_model(self, source_uri: str) -> str:
+        named = _LOGGED_MODEL.fullmatch(source_uri or "")
+        if named is None:
+            return ""
+        try:
+            return str(self.client.get_logged_model(named["id"]).source_run_id or "")
+        except MlflowException as fault:
+            self._require_answer(fault)
+            return ""
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Create a run and return its id."""
@@ -225,7 +265,11 @@ class Registry:
 
 
 def _named(name: str) -> str:
-    return "name = '{}'".format(name.replace("'", ""))
+    """A filter for versions of a model: MLflow knows no escape, so a name with both quotes gets all versions."""
+    quote = "'" if "'" not in name else '"'
+    if quote not in name:
+        return f"name = {quote}{name}{quote}"
+    return ""
 
 
 def _as_version(found: object) -> RegisteredVersion:

@@ -14,7 +14,7 @@ from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
-from gradtrail.storage.models.checkpoints import load_into, read_weights
+from gradtrail.storage.models.checkpoints import load_into, read_file
 from gradtrail.tasks.core.extensions import load_layer_rules
 from gradtrail.tasks.core.ledger_nouns import recorded_dataset, recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
@@ -43,12 +43,18 @@ class PinnedModel:
         """Build the model with the weights of one checkpoint, in eval mode.
 
         Raises:
-            CheckpointError: if the file is not the one that was ingested, or does not fit.
+            CheckpointError: if the file is not the one that was ingested, does not fit, or is an adapter for another
+                base than build_model gives.
         """
         with plain_faults():
             model = self.adapter.build_model()
-        weights = read_weights(Path(checkpoint.weights_uri), expected_sha256=checkpoint.weights_sha256)
-        load_into(model, weights, name=f"{self.model_version.model_version_id} at step {checkpoint.step}")
+        read = read_file(Path(checkpoint.weights_uri), expected_sha256=checkpoint.weights_sha256)
+        load_into(
+            model,
+            read.tensors,
+            name=f"{self.model_version.model_version_id} at step {checkpoint.step}",
+            expected_base_sha256=read.base_sha256,
+        )
         return model.eval()
 
 

@@ -19,6 +19,7 @@ from gradtrail.lineage.erasure.plan import ErasureRequest
 from gradtrail.lineage.erasure.rewriting import rewrite_database
 from gradtrail.lineage.events.revisions import record_revision
 from gradtrail.lineage.read import listings, queries
+from gradtrail.nouns import is_in_mlflow
 from gradtrail.storage.files.exclusive import holding
 from gradtrail.storage.models.manifests import rewrite_attributes
 from gradtrail.storage.sources.inbox_erasure import remove_records
@@ -217,8 +218,9 @@ def _elsewhere(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
     with workspace.ledger().read() as connection:
         for version in queries.model_versions(connection):
             if examples and listings.all_attributes(connection, version.dataset_version_id, examples):
+                run = f"MLflow run {version.run_id}" if is_in_mlflow(version.run_id) else "MLflow's files"
                 said.append(
-                    f"MLflow run {version.run_id} of {version.model_version_id}: the registered manifest and whatever "
+                    f"{run} of {version.model_version_id}: the registered manifest and whatever "
                     "else was logged with the model."
                 )
         for index in listings.indexes(connection) if examples else ():

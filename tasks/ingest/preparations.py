@@ -44,7 +44,7 @@ def unprepared(workspace: Workspace, model: WatchedModel) -> list[Preparation]:
     """
     registry = workspace.registry()
     named = registry.resolve(model.reference)
-    versions = [named] if "@" in model.reference else registry.versions(named.name)
+    versions = [named] if model.reference.startswith(f"{named.name}@") else registry.versions(named.name)
     resting = _resting(workspace)
     lacking = (_lacks(workspace, version, model.calibrate) for version in versions)
     return [

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import adapter_reference, adapter_source_sha256
 from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.digests import canonical_json
-from gradtrail.errors import UsageError
+from gradtrail.errors import CheckpointError, UsageError
 from gradtrail.nouns import DatasetVersion
-from gradtrail.storage.models.checkpoints import load_into, write_safetensors
+from gradtrail.storage.models.checkpoints import load_into, read_weights, write_safetensors
+from gradtrail.storage.models.frozen_bases import base_metadata, refuse_other_adapter
 from gradtrail.storage.models.manifests import write_manifest
 from gradtrail.storage.models.registry import (
     ADAPTER_SHA256_TAG,
@@ -29,21 +31,32 @@ from gradtrail.storage.models.registry import (
     RegisteredVersion,
     Registry,
 )
+from gradtrail.storage.models.weight_folders import find_weights
 from gradtrail.tasks.core.datasets import manifest_rows
+from gradtrail.tasks.ingest.adapters_alike import (
+    is_peft,
+    outputs_of_first,
+    refuse_other_outputs,
+    refuse_unlike_merged,
+)
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """Weights that a training run kept: after `step` updates, at `learning_rate` (None when unknown)."""
+    """Weights that a training run kept: after `step` updates, at `learning_rate` (None when unknown).
+
+    `within_larger` says that they are of a LightningModule, of which the adapter's model may be one part.
+    """
 
     step: int
     learning_rate: float | None
     state_dict: Mapping[str, Tensor]
+    within_larger: bool = False
 
 
 def register_model(
     registry: Registry,
-    model: nn.Module,
+    model: nn.Module | None,
     *,
     adapter: ModelAdapter,
     training_data: TrainingData | None,
@@ -55,14 +68,18 @@ def register_model(
 ) -> RegisteredVersion:
     """Log everything to one run and register it as the next version of `name`; see `gradtrail.register`.
 
+    Without a `model` the checkpoints say all: weights that lie on disk are registered so.
+
     Raises:
         DataError: for an empty training set, or an example id that occurs twice.
         CheckpointError: if weights do not fit `adapter.build_model()` or are not finite.
         UsageError: if the last checkpoint is not the model, or the adapter cannot be imported again.
     """
     reference = adapter_reference(adapter)
-    kept = list(checkpoints) or [TrainedWeights(0, None, model.state_dict())]
-    _refuse_other_weights(model, kept[-1])
+    kept = list(checkpoints)
+    if model is not None:
+        kept = kept or [TrainedWeights(0, None, model.state_dict())]
+        _refuse_other_weights(model, kept[-1])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / ARTIFACT_FOLDER
         data = training_examples(adapter) if training_data is None else training_data
@@ -72,8 +89,9 @@ def register_model(
         listed = []
         for weights in kept:
             file = f"step-{weights.step:08d}.safetensors"
-            load_into(adapter.build_model(), weights.state_dict, name=f"{name} at step {weights.step}")
-            sha256 = write_safetensors(weights.state_dict, folder / file)
+            sha256 = _write_checked(adapter, data, weights, folder / file, name=f"{name} at step {weights.step}")
+            if model is not None and weights is kept[-1] and is_peft(model):
+                _refuse_unlike_reloaded(adapter, data, model, folder / file, name=name)
             listed.append(
                 {"file": file, "step": weights.step, "learning_rate": weights.learning_rate, "sha256": sha256}
             )
@@ -95,6 +113,45 @@ def register_model(
     for key, value in tags.items():
         registry.client.set_tag(run_id, key, value)
     return registry.add_version(name, run_id, tags, aliases)
+
+
+def read_checkpoints(weights: Path, adapter: ModelAdapter) -> list[TrainedWeights]:
+    """Read the weights in a file or folder, in order of steps, the ones that serve last.
+
+    Raises:
+        CheckpointError: they cannot be read safely, or nobody can say which ones serve.
+    """
+    if not weights.exists():
+        raise CheckpointError(f"There is no file or folder {weights}.", "Check the path.")
+    read = []
+    for found in find_weights(weights, label=str(weights)):
+        file = found.read()
+        if found.adapter_config is not None:
+            refuse_other_adapter(adapter.build_model(), found.adapter_config, name=str(found.path))
+        step = next((each for each in (found.step, file.step) if each is not None), 0)
+        read.append(TrainedWeights(step, found.learning_rate, file.tensors, within_larger=file.within_larger))
+    return read
+
+
+def _write_checked(
+    adapter: ModelAdapter, data: TrainingData, weights: TrainedWeights, destination: Path, *, name: str
+) -> str:
+    """Write weights that fit the adapter's model, under that model's names; returns the sha256 of the file."""
+    with plain_faults():
+        built = adapter.build_model()
+    fitted = load_into(built, weights.state_dict, name=name, within_larger=weights.within_larger)
+    if is_peft(built):
+        refuse_unlike_merged(adapter, built, data, name=name)
+    return write_safetensors(fitted.tensors, destination, base_metadata(fitted.base_sha256))
+
+
+def _refuse_unlike_reloaded(
+    adapter: ModelAdapter, data: TrainingData, model: nn.Module, file: Path, *, name: str
+) -> None:
+    again = adapter.build_model()
+    load_into(again, read_weights(file), name=name)
+    given, reloaded = (outputs_of_first(adapter, each, data) for each in (model, again))
+    refuse_other_outputs(given, reloaded, again, name=name, how="loaded again")
 
 
 def _refuse_other_weights(model: nn.Module, last: TrainedWeights) -> None:

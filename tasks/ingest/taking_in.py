@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.digests import sha256_file, sha256_json, short
@@ -14,8 +16,9 @@ from gradtrail.errors import CheckpointError, UntrustedCodeError, UsageError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.models.checkpoint_formats import detect_format
-from gradtrail.storage.models.checkpoints import load_into, read_weights, to_safetensors, write_safetensors
+from gradtrail.storage.models.checkpoints import WeightsFile, load_into, read_weights, write_safetensors
 from gradtrail.storage.models.code_executing import load_executing
+from gradtrail.storage.models.frozen_bases import base_metadata, refuse_other_adapter
 from gradtrail.storage.models.manifests import read_manifest, write_manifest
 from gradtrail.storage.models.registry import (
     ADAPTER_SHA256_TAG,
@@ -26,11 +29,16 @@ from gradtrail.storage.models.registry import (
     MANIFEST_FILE,
     RegisteredVersion,
 )
+from gradtrail.storage.models.weight_folders import FoundWeights, find_weights
 from gradtrail.tasks.core.datasets import manifest_rows
 from gradtrail.tasks.core.ledger_nouns import manifest_sha256
 from gradtrail.tasks.core.workspace import Workspace
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".bin")
+from gradtrail.tasks.ingest.adapters_alike import (
+    is_peft,
+    outputs_of_first,
+    refuse_other_outputs,
+    refuse_unlike_merged,
+)
 
 
 @dataclass(frozen=True)
@@ -99,33 +107,60 @@ def store_checkpoints(
         UntrustedCodeError: if only a format that can execute code is there and nobody allowed it.
     """
     folder = Path(files)
-    build_model = load_adapter(
+    loaded = load_adapter(
         adapter.reference,
         allowed=[adapter.reference],
         expected_sha256=adapter.source_sha256,
         search_path=Path(workspace.adapter_path),
-    ).adapter.build_model
+    ).adapter
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
-    stored = []
-    for found in _listed_checkpoints(folder) or [_lone_checkpoint(folder, version)]:
-        copy = folder.parent / f"{found.sha256}.safetensors"
-        file_format = _copy_safely(found.path, copy, folder, allow_code_execution)
-        load_into(build_model(), read_weights(copy), name=f"{version.model_version_id} at step {found.step}")
+    label = version.model_version_id
+    stored: list[Checkpoint] = []
+    for found in _listed_checkpoints(folder) or find_weights(folder, label=label):
+        read = _read_safely(found, folder, allow_code_execution)
+        step = next((each for each in (found.step, read.step) if each is not None), 0)
+        copy = folder.parent / f"{len(stored)}.safetensors"
+        base = _checked_copy(loaded, found, read, copy, name=f"{label} at step {step}")
         weights_sha256 = sha256_file(copy)
         destination = copy.replace(workspace.checkpoints / f"{weights_sha256}.safetensors")
         stored.append(
             Checkpoint(
-                checkpoint_id=found.sha256,
-                step=found.step,
+                # The file of an adapter alone does not say which base it is for, and that decides every number.
+                checkpoint_id=sha256_json([found.sha256, base]) if base != read.base_sha256 else found.sha256,
+                step=step,
                 learning_rate=found.learning_rate,
-                format=file_format,
+                format=read.format,
                 source_uri=f"{version.source_uri}/{found.path.relative_to(folder).as_posix()}",
                 weights_uri=str(destination),
                 weights_sha256=weights_sha256,
-                byte_size=found.path.stat().st_size,
+                byte_size=found.byte_size,
             )
         )
     return stored
+
+
+def _checked_copy(adapter: ModelAdapter, found: FoundWeights, read: WeightsFile, copy: Path, *, name: str) -> str:
+    """Write the copy that is read from now on, once the weights fit; returns the digest of the base it leaves out."""
+    with plain_faults():
+        model = adapter.build_model()
+    fitted = load_into(
+        model,
+        read.tensors,
+        name=name,
+        within_larger=read.within_larger,
+        expected_base_sha256=read.base_sha256,
+    )
+    if found.adapter_config is not None:
+        refuse_other_adapter(model, found.adapter_config, name=name)
+    write_safetensors(fitted.tensors, copy, base_metadata(fitted.base_sha256))
+    if is_peft(model):
+        again = adapter.build_model()
+        load_into(again, read_weights(copy), name=name, expected_base_sha256=fitted.base_sha256)
+        data = training_examples(adapter)
+        given, reloaded = (outputs_of_first(adapter, each, data) for each in (model, again))
+        refuse_other_outputs(given, reloaded, model, name=name, how="loaded again")
+        refuse_unlike_merged(adapter, again, data, name=name)
+    return fitted.base_sha256
 
 
 def store_manifest(
@@ -164,17 +199,18 @@ def record_model_version(
     """Write dataset version, checkpoints, run and model version to the ledger; returns the model version's id."""
     ledger = workspace.ledger()
     manifest = read_manifest(Path(dataset.manifest_uri))
+    run = workspace.registry().training_run(version)
     ledger.record_dataset_version(dataset, manifest, workspace.personal_attributes)
     model_version = ModelVersion(
         name=version.name,
         version=version.version,
-        run_id=version.run_id,
+        run_id=run.run_id,
         dataset_version_id=dataset.dataset_version_id,
         adapter=adapter.reference,
         adapter_sha256=adapter.source_sha256,
         checkpoint_ids=tuple(checkpoint.checkpoint_id for checkpoint in checkpoints),
     )
-    ledger.record_model_version(model_version, workspace.registry().run(version.run_id), checkpoints)
+    ledger.record_model_version(model_version, run, checkpoints)
     return model_version.model_version_id
 
 
@@ -210,19 +246,11 @@ def _keep_manifest(workspace: Workspace, manifest: Path) -> Path:
     return manifest.replace(kept)
 
 
-@dataclass(frozen=True)
-class _Found:
-    path: Path
-    sha256: str
-    step: int
-    learning_rate: float | None
-
-
 def _scratch(workspace: Workspace, version: RegisteredVersion) -> Path:
     return workspace.root / "scratch" / sha256_json(version.model_version_id)
 
 
-def _listed_checkpoints(folder: Path) -> list[_Found]:
+def _listed_checkpoints(folder: Path) -> list[FoundWeights]:
     listing = folder / CHECKPOINT_LIST
     if not listing.is_file():
         return []
@@ -241,33 +269,18 @@ def _listed_checkpoints(folder: Path) -> list[_Found]:
                 f"but {short(entry['sha256'])} was registered.",
                 "Restore the file in MLflow's artifact store, or register the model again.",
             )
-        found.append(_Found(path, sha256, entry["step"], entry["learning_rate"]))
+        found.append(FoundWeights(path, step=entry["step"], learning_rate=entry["learning_rate"]))
     return found
 
 
-def _lone_checkpoint(folder: Path, version: RegisteredVersion) -> _Found:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
-    if len(files) != 1:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in files[:5]) or "none"
-        raise CheckpointError(
-            f"{version.model_version_id} should hold exactly one file of weights; found {len(files)}: {names}.",
-            "Register one weights file, or several checkpoints through gradtrail.register.",
-        )
-    return _Found(files[0], sha256_file(files[0]), 0, None)
-
-
-def _copy_safely(path: Path, copy: Path, folder: Path, allow_code_execution: bool) -> str:
-    file_format = detect_format(path)
-    if file_format in ("safetensors", "torch_state_dict"):
-        to_safetensors(path, copy)
-    elif allow_code_execution and file_format in ("pickle", "torch_export"):
-        write_safetensors(load_executing(path, folder), copy)
-    elif file_format in ("pickle", "torch_export"):
+def _read_safely(found: FoundWeights, folder: Path, allow_code_execution: bool) -> WeightsFile:
+    try:
+        return found.read()
+    except UntrustedCodeError as refusal:
+        if allow_code_execution and not found.shards:
+            return WeightsFile(load_executing(found.path, folder), detect_format(found.path))
         raise UntrustedCodeError(
-            f"{path.name} is a {file_format} file: loading it can execute code that it carries.",
+            refusal.what,
             "Register safetensors or a state_dict instead; or, if you trust its author, ingest it once with "
             "--allow-code-execution, after which gradtrail uses its own safetensors copy.",
-        )
-    else:
-        read_weights(path)
-    return file_format
+        ) from refusal

@@ -44,7 +44,7 @@ def build_report(workspace: Workspace, recorded: ReportedAudit) -> AuditReport:
         model_version=pinned.model_version,
         model_links={
             "Model version": links.model_version(pinned.model_version.name, pinned.model_version.version),
-            "Training run": links.run(run.experiment_id, run.run_id),
+            **({"Training run": links.training_run(run)} if run.is_in_mlflow else {}),
             "Audit run": links.run(recorded.audit_run.experiment_id, recorded.audit_run.run_id),
             "Trend": links.metrics(recorded.trend_run),
             "All audits": links.index(recorded.index_run),
@@ -167,7 +167,7 @@ def _chain(recorded: ReportedAudit, links: Links) -> Iterator[LineageStep]:
         pinned.dataset.name,
         detail=f"{pinned.dataset.example_count:,} examples",
     )
-    yield LineageStep("run", run.run_id, run.name, href=links.run(run.experiment_id, run.run_id))
+    yield LineageStep("run", run.run_id, run.name, href=links.training_run(run) or None)
     yield LineageStep(
         "checkpoint",
         pinned.serving.checkpoint_id,

@@ -100,12 +100,12 @@ def lead_to_report(registry: Registry, links: Links, recorded: ReportedAudit, hi
 def _note(recorded: ReportedAudit, links: Links) -> str:
     details, run, audit_run = recorded.details, recorded.run, recorded.audit_run
     version = details.model_version
+    training_run = f"[training run]({links.training_run(run)}) · " if run.is_in_mlflow else ""
     lines = [
         f"## {markdown_text(recorded.title)}",
         f"[Open the report]({links.report(details.audit.audit_id, audit_run)}) · "
         f"[model version]({links.model_version(version.name, version.version)}) · "
-        f"[training run]({links.run(run.experiment_id, run.run_id)}) · "
-        f"[trend]({links.metrics(recorded.trend_run)}) · [all audits]({links.index(recorded.index_run)})",
+        f"{training_run}[trend]({links.metrics(recorded.trend_run)}) · [all audits]({links.index(recorded.index_run)})",
         "",
         f"{len(recorded.outputs)} outputs, method `{details.audit.method}`, "
         f"checkpoint `{short(recorded.pinned.serving.checkpoint_id)}`, "

@@ -21,7 +21,7 @@ from gradtrail.attribution.curvature.blocks import default_curvature_kind
 from gradtrail.cli import app
 from gradtrail.lineage.read import queries
 from gradtrail.settings import load_settings
-from gradtrail.tasks.ingest.taking_in import WEIGHT_SUFFIXES
+from gradtrail.storage.models.weight_folders import WEIGHT_SUFFIXES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text("utf-8")
 BASES = (

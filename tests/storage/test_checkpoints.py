@@ -1,6 +1,7 @@
 import os
 import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -162,15 +163,27 @@ def test_a_torch_file_that_names_code_is_refused_unread(tmp_path, small_network)
     assert not trace.exists()
 
 
-def test_old_torch_files_and_exported_programs_are_refused_as_able_to_execute_code(small_network, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_old_torch_files_and_scripts_are_refused_as_able_to_execute_code(small_network, tmp_path):
     torch.save(small_network.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    exported = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
-    torch.export.save(exported, tmp_path / "program.pt2")
+    torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.randn(2, 3)), tmp_path / "script.pt")
     found = {path.name: detect_format(path) for path in tmp_path.iterdir()}
-    assert found == {"old.pt": "pickle", "program.pt2": "torch_export"}
+    assert found == {"old.pt": "pickle", "script.pt": "torch_export"}
     for name in found:
         with pytest.raises(UntrustedCodeError, match=name):
             read_weights(tmp_path / name)
+
+
+def test_a_compressed_state_dict_is_refused_before_it_is_unpacked(small_network, tmp_path):
+    torch.save(small_network.state_dict(), tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as before,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as after,
+    ):
+        for entry in before.namelist():
+            after.writestr(entry, before.read(entry))
+    with pytest.raises(CheckpointError, match=r"packed\.pt holds plain/data\.pkl compressed"):
+        read_weights(tmp_path / "packed.pt")
 
 
 def test_other_files_are_refused_by_name(tmp_path):

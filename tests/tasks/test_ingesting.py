@@ -4,10 +4,12 @@ import dataclasses
 import json
 import pickle
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gradtrail.errors import CheckpointError, DataError, NotFoundError, UntrustedCodeError, UsageError
@@ -16,6 +18,7 @@ from gradtrail.lineage.read import queries
 from gradtrail.storage.models.checkpoints import read_weights
 from gradtrail.storage.models.registry import ARTIFACT_FOLDER
 from gradtrail.tasks.ingest.registering import TrainedWeights
+from gradtrail.tasks.ingest.taking_in import choose_adapter, fetch_files, store_checkpoints
 
 
 @pytest.fixture
@@ -163,31 +166,54 @@ def test_a_pickle_is_refused_and_nothing_of_it_runs_unless_allowed(flow):
     assert not marker.exists()
 
 
-def test_a_model_logged_by_mlflow_comes_in_only_behind_the_explicit_flag(flow, monkeypatch):
+@contextmanager
+def _mlflow_of(tiny, monkeypatch):
+    """MLflow as a user's script has it: with the tracking address set for the whole process."""
     import mlflow
 
-    monkeypatch.chdir(flow.folder)
+    monkeypatch.chdir(tiny.folder)
     previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(flow.workspace.tracking_uri)
+    mlflow.set_tracking_uri(tiny.workspace.tracking_uri)
     try:
-        mlflow.set_experiment(experiment_id=flow.workspace.registry().experiment_id("by mlflow"))
-        torch.manual_seed(0)
-        model = flow.adapter().build_model().eval()
+        mlflow.set_experiment(experiment_id=tiny.workspace.registry().experiment_id("by mlflow"))
         with mlflow.start_run():
-            mlflow.pytorch.log_model(
-                model,
-                name="model",
-                registered_model_name="logged",
-                input_example=torch.zeros(2, 4).numpy(),
-                pip_requirements=["torch"],
-            )
+            yield mlflow
     finally:
         mlflow.set_tracking_uri(previous)
+
+
+def _model(tiny):
+    torch.manual_seed(0)
+    return tiny.adapter().build_model().eval()
+
+
+def test_a_pickled_model_logged_by_mlflow_comes_in_only_behind_the_explicit_flag(flow, monkeypatch):
+    with _mlflow_of(flow, monkeypatch) as mlflow:
+        options = {"pip_requirements": ["torch"], "registered_model_name": "logged", "serialization_format": "pickle"}
+        mlflow.pytorch.log_model(_model(flow), name="model", **options)
     with pytest.raises(UntrustedCodeError, match="execute code"):
         ingest(flow.workspace, "logged/1", flow.reference)
     assert ingest(flow.workspace, "logged/1", flow.reference, allow_code_execution=True).new
+    _has_the_weights(flow, "logged/1", "pickle")
+
+
+def test_a_model_logged_by_mlflow_as_it_does_now_comes_in_by_its_bytes_with_the_run_that_logged_it(flow, monkeypatch):
+    with _mlflow_of(flow, monkeypatch) as mlflow:
+        example = torch.zeros(2, 4).numpy()
+        logged = mlflow.pytorch.log_model(_model(flow), name="model", pip_requirements=["torch"], input_example=example)
+        client = mlflow.MlflowClient()
+        client.create_registered_model("logged")
+        client.create_model_version("logged", f"models:/{logged.model_id}")
+    assert ingest(flow.workspace, "logged/1", flow.reference).new
+    _has_the_weights(flow, "logged/1", "torch_export")
     with flow.workspace.ledger().read() as connection:
-        [checkpoint] = queries.checkpoints_of(connection, "logged/1")
+        assert queries.model_version(connection, "logged/1").run_id == logged.run_id
+
+
+def _has_the_weights(flow, model_version_id, file_format):
+    with flow.workspace.ledger().read() as connection:
+        [checkpoint] = queries.checkpoints_of(connection, model_version_id)
+    assert checkpoint.format == file_format
     stored = read_weights(Path(checkpoint.weights_uri), expected_sha256=checkpoint.weights_sha256)
     for name, tensor in _weights(flow).items():
         torch.testing.assert_close(stored[name], tensor)
@@ -205,3 +231,126 @@ def test_an_adapter_outside_the_allow_list_does_not_run(flow):
     with pytest.raises(UntrustedCodeError, match="changed"):
         ingest(flow.workspace, "tiny@champion")
     assert not marker.exists()
+
+
+def _version_of(flow, folder: Path, name: str = "imported"):
+    """A version by hand, whose source is a folder and which names no run."""
+    client = flow.workspace.registry().client
+    client.create_registered_model(name)
+    client.create_model_version(name, str(folder))
+    return f"{name}/1"
+
+
+@pytest.fixture
+def kept(tiny):
+    """A folder with the weights of the adapter's model."""
+    folder = tiny.folder / "kept files"
+    folder.mkdir()
+    save_file(_weights(tiny), folder / "model.safetensors")
+    return folder
+
+
+def test_a_version_without_a_run_is_taken_in_and_its_lineage_says_that_there_is_none(flow, kept):
+    assert ingest(flow.workspace, _version_of(flow, kept), flow.reference).new
+    assert ingest(flow.workspace, _version_of(flow, kept, "another"), flow.reference).new
+    assert not ingest(flow.workspace, "imported/1").new
+    with flow.workspace.ledger().read() as connection:
+        runs = [
+            queries.run(connection, queries.model_version(connection, f"{name}/1").run_id)
+            for name in ("imported", "another")
+        ]
+        labels = connection.execute("SELECT label FROM lineage_node WHERE kind = 'run'").fetchall()
+    assert [(run.run_id, run.is_in_mlflow) for run in runs] == [("none:imported/1", False), ("none:another/1", False)]
+    assert {label for (label,) in labels} == {"none: the version was registered without a run"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words",
+        "v1.2",
+        "größe 模型 😀",
+        "me@work",
+        "o'neil",
+        'say "x"',
+        'o\'neil "x"',
+        "a%20b#c?d&e",
+        " lead",
+        "`a`;--",
+    ],
+)
+def test_every_name_that_mlflow_takes_is_found_again(tiny, kept, name):
+    registry = tiny.workspace.registry()
+    _version_of(tiny, kept, name)
+    registry.client.create_model_version(name, str(kept))
+    registry.client.create_registered_model("neighbour")
+    registry.client.create_model_version("neighbour", str(kept))
+    registry.client.set_registered_model_alias(name, "champion", "1")
+    assert [version.model_version_id for version in registry.versions(name)] == [f"{name}/1", f"{name}/2"]
+    found = {registry.resolve(reference).model_version_id for reference in (f"{name}@champion", f"{name}/1")}
+    assert found == {f"{name}/1"}
+    assert registry.resolve(name).model_version_id == f"{name}/2"
+    files = registry.fetch(registry.resolve(f"{name}/1"), tiny.folder / "fetched")
+    assert (files / "model.safetensors").is_file()
+
+
+def test_a_name_with_an_at_sign_is_told_from_an_alias(tiny, kept):
+    registry = tiny.workspace.registry()
+    _version_of(tiny, kept, "me@work")
+    _version_of(tiny, kept, "me")
+    registry.client.set_registered_model_alias("me", "work", "1")
+    assert registry.resolve("me@work").name == "me"
+    assert registry.resolve("me@work/1").name == "me@work"
+
+
+def test_names_with_spaces_and_signs_go_all_the_way_into_the_ledger(flow, kept):
+    version = _version_of(flow, kept, "me@work 'größe' #1?")
+    assert ingest(flow.workspace, version, flow.reference).model_version_id == version
+    assert flow.workspace.registry().resolve(version).tags["gradtrail.adapter"] == flow.reference
+
+
+def _stored(tiny, folder):
+    """The checkpoints that an ingest keeps of a folder."""
+    version = tiny.workspace.registry().resolve(_version_of(tiny, folder))
+    chosen = choose_adapter(tiny.workspace, version, tiny.reference)
+    files = fetch_files(tiny.workspace, version)
+    return store_checkpoints(tiny.workspace, version, files, chosen, allow_code_execution=False)
+
+
+def test_a_trainers_folder_is_taken_in_with_every_checkpoint_by_step(tiny):
+    folder = tiny.folder / "output"
+    for step, rate in ((20, 0.05), (10, 0.1)):
+        sub = folder / f"checkpoint-{step}"
+        sub.mkdir(parents=True)
+        save_file({name: value + step for name, value in _weights(tiny).items()}, sub / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+            torch.save({"step": step}, sub / name)
+        state = {"global_step": step, "log_history": [{"step": step, "learning_rate": rate}]}
+        (sub / "trainer_state.json").write_text(json.dumps(state))
+    stored = _stored(tiny, folder)
+    assert [(each.step, each.learning_rate) for each in stored] == [(10, 0.1), (20, 0.05)]
+    served = read_weights(Path(stored[-1].weights_uri))
+    torch.testing.assert_close(served["0.weight"], _weights(tiny)["0.weight"] + 20)
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_byte_of_them_is_written(tiny):
+    folder = tiny.folder / "huge"
+    folder.mkdir()
+    torch.save({"0.weight": torch.zeros(1).expand(20_000, 20_000)}, folder / "model.pt")
+    with pytest.raises(CheckpointError, match=r"\(20000, 20000\) instead of \(6, 4\)"):
+        _stored(tiny, folder)
+    assert sum(path.stat().st_size for path in tiny.home.rglob("*.safetensors*")) == 0
+
+
+def test_a_model_of_lightning_is_taken_in_by_its_part(tiny):
+    """The layout of `Trainer.save_checkpoint`, Lightning 2.6.6, of a module with the model and a weighted loss."""
+    folder = tiny.folder / "checkpoints"
+    folder.mkdir()
+    state = {f"model.{name}": value for name, value in _weights(tiny).items()} | {"loss.weight": torch.ones(3)}
+    torch.save(
+        {"state_dict": state, "pytorch-lightning_version": "2.6.6", "global_step": 40, "epoch": 2},
+        folder / "epoch=1-step=40.ckpt",
+    )
+    [stored] = _stored(tiny, folder)
+    assert stored.step == 40
+    assert set(read_weights(Path(stored.weights_uri))) == set(_weights(tiny))

@@ -18,7 +18,7 @@ from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audit.resolving import ResolvedAudit
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collect.collecting import require_finished, require_sources
+from gradtrail.tasks.collect.collecting import WaitingOutputs, require_finished, require_sources
 from gradtrail.tasks.collecting import collect_outputs, look_for_work, pending_outputs
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
@@ -48,7 +48,7 @@ class AuditOutcome:
         output_count: outputs the audit covers.
         left_out: pending outputs it does not cover: refused when measured, or without the label that was asked for.
         refused: record ids refused by this run, with the cause.
-        waiting: outputs that wait for a later run: their model version is not ingested, or this run was full.
+        waits: outputs of this model, by version, that wait for a later run.
         sampled_out: new records that the sampling of their source did not choose.
         finished: audits of an earlier, interrupted run whose reports this run completed.
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
@@ -62,7 +62,7 @@ class AuditOutcome:
     output_count: int = 0
     left_out: int = 0
     refused: tuple[tuple[str, str], ...] = ()
-    waiting: int = 0
+    waits: tuple[WaitingOutputs, ...] = ()
     sampled_out: int = 0
     finished: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ def audit(
         output_count=examined.output_count,
         left_out=drained.pending - examined.output_count,
         refused=collected.refused,
-        waiting=collected.waiting,
+        waits=tuple(each for each in collected.waits if each.model == version.name),
         sampled_out=collected.sampled_out,
         finished=tuple(audit_id for each in (drained, *others) for audit_id in each.finished),
         warnings=examined.warnings,

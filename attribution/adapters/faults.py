@@ -15,7 +15,7 @@ from gradtrail.errors import GradtrailError, ModelError
 from gradtrail.nouns import Example
 
 _LOG = logging.getLogger("gradtrail.adapter")
-_LONGEST = 300
+_LONGEST = 2000
 _REMEDIES = {
     "build_model": "Let build_model return the architecture; it is called without arguments.",
     "training_data": "Let training_data return a list of gradtrail.Example, or any object with len and [position].",
@@ -44,7 +44,7 @@ def adapter_fault(fault: Exception, example_id: str = "") -> ModelError | None:
     adapter, method, module = _origin(fault)
     if adapter is None:
         return None
-    kind, cause = type(adapter).__name__, f"{type(fault).__name__}: {str(fault).strip()[:_LONGEST].rstrip('.')}"
+    kind, cause = type(adapter).__name__, f"{type(fault).__name__}: {_in_one_line(fault)}"
     over = f" over example {example_id}" if example_id else ""
     what = f"{kind}.{method} fails{over}: {cause}."
     if module:
@@ -80,6 +80,11 @@ def _culprit(examples: Sequence[Example], fails: Callable[[Example], object] | N
         except Exception:  # the first one that fails is who is looked for
             return example.example_id
     return ""
+
+
+def _in_one_line(fault: Exception) -> str:
+    words = " ".join(str(fault).split()).rstrip(".")
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
 def _origin(fault: Exception) -> tuple[ModelAdapter | None, str, str]:

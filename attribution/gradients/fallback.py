@@ -24,6 +24,7 @@ from gradtrail.nouns import Example
 
 __all__ = ["GRADIENT_BYTES", "AttributionWarning", "Fallback", "WholeGroup"]
 
+_NAMED, _NAMES_LENGTH = 5, 120
 GRADIENT_BYTES = 1 << 28
 """How much whole per-example gradients may take at a time, where one alone is not larger."""
 
@@ -55,6 +56,17 @@ class WholeGroup:
             matrices = torch.stack([self.rule.matrix(self.layer, row) for row in rows])
         summed = "nbrc,brp,bcq->nbpq" if exact else "nbrc,brp,bcq->npq"
         return torch.einsum(summed, matrices, outputs, inputs).flatten(1)
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Some of the names and how many more there are, so that what is said of them is not far away."""
+    shown: list[str] = []
+    for name in names[:_NAMED]:
+        if shown and sum(map(len, shown)) + len(name) > _NAMES_LENGTH:
+            break
+        shown.append(name)
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 class Fallback:
@@ -116,10 +128,10 @@ class Fallback:
                 if is_out_of_memory(cause):
                     raise
                 self.one_at_a_time = True
-                first_line = str(cause).strip().split("\n")[0]
+                words = " ".join(str(cause).split())
                 warnings.warn(
-                    f"{', '.join(self.names[:5])}: measured one example at a time, because torch.func cannot follow "
-                    f"the model ({first_line}). The pass takes a forward and a backward step per example.",
+                    f"{in_short(self.names)}: measured one example at a time, because torch.func cannot follow "
+                    f"the model ({words}). The pass takes a forward and a backward step per example.",
                     AttributionWarning,
                     stacklevel=2,
                 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtrail.attribution.adapters.layout import BatchLayout
 from gradtrail.attribution.gradients.eval_mode import frozen_in_eval
-from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.fallback import Fallback, in_short
 from gradtrail.attribution.gradients.hooks import HookedForward, UnfitError
 from gradtrail.attribution.gradients.oracle import autograd_vector, coarsest_dtype, rounding, unlike_autograd
 from gradtrail.attribution.gradients.routes import CallLayout, Routes, call_layout, positions_of
@@ -22,7 +22,6 @@ from gradtrail.nouns import Example
 
 _SCALES = (1.0, -0.5)
 """What the losses of the same example twice are multiplied by, so that neither gradient passes for the other."""
-_NAMED = 5
 _LOOKED_AT = 8
 _TRIES = 3
 
@@ -130,9 +129,8 @@ def _routes(tracked: TrackedModel, routes: Routes, unfit: Mapping[int, str]) -> 
     plan = tracked.plan
     if unfit:
         names = [plan.groups[place].name for place in sorted(unfit)]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         warnings.warn(
-            f"{', '.join(names[:_NAMED])}{more}: measured by autograd, since {next(iter(unfit.values()))}",
+            f"{in_short(names)}: measured by autograd, since {next(iter(unfit.values()))}",
             AttributionWarning,
             stacklevel=2,
         )

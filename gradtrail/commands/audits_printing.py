@@ -31,9 +31,15 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     if outcome.sampled_out:
         number = plural(outcome.sampled_out, "new output was", "new outputs were")
         printing.say(f"{number} sampled out by their source.")
-    if outcome.waiting:
-        number = plural(outcome.waiting, "output waits", "outputs wait")
-        printing.say(f"{number} for a later run: the model version is not ingested, or this run was full.")
+    for waiting in outcome.waits:
+        name = waiting.model_version_id
+        number = plural(waiting.count, f"output of {name} waits", f"outputs of {name} wait")
+        cause = (
+            "this run has recorded as many as its source may bring at once (most_per_run)"
+            if waiting.ingested
+            else f"that version is not ingested. Next: gradtrail ingest {name}"
+        )
+        printing.say(f"{number} for a later run: {cause}.")
     for audit_id in outcome.earlier:
         printing.say(f"Audit {short(audit_id)} covers an earlier portion of the outputs.")
     for other in outcome.others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from gradtrail.errors import StoreError, said
@@ -25,13 +25,30 @@ _RECORDED_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
+class WaitingOutputs:
+    """Taken outputs of one model version that the ledger does not have yet.
+
+    The version was never `ingested`; or it was, and the run had recorded as many as it may.
+    """
+
+    model_version_id: str
+    count: int
+    ingested: bool
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.model_version_id.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
 class Collection:
     """What a look into the sources brought.
 
     Attributes:
         new_output_ids: outputs that were recorded, in order.
         refused: records that were refused for the first time, each with the cause.
-        waiting: taken outputs that are not recorded yet: their model version was never ingested, or the run was full.
+        waits: taken outputs that are not recorded yet, by model version.
         sampled_out: new records that the sampling did not choose.
         without_confidence: of the new records, those that lowest confidence was asked of and that have none.
         failed: sources that could not be read, each with the cause; the next run tries them again.
@@ -39,10 +56,15 @@ class Collection:
 
     new_output_ids: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
-    waiting: int = 0
+    waits: tuple[WaitingOutputs, ...] = ()
     sampled_out: int = 0
     without_confidence: int = 0
     failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def waiting(self) -> int:
+        """How many taken outputs are not recorded yet."""
+        return sum(each.count for each in self.waits)
 
     @property
     def anything(self) -> bool:
@@ -99,12 +121,17 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
             reached = spool.watermark(source.name)
             if reached != before:
                 record_watermark(ledger, reached)
+            waits = tuple(
+                WaitingOutputs(model_version_id, count, model_version_id in ingested)
+                for origin, model_version_id, count in spool.waiting()
+                if origin == source.name
+            )
         if reached.reached:
             spool.forget_before(source.name, reached.reached - overlap - timedelta(days=1))
     return Collection(
         tuple(recording.new_output_ids),
         tuple(recording.refused),
-        reached.waiting,
+        waits,
         intake.sampled_out,
         intake.sample.without_confidence,
     )
@@ -243,11 +270,20 @@ def pending_outputs(
     return PendingOutputs(output_ids, tuple(unfinished))
 
 
+def _by_version(waits: Sequence[WaitingOutputs]) -> tuple[WaitingOutputs, ...]:
+    """What waits in several sources, each model version once."""
+    found: dict[str, WaitingOutputs] = {}
+    for each in waits:
+        before = found.get(each.model_version_id)
+        found[each.model_version_id] = replace(each, count=each.count + (before.count if before else 0))
+    return tuple(found[name] for name in sorted(found))
+
+
 def _together(collected: list[Collection]) -> Collection:
     return Collection(
         tuple(output_id for each in collected for output_id in each.new_output_ids),
         tuple(refused for each in collected for refused in each.refused),
-        sum(each.waiting for each in collected),
+        _by_version([wait for each in collected for wait in each.waits]),
         sum(each.sampled_out for each in collected),
         sum(each.without_confidence for each in collected),
         tuple(failed for each in collected for failed in each.failed),

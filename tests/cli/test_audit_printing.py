@@ -10,27 +10,42 @@ from gradtrail.errors import FindingsError
 from gradtrail.flows.audit import AuditOutcome
 from gradtrail.nouns import Finding
 from gradtrail.reports.verdicts import AuditVerdict
+from gradtrail.tasks.collect.collecting import WaitingOutputs
 from gradtrail.tasks.govern.verdicts import require_pass
 
 
 def test_outputs_that_wait_or_were_sampled_out_and_earlier_portions_are_told(capsys):
     outcome = AuditOutcome(
-        "digits/3", "a" * 64, "/reports/a/report.html", 1500, waiting=20, sampled_out=3000, earlier=("b" * 64,)
+        "digits/3",
+        "a" * 64,
+        "/reports/a/report.html",
+        1500,
+        waits=(WaitingOutputs("digits/2", 20, ingested=False), WaitingOutputs("digits/3", 5, ingested=True)),
+        sampled_out=3000,
+        earlier=("b" * 64,),
     )
     show_audit(outcome, as_json=False)
     said = capsys.readouterr().out
     assert "3,000 new outputs were sampled out by their source." in said
-    assert "20 outputs wait for a later run: the model version is not ingested, or this run was full." in said
+    assert (
+        "20 outputs of digits/2 wait for a later run: that version is not ingested. Next: gradtrail ingest dig" in said
+    )
+    assert "5 outputs of digits/3 wait for a later run: this run has recorded as many as its source may" in said
     assert "Audit bbbbbbbbbbbb covers an earlier portion of the outputs." in said
     assert "Audited 1,500 outputs of digits/3 (audit aaaaaaaaaaaa)." in said
 
 
 def test_one_is_not_many(capsys):
-    show_audit(AuditOutcome("a/1", "a" * 64, "r", 1, waiting=1, sampled_out=1, left_out=1), as_json=False)
+    show_audit(
+        AuditOutcome(
+            "a/1", "a" * 64, "r", 1, waits=(WaitingOutputs("a/1", 1, ingested=True),), sampled_out=1, left_out=1
+        ),
+        as_json=False,
+    )
     said = capsys.readouterr().out
     assert "1 pending output was not audited: " in said
     assert "1 new output was sampled out by" in said
-    assert "1 output waits for a later run: " in said
+    assert "1 output of a/1 waits for a later run: " in said
     assert "Audited 1 output of a/1" in said
     finding = Finding("rule", "high", "why.")
     audit = AuditVerdict("b" * 64, "a/1", datetime(2026, 1, 1, tzinfo=UTC), ("rule",), (finding,))

@@ -17,7 +17,7 @@ from gradtrail.storage.sources.inbox_erasure import remove_records
 from gradtrail.storage.sources.spool import open_spool
 from gradtrail.storage.sources.traces import TraceSource
 from gradtrail.tasks.answering import answer_traces
-from gradtrail.tasks.collect.collecting import require_sources
+from gradtrail.tasks.collect.collecting import WaitingOutputs, require_sources
 from gradtrail.tasks.collect.source_states import list_sources
 from gradtrail.tasks.collecting import collect_outputs, collect_source
 from gradtrail.tasks.retrying import is_transient
@@ -129,6 +129,7 @@ def test_a_full_run_leaves_the_rest_to_the_next(table):
     lowest = replace(known.workspace.sources[0], name="least", sampling="lowest_confidence", sample_size=6)
     known = known.with_sources(lowest)
     runs = [collect(known, "least") for _ in range(3)]
+    assert runs[0].waits == (WaitingOutputs("digits/1", 2, ingested=True),)
     assert [(len(run.new_output_ids), run.waiting, run.sampled_out, run.without_confidence) for run in runs] == [
         (4, 2, 4, 10),
         (2, 0, 0, 0),
@@ -139,7 +140,7 @@ def test_a_full_run_leaves_the_rest_to_the_next(table):
 def test_outputs_of_a_version_that_is_not_ingested_wait_and_hold_nothing_up(known):
     drop(known.workspace, "a.jsonl", record(1, version=2), record(2))
     assert collect(known).new_output_ids == ("inbox:r2",)
-    assert collect(known).waiting == 1
+    assert collect(known).waits == (WaitingOutputs("digits/2", 1, ingested=False),)
     [listed] = list_sources(known.workspace)
     assert (listed.seen, listed.pending, listed.waiting) == (2, 1, {"digits/2": 1})
     known.ingest(2)

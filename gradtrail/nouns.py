@@ -135,7 +135,8 @@ class Checkpoint:
 class ModelVersion:
     """A registered MLflow model version, with the adapter whose source digest is pinned.
 
-    `checkpoint_ids` are in order of steps; the last is the one that serves.
+    `checkpoint_ids` are in order of steps; the last is the one that serves. `measured_by` holds the digests of what
+    decides the adapter's numbers, by what each is of; None where an older gradtrail took the version in.
     """
 
     name: str
@@ -145,6 +146,7 @@ class ModelVersion:
     adapter: str
     adapter_sha256: str
     checkpoint_ids: tuple[str, ...]
+    measured_by: Mapping[str, str] | None = None
 
     @property
     def model_version_id(self) -> str:
@@ -189,9 +191,11 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Index:
-    """The gradient table for one checkpoint, dataset version and feature configuration.
+    """The gradient table for one checkpoint, dataset version, feature configuration and adapter.
 
-    `rows_sha256` is the digest of all its rows in no order, as sealed at `table_version`.
+    `rows_sha256` is the digest of all its rows in no order, as sealed at `table_version`. `adapter` is the one that
+    measured it, `adapter_sha256` the digest of its module, `measured_by` those of what decides its numbers, and
+    `measured_with` the versions of libraries. All four are None where an older gradtrail measured it.
     """
 
     checkpoint_id: str
@@ -201,18 +205,28 @@ class Index:
     table_uri: str
     table_version: int
     rows_sha256: str
+    adapter: str | None = None
+    adapter_sha256: str | None = None
+    measured_by: Mapping[str, str] | None = None
+    measured_with: Mapping[str, str] | None = None
 
     @property
     def index_id(self) -> str:
-        """Digest of checkpoint, dataset version and feature configuration."""
-        return index_id(self.checkpoint_id, self.dataset_version_id, self.feature_config)
+        """Digest of checkpoint, dataset version, feature configuration and what decides the adapter's numbers."""
+        return index_id(self.checkpoint_id, self.dataset_version_id, self.feature_config, self.measured_by)
 
 
-def index_id(checkpoint_id: str, dataset_version_id: str, feature_config: Mapping[str, Any]) -> str:
-    """The id an index has, or will have once it is built."""
-    return sha256_json(
-        {"checkpoint": checkpoint_id, "dataset_version": dataset_version_id, "features": dict(feature_config)}
-    )
+def index_id(
+    checkpoint_id: str,
+    dataset_version_id: str,
+    feature_config: Mapping[str, Any],
+    measured_by: Mapping[str, str] | None,
+) -> str:
+    """The id an index has, or will have once it is built; without `measured_by` the one that it had before 0.3."""
+    said = {"checkpoint": checkpoint_id, "dataset_version": dataset_version_id, "features": dict(feature_config)}
+    if measured_by is not None:
+        said["adapter"] = dict(measured_by)
+    return sha256_json(said)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class _Document:
             "run": _plain(report.run),
             "checkpoint": _plain(report.checkpoint),
             "dataset": {**_plain(report.dataset), "attribute_counts": _plain(counts)},
+            "measured_with": _plain(report.measured_with),
             "trust": _trust(report.trust, report.preview_mode),
             "findings": [_finding(finding, audit_id) for finding in report.findings],
         }.items():

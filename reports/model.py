@@ -148,6 +148,7 @@ class AuditReport:
     `findings` holds all of them, those of single outputs too. `attribute_counts` is the number of training examples by
     attribute and value. `model_links` maps a label to a web address: model version, run, audit run, experiment.
     `audit_root` is the Merkle root over the rows of the ledger's event of this audit, `ledger_head` that event's hash.
+    `measured_with` holds the versions of the libraries that measured the index; None where an older gradtrail did.
     """
 
     audit: Audit
@@ -168,6 +169,7 @@ class AuditReport:
     gradtrail_version: str
     audit_root: str = ""
     signature: SignedRoot | None = None
+    measured_with: Mapping[str, str] | None = None
 
     def cards(self) -> Iterator[ExampleCard]:
         """Every example card of the report, overall first, then output by output."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.attribution.adapters.deciding import deciding_digests
 from gradtrail.errors import ModelError, UsageError
 from gradtrail.extensions import load_object, source_sha256
 
@@ -16,11 +17,15 @@ ADAPTER = "an adapter"
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter instance, the `module:Class` it came from, and the sha256 of that module's source file."""
+    """An adapter instance, the `module:Class` it came from, and the sha256 of that module's source file.
+
+    `decided_by` are digests of all that is known to decide what it measures; see `deciding_digests`.
+    """
 
     adapter: ModelAdapter
     reference: str
     source_sha256: str
+    decided_by: Mapping[str, str]
 
 
 def adapter_reference(adapter: ModelAdapter) -> str:
@@ -89,4 +94,4 @@ def load_adapter(
             f"The adapter {reference} cannot be made: {error}.",
             "An adapter takes no arguments and implements build_model and training_data.",
         ) from error
-    return LoadedAdapter(adapter, reference, loaded.source_sha256)
+    return LoadedAdapter(adapter, reference, loaded.source_sha256, deciding_digests(adapter))

@@ -85,6 +85,8 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
     }
     if explanation.audit is not None:
         facts["audit"] = f"{explanation.audit.audit_id} by {explanation.audit.method}"
+        versions = ", ".join(" ".join(each) for each in (explanation.measured_with or {}).items())
+        facts["measured with"] = versions or "not recorded: the index is older than such records"
     if explanation.result is not None:
         facts["emitted"] = explanation.result.prediction
         facts["reproduced"] = "yes" if explanation.result.reproduced else "no"

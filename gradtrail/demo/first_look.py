@@ -17,6 +17,7 @@ def nothing_new(workspace: Workspace, reference: str) -> bool:
     which look again, and say what is wrong where something is.
     """
     from gradtrail.lineage.read import queries
+    from gradtrail.lineage.read.measuring_adapters import own_fidelities, own_indexes
     from gradtrail.tasks.collecting import collect_source, look_for_work
 
     if workspace.openlineage or workspace.payload_retention_days:
@@ -25,9 +26,9 @@ def nothing_new(workspace: Workspace, reference: str) -> bool:
         version = workspace.registry().resolve(reference)
         with workspace.ledger().read() as connection:
             recorded = queries.model_version(connection, version.model_version_id)
-            if recorded is None or not queries.indexes_of(connection, recorded.checkpoint_ids[-1]):
+            if recorded is None or not own_indexes(connection, recorded):
                 return False
-            if not queries.fidelities(connection, recorded.checkpoint_ids[-1]):
+            if not own_fidelities(connection, recorded):
                 return False
     except NotFoundError:
         return False

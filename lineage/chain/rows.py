@@ -84,7 +84,7 @@ def _arrow(table: Table, chunk: Sequence[Sequence[Any]]) -> pa.Table:
 def _column(table: Table, field: pa.Field, values: Sequence[Any]) -> pa.Array:
     try:
         if pa.types.is_map(field.type):
-            values = [sorted(value.items()) for value in values]
+            values = [None if value is None else sorted(value.items()) for value in values]
         column = pa.array(values, field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(

@@ -27,6 +27,7 @@ from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.connections import recorded
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.answers import AttributeCount
+from gradtrail.lineage.read.measuring_adapters import own_fidelities
 from gradtrail.nouns import DatasetVersion, Fidelity, ModelVersion
 
 Connection = duckdb.DuckDBPyConnection
@@ -118,7 +119,7 @@ def _model_card(connection: Connection, version: ModelVersion, dataset: DatasetV
                 "upperBound": f"{each.value + 2 * each.standard_error:.4f}",
             },
         }
-        for each in _chosen(queries.fidelities(connection, version.checkpoint_ids[-1]))
+        for each in _chosen(own_fidelities(connection, version))
     ]
     return {
         "modelParameters": {"datasets": [{"ref": dataset.dataset_version_id}]},

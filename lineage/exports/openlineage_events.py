@@ -33,7 +33,8 @@ from gradtrail.lineage.connections import recorded
 from gradtrail.lineage.exports import openlineage_datasets as datasets
 from gradtrail.lineage.exports.openlineage_datasets import Described
 from gradtrail.lineage.read import queries
-from gradtrail.nouns import Fidelity
+from gradtrail.lineage.read.measuring_adapters import own_fidelities
+from gradtrail.nouns import Fidelity, ModelVersion
 
 Connection = duckdb.DuckDBPyConnection
 PRODUCER = f"https://github.com/gradtrail/gradtrail/tree/v{__version__}"
@@ -198,9 +199,7 @@ def _audit(connection: Connection, namespace: str, subject: str, _: int) -> dict
                 "ceiling": each.ceiling,
                 "queries": each.queries,
             }
-            for each in _fidelities(
-                connection, serving.checkpoint_id, audit.method, audit.weighting_id, details.event_sequence
-            )
+            for each in _fidelities(connection, version, audit.method, audit.weighting_id, details.event_sequence)
             if all(audit.parameters.get(name) == value for name, value in each.parameters.items())
         ],
         shares=[
@@ -263,9 +262,9 @@ def _events(run: RecordedRun, namespace: str) -> Iterator[RunEvent]:
 
 
 def _fidelities(
-    connection: Connection, checkpoint_id: str, method: str, weighting_id: str, before: int
+    connection: Connection, version: ModelVersion, method: str, weighting_id: str, before: int
 ) -> Iterator[Fidelity]:
-    for found in queries.fidelities(connection, checkpoint_id, before):
+    for found in own_fidelities(connection, version, before):
         if (found.method, found.weighting_id) == (method, weighting_id) and found.evidence.get("longest"):
             yield found
 

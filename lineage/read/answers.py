@@ -113,7 +113,8 @@ class ExplainedExample:
 class Explanation:
     """One output, the chain behind it, and what the audit said. Everything from `audit` on is empty before an audit.
 
-    `dataset_version` is the one the audit scored against, else the one the model was trained on.
+    `dataset_version` is the one the audit scored against, else the one the model was trained on. `measured_with` are
+    the versions of libraries that measured its index; None where an older gradtrail did.
     """
 
     output: Output
@@ -130,6 +131,7 @@ class Explanation:
     shares: tuple[Share, ...] = ()
     findings: tuple[Finding, ...] = ()
     report: RecordedReport | None = None
+    measured_with: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,15 @@ from gradtrail.errors import NotFoundError
 from gradtrail.lineage.connections import first_row, recorded
 from gradtrail.lineage.read.answers import AuditTold, ExplainedExample, Explanation
 from gradtrail.lineage.read.audits import report_of, told_by
-from gradtrail.lineage.read.catalogue import checkpoints_of, dataset_version, examples, model_version, outputs, run
+from gradtrail.lineage.read.catalogue import (
+    checkpoints_of,
+    dataset_version,
+    examples,
+    index,
+    model_version,
+    outputs,
+    run,
+)
 from gradtrail.lineage.read.closure import resolve
 from gradtrail.nouns import Attribution, Output
 
@@ -54,6 +62,7 @@ def explain(connection: Connection, output_id: str, *, audit_id: str | None = No
         shares=told.shares,
         findings=told.findings,
         report=report_of(connection, told.audit.audit_id),
+        measured_with=recorded(index(connection, told.audit.index_ids[-1]), told.audit.index_ids[-1]).measured_with,
     )
 
 

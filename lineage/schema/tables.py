@@ -32,8 +32,9 @@ _OF_THE_LEDGER = ("event_sequence", "salt")
 _LABELS: Mapping[str, frozenset[str]] = {
     "dataset_version": frozenset({"name", "manifest_uri"}),
     "training_run": frozenset({"name", "started_at", "parameters"}),
+    "model_version": frozenset({"measured_by"}),
     "model_version_checkpoint": frozenset({"source_uri", "weights_uri"}),
-    "gradient_index": frozenset({"table_uri"}),
+    "gradient_index": frozenset({"table_uri", "adapter", "adapter_sha256", "measured_with"}),
     "weighting": frozenset({"evidence"}),
     "audit": frozenset({"method_notes"}),
     "audit_output": frozenset({"position"}),

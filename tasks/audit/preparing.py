@@ -14,7 +14,7 @@ from gradtrail.attribution.curvature.condition_numbers import conditioning, cond
 from gradtrail.attribution.curvature.inverse_products import Solutions
 from gradtrail.attribution.curvature.spectrum import Spectrum
 from gradtrail.attribution.features.rows import GradientBatch
-from gradtrail.attribution.methods.needs import KERNEL, LEARNING_RATE, SEGMENT, FittingData, Need
+from gradtrail.attribution.methods.needs import KERNEL, LEARNING_RATE, NEEDS, SEGMENT, FittingData, Need
 from gradtrail.attribution.methods.registry import find_method
 from gradtrail.attribution.methods.rules import prepare_queries
 from gradtrail.attribution.methods.spec import MethodSpec
@@ -24,7 +24,7 @@ from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.models.checkpoints import write_safetensors
-from gradtrail.tasks.core.extensions import load_method
+from gradtrail.tasks.core.extensions import load_method, method_source
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import OpenIndex
@@ -140,7 +140,11 @@ def fitted_needs(workspace: Workspace, index_id: str, data: FittingData, spec: M
 def _fitted(workspace: Workspace, index_id: str, need: Need[Any], data: FittingData, spec: MethodSpec) -> Any:
     if need.form is None:
         return need.fit(data, spec)
-    path = workspace.curvatures / f"{need.file_name.format(index_id=index_id, kind=spec.curvature)}.safetensors"
+    name = need.file_name.format(index_id=index_id, kind=spec.curvature)
+    if NEEDS.get(need.name) is not need:
+        # What another package fits depends on its source, too.
+        name = "-".join((name, *method_source(workspace, spec.method).values()))
+    path = workspace.curvatures / f"{name}.safetensors"
     if path.is_file():
         return need.form.from_tensors(load_file(path), spec.curvature)
     fitted = need.fit(data, spec)

@@ -21,6 +21,7 @@ from gradtrail.digests import sha256_json
 from gradtrail.lineage.read import queries
 from gradtrail.storage.files.atomic import replacing
 from gradtrail.tasks.audit.preparing import fitted_needs, fitting_data, method_parameters
+from gradtrail.tasks.core.extensions import method_source
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
@@ -89,6 +90,7 @@ def write_self_influence(
             ]
         )
     ranked = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
+    parameters |= method_source(workspace, method.name)
     key = sha256_json({"indexes": list(index_ids), "method": method.name, "parameters": parameters})
     path = workspace.root / "self_influence" / f"{key}.parquet"
     with replacing(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:

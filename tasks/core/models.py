@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
 from gradtrail.attribution.adapters.faults import plain_faults
 from gradtrail.attribution.adapters.loading import load_adapter
 from gradtrail.attribution.adapters.training_data import training_examples
+from gradtrail.errors import ModelError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Checkpoint, DatasetVersion, ModelVersion
 from gradtrail.storage.models.checkpoints import load_into, read_file
@@ -22,12 +24,16 @@ from gradtrail.tasks.core.workspace import Workspace
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """What the ledger recorded of a model version, and how to make its model again."""
+    """What the ledger recorded of a model version, and how to make its model again.
+
+    `decided_by` are the digests of what decides the adapter's numbers, as it is now.
+    """
 
     model_version: ModelVersion
     dataset: DatasetVersion
     checkpoints: tuple[Checkpoint, ...]
     adapter: ModelAdapter
+    decided_by: Mapping[str, str]
 
     @property
     def serving(self) -> Checkpoint:
@@ -57,6 +63,22 @@ class PinnedModel:
         )
         return model.eval()
 
+    def require_measuring(self, measured_by: Mapping[str, str] | None) -> None:
+        """Refuse to measure where what decides the numbers is not what it was; None asks nothing.
+
+        Raises:
+            ModelError: naming what changed.
+        """
+        now = self.decided_by
+        if measured_by is None or dict(measured_by) == dict(now):
+            return
+        changed = sorted(name for name in {*now, *measured_by} if now.get(name) != measured_by.get(name))
+        raise ModelError(
+            f"What the adapter {self.model_version.adapter} measures by changed since "
+            f"{self.model_version.model_version_id} was taken in: {', '.join(changed)}.",
+            "Bring that back; or register the model again, which makes an index of its own.",
+        )
+
 
 def pinned_model(workspace: Workspace, model_version_id: str) -> PinnedModel:
     """Read a model version from the ledger and load its adapter, whose source must be the pinned one.
@@ -76,4 +98,4 @@ def pinned_model(workspace: Workspace, model_version_id: str) -> PinnedModel:
         search_path=Path(workspace.adapter_path),
     )
     load_layer_rules(workspace)
-    return PinnedModel(model_version, dataset, tuple(checkpoints), loaded.adapter)
+    return PinnedModel(model_version, dataset, tuple(checkpoints), loaded.adapter, loaded.decided_by)

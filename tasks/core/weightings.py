@@ -6,6 +6,7 @@ from gradtrail.attribution.methods.spec import UNIFORM
 from gradtrail.attribution.weighting.aspects import OBJECTIVE as ASPECT
 from gradtrail.errors import NotFoundError, UsageError
 from gradtrail.lineage.read import listings
+from gradtrail.lineage.read.measuring_adapters import own_indexes
 from gradtrail.nouns import Weighting
 from gradtrail.tasks.core.ledger_nouns import recorded_model_version
 from gradtrail.tasks.core.workspace import Workspace
@@ -16,7 +17,8 @@ NOT_LEARNED = (None, UNIFORM)
 def found_weighting(workspace: Workspace, model_version_id: str, asked: str | None) -> Weighting:
     """The weighting that a person asked for; None, where no calibration has chosen one, is the uniform one.
 
-    `aspect:ATTRIBUTE` is the latest that was learned for it on the serving checkpoint.
+    `aspect:ATTRIBUTE` is the latest that was learned for it on the serving checkpoint, as the version's adapter
+    measures it.
 
     Raises:
         NotFoundError: when there is none; it says how to learn one.
@@ -26,9 +28,10 @@ def found_weighting(workspace: Workspace, model_version_id: str, asked: str | No
         return Weighting()
     with workspace.ledger().read() as connection:
         known = listings.weightings(connection)
-        serving = recorded_model_version(connection, model_version_id).checkpoint_ids[-1]
+        version = recorded_model_version(connection, model_version_id)
+        own = {index.index_id for index in own_indexes(connection, version)}
     if asked.startswith(f"{ASPECT}:"):
-        fitting = [each for each in known if each.objective == asked and each.evidence.get("checkpoint_id") == serving]
+        fitting = [each for each in known if each.objective == asked and own.issuperset(_indexes(each)[-1:] or [""])]
         if not fitting:
             attribute = asked.removeprefix(f"{ASPECT}:")
             raise NotFoundError(
@@ -45,3 +48,8 @@ def found_weighting(workspace: Workspace, model_version_id: str, asked: str | No
             "Look at gradtrail weightings, or choose auto, uniform or aspect:ATTRIBUTE.",
         )
     return named[0]
+
+
+def _indexes(weighting: Weighting) -> list[str]:
+    """The indexes that a weighting was learned on, the serving checkpoint's last."""
+    return list(weighting.evidence.get("index_ids", ()))

@@ -13,11 +13,13 @@ from gradtrail.errors import GradtrailError
 from gradtrail.lineage.chain.proofs import audit_evidence
 from gradtrail.lineage.erasure.erasures import erased_subjects
 from gradtrail.lineage.read import listings
+from gradtrail.lineage.read.measuring_adapters import audits_by_version, is_measured_by, possible_adapters
 from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.lineage.verify.signatures import read_public_key, signature_of
 from gradtrail.lineage.verify.verifying import Problem, verify_ledger
+from gradtrail.nouns import Index
 from gradtrail.reports.write import JSON_NAME
-from gradtrail.tasks.core.ledger_nouns import manifest_sha256
+from gradtrail.tasks.core.ledger_nouns import manifest_sha256, recorded_model_version
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
 
@@ -68,6 +70,7 @@ def verify_workspace(workspace: Workspace, public_key: Path | None = None) -> Ve
     with workspace.ledger().read() as connection:
         erased = erased_subjects(connection, ["output", "payload"])
         remeasured = index_revisions(connection)
+    notes += _unknown_adapters(workspace)
     notes += [f"Index {short(each)} was measured again, by event {event}: {why}." for each, event, why in remeasured]
     by_event = Counter(erased.values())
     for event, count in sorted(by_event.items()):
@@ -97,6 +100,7 @@ def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
         indexes = listings.indexes(connection)
     store = workspace.gradients()
     for index in indexes:
+        foreign = _scored_by_others(workspace, index)
         try:
             table = store.existing(index.index_id)
             seal = table.seal_record() if table is not None else None
@@ -105,7 +109,37 @@ def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
                 found.append("its seal is not the one that the ledger recorded")
         except GradtrailError as error:
             found = [str(error)]
+        found += foreign
         yield Problem("index", index.index_id, "; ".join(found)) if found else None
+
+
+def _scored_by_others(workspace: Workspace, index: Index) -> list[str]:
+    """What is wrong where audits of a version scored an index that another adapter than the version's measured."""
+    with workspace.ledger().read() as connection:
+        audits = audits_by_version(connection, index.index_id)
+        versions = {name: recorded_model_version(connection, name) for name in audits}
+        foreign = [name for name in audits if is_measured_by(connection, index, versions[name]) is False]
+    return [
+        f"another adapter measured its rows than the one of {name}, of which audit {short(audits[name][0])} scored them"
+        + (f" and {len(audits[name]) - 1} more" if len(audits[name]) > 1 else "")
+        for name in foreign
+    ]
+
+
+def _unknown_adapters(workspace: Workspace) -> list[str]:
+    """What indexes from before adapters were part of their ids do not say."""
+    notes = []
+    with workspace.ledger().read() as connection:
+        for index in listings.indexes(connection):
+            if index.measured_by is None:
+                count = len(possible_adapters(connection, index))
+                told = (
+                    "only one was registered with its weights then, and is taken for it"
+                    if count == 1
+                    else f"{count} were registered with its weights then, so that it is not known"
+                )
+                notes.append(f"Index {short(index.index_id)} does not say which adapter measured it: {told}.")
+    return notes
 
 
 def _payloads(workspace: Workspace) -> Iterator[Problem | None]:

@@ -32,26 +32,33 @@ def eigen_plan(
     An empty `kind` picks the default curvature of the adapter. Examples without a finite loss and gradient are left
     out of the factors; the index quarantines them.
     """
+    kept = kept_eigen_plan(workspace, pinned, checkpoint, plan, kind, pinned.decided_by)
+    if kept is not None:
+        return kept
     kind = kind or default_curvature_kind(pinned.adapter)
-    recipe = sha256_json(
-        {
-            "checkpoint": checkpoint.checkpoint_id,
-            "dataset_version": pinned.dataset.dataset_version_id,
-            "features": dataclasses.replace(plan, basis=None).config(),
-            "factors": kind,
-            "version": EIGEN_VERSION,
-        }
-    )
-    note = workspace.curvatures / f"basis-of-{recipe}.json"
-    kept = _path(workspace, json.loads(note.read_bytes())["digest"]) if note.is_file() else None
-    if kept is not None and kept.is_file():
-        basis = _read(kept, kind)
-    else:
-        basis = _fit(pinned, checkpoint, plan, kind, device)
-        workspace.curvatures.mkdir(parents=True, exist_ok=True)
-        write_safetensors(basis.to_tensors(), _path(workspace, basis.digest))
-        write_atomically(note, canonical_json({"digest": basis.digest}))
+    basis = _fit(pinned, checkpoint, plan, kind, device)
+    workspace.curvatures.mkdir(parents=True, exist_ok=True)
+    write_safetensors(basis.to_tensors(), _path(workspace, basis.digest))
+    note = _note(workspace, pinned, checkpoint, plan, kind, pinned.decided_by)
+    write_atomically(note, canonical_json({"digest": basis.digest}))
     return dataclasses.replace(plan, basis=basis)
+
+
+def kept_eigen_plan(
+    workspace: Workspace,
+    pinned: PinnedModel,
+    checkpoint: Checkpoint,
+    plan: FeaturePlan,
+    kind: str,
+    measured_by: Mapping[str, str] | None,
+) -> FeaturePlan | None:
+    """The same where the basis is kept, else None; one that an older gradtrail kept does not say what measured it."""
+    kind = kind or default_curvature_kind(pinned.adapter)
+    note = _note(workspace, pinned, checkpoint, plan, kind, measured_by)
+    kept = _path(workspace, json.loads(note.read_bytes())["digest"]) if note.is_file() else None
+    if kept is None or not kept.is_file():
+        return None
+    return dataclasses.replace(plan, basis=_read(kept, kind))
 
 
 def stored_basis(workspace: Workspace, feature_config: Mapping[str, Any]) -> EigenBasis | None:
@@ -64,6 +71,27 @@ def stored_basis(workspace: Workspace, feature_config: Mapping[str, Any]) -> Eig
     if projection["kind"] != "eigen":
         return None
     return _read(_path(workspace, str(projection["digest"])), str(projection["factors"]))
+
+
+def _note(
+    workspace: Workspace,
+    pinned: PinnedModel,
+    checkpoint: Checkpoint,
+    plan: FeaturePlan,
+    kind: str,
+    measured_by: Mapping[str, str] | None,
+) -> Path:
+    """The file that says which basis was fitted: its name is the digest of all that decides it."""
+    recipe = {
+        "checkpoint": checkpoint.checkpoint_id,
+        "dataset_version": pinned.dataset.dataset_version_id,
+        "features": dataclasses.replace(plan, basis=None).config(),
+        "factors": kind,
+        "version": EIGEN_VERSION,
+    }
+    if measured_by is not None:
+        recipe["adapter"] = dict(measured_by)
+    return workspace.curvatures / f"basis-of-{sha256_json(recipe)}.json"
 
 
 def _fit(pinned: PinnedModel, checkpoint: Checkpoint, plan: FeaturePlan, kind: str, device: str) -> EigenBasis:

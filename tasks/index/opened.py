@@ -14,8 +14,10 @@ from gradtrail.attribution.features.plan import FeaturePlan, plan_from_config
 from gradtrail.attribution.features.rows import GradientBatch, StoredGradients
 from gradtrail.attribution.methods.needs import DIAGONAL
 from gradtrail.attribution.methods.registry import Method, find_method
+from gradtrail.digests import short
 from gradtrail.errors import NotFoundError, NotReadyError, StoreError, UsageError
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.measuring_adapters import Connection, is_measured_by, measured_by, possible_adapters
 from gradtrail.nouns import Checkpoint, Example, Index, ModelVersion, Target, Weighting
 from gradtrail.storage.gradients.store import IndexTable
 from gradtrail.tasks.core.extensions import load_method
@@ -87,7 +89,8 @@ def method_indexes(
 ) -> list[str]:
     """The indexes that a method scores, in order of steps, the serving checkpoint's last.
 
-    A method of one index takes, of those of the serving checkpoint, the one whose id begins with `only`, else the
+    Only indexes that the adapter of the version measured count. A method of one index takes, of those of the serving
+    checkpoint, the one whose id begins with `only`, else the
     `preferred` one if it serves the method, else the newest; tracin_cp and unrolled take, for each checkpoint, the
     newest with the same features, and `every_checkpoint` asks the same of another method that can join several.
 
@@ -105,7 +108,7 @@ def method_indexes(
         )
     with workspace.ledger().read() as connection:
         model_version = recorded_model_version(connection, model_version_id)
-        by_checkpoint = {
+        there = {
             checkpoint_id: [
                 index
                 for index in queries.indexes_of(connection, checkpoint_id)
@@ -113,7 +116,12 @@ def method_indexes(
             ]
             for checkpoint_id in model_version.checkpoint_ids
         }
-    built = by_checkpoint[model_version.checkpoint_ids[-1]]
+        by_checkpoint = {each: measured_by(connection, found, model_version) for each, found in there.items()}
+        serving = model_version.checkpoint_ids[-1]
+        built = by_checkpoint[serving]
+        asked = [index for index in there[serving] if not only or index.index_id.startswith(only)]
+        if asked and not any(index in built for index in asked):
+            raise _of_another_adapter(connection, asked[-1], model_version)
     if only:
         built = [_named(built, model_version, only)]
     last = _newest(sorted(built, key=lambda index: index.index_id == preferred), model_version, chosen)
@@ -135,6 +143,7 @@ def open_index(workspace: Workspace, pinned: PinnedModel, index_id: str) -> Open
     """Open a recorded index, with the plan that its configuration says.
 
     Raises:
+        ModelError: if the adapter is not the one that measured it.
         StoreError: if its table is gone, or this version of gradtrail would measure something else.
     """
     return open_index_with_model(workspace, pinned, index_id)[0]
@@ -144,6 +153,7 @@ def open_index_with_model(workspace: Workspace, pinned: PinnedModel, index_id: s
     """`open_index`, and the model at its checkpoint, whose weights had to be read for the plan."""
     with workspace.ledger().read() as connection:
         index = recorded_index(connection, index_id)
+    pinned.require_measuring(index.measured_by)
     checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == index.checkpoint_id)
     table = workspace.gradients().existing(index_id)
     if table is None:
@@ -156,6 +166,20 @@ def open_index_with_model(workspace: Workspace, pinned: PinnedModel, index_id: s
     model = pinned.load(checkpoint)
     plan = plan_from_config(model, index.feature_config, basis)
     return OpenIndex(index, checkpoint, plan, table), model
+
+
+def _of_another_adapter(connection: Connection, index: Index, version: ModelVersion) -> NotReadyError:
+    """The refusal of an index with the weights and data of a version, which another adapter may have measured."""
+    name = version.model_version_id
+    if is_measured_by(connection, index, version) is None:
+        adapters = len(possible_adapters(connection, index))
+        cause = (
+            f"Index {short(index.index_id)} of the weights of {name} does not say which adapter measured it, and "
+            f"{adapters} had been registered with them."
+        )
+    else:
+        cause = f"Index {short(index.index_id)} of the weights of {name} was measured by another adapter than its own."
+    return NotReadyError(cause, f"Build one of its own: gradtrail index {name}{_options(index)}.")
 
 
 def _named(built: Sequence[Index], model_version: ModelVersion, prefix: str) -> Index:

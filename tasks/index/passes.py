@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gradtrail.attribution.adapters.base import ModelAdapter, TrainingData
+from gradtrail.attribution.adapters.deciding import library_versions
 from gradtrail.attribution.adapters.faults import is_out_of_memory
 from gradtrail.attribution.features.health import gradient_health
 from gradtrail.attribution.features.plan import FeaturePlan
@@ -22,6 +24,7 @@ from gradtrail.attribution.gradients.precision import rounding_of_gradients
 from gradtrail.attribution.gradients.shards import Shard
 from gradtrail.errors import DataError, StoreError
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.measuring_adapters import is_measured_by
 from gradtrail.nouns import FROZEN, Checkpoint, Coverage, Example, Index, ManifestRow, index_id
 from gradtrail.storage.files.writing_behind import write_behind
 from gradtrail.storage.gradients.appending import COMMIT_BYTES, Appending
@@ -33,7 +36,7 @@ from gradtrail.tasks.core.models import PinnedModel, pinned_model
 from gradtrail.tasks.core.progress import ProgressBar, progress_bar, say
 from gradtrail.tasks.core.weightings import found_weighting
 from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.index.eigenbases import eigen_plan
+from gradtrail.tasks.index.eigenbases import eigen_plan, kept_eigen_plan
 from gradtrail.tasks.index.estimates import PassEstimate, estimate_pass
 from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.index.worker_processes import run_in_processes
@@ -45,36 +48,58 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class PlannedIndex:
-    """An index before its pass: of which model and checkpoint, and how each group is stored."""
+    """An index before its pass: of which model and checkpoint, and how each group is stored.
+
+    `measured_by` is part of its id; None continues an index of an older gradtrail, which the same adapter measured.
+    """
 
     workspace: Workspace
     pinned: PinnedModel
     checkpoint: Checkpoint
     options: IndexOptions
     plan: FeaturePlan
+    measured_by: Mapping[str, str] | None
 
     @property
     def index_id(self) -> str:
         """What the index is called, before it exists: a digest of all that determines its rows."""
-        return index_id(self.checkpoint.checkpoint_id, self.pinned.dataset.dataset_version_id, self.plan.config())
+        dataset_version_id = self.pinned.dataset.dataset_version_id
+        return index_id(self.checkpoint.checkpoint_id, dataset_version_id, self.plan.config(), self.measured_by)
 
 
 def plan_index(workspace: Workspace, model_version_id: str, checkpoint_id: str, options: IndexOptions) -> PlannedIndex:
     """Decide what the pass stores; `eigen` measures the Kronecker factors for this.
 
     Raises:
-        ModelError: if nothing of the model can be measured.
+        ModelError: if nothing of the model can be measured, or the adapter is not as it was taken in.
         UsageError: if the weighting is of other groups.
     """
     pinned = pinned_model(workspace, model_version_id)
+    pinned.require_measuring(pinned.model_version.measured_by)
     checkpoint = next(each for each in pinned.checkpoints if each.checkpoint_id == checkpoint_id)
     plan = options.plan(pinned, found_weighting(workspace, model_version_id, options.weighting or None))
-    if options.projection == "eigen":
+    eigen = options.projection == "eigen"
+    before: FeaturePlan | None = plan
+    if eigen:
+        before = kept_eigen_plan(workspace, pinned, checkpoint, plan, options.factors, None)
+    if before is not None:
+        continued = PlannedIndex(workspace, pinned, checkpoint, options, before, None)
+        if _is_of_this_adapter(continued):
+            return continued
+    if eigen:
         # Factors take a pass over the data: what cannot be measured is told before.
         few = _drawn(pinned.training_data, DETERMINISM_BATCH)
         _checked_capture(pinned.adapter, pinned.load(checkpoint).to(options.device), few, plan, options.device)
         plan = eigen_plan(workspace, pinned, checkpoint, plan, options.factors, options.device)
-    return PlannedIndex(workspace, pinned, checkpoint, options, plan)
+    return PlannedIndex(workspace, pinned, checkpoint, options, plan, pinned.decided_by)
+
+
+def _is_of_this_adapter(planned: PlannedIndex) -> bool:
+    """Whether the ledger has an index without its adapter, and tells that it was the one of this model version."""
+    with planned.workspace.ledger().read() as connection:
+        recorded = queries.index(connection, planned.index_id)
+        version = planned.pinned.model_version
+        return recorded is not None and is_measured_by(connection, recorded, version) is True
 
 
 @dataclass(frozen=True)
@@ -95,6 +120,7 @@ class IndexPass:
         self._manifest, self._attribute_names = _manifest(planned.workspace, planned.pinned)
         self._training_data = _training_data(planned.pinned, len(self._manifest))
         self._table = _open_table(planned, self._attribute_names)
+        self._versions: dict[str, str] = {}
 
     def measure(self) -> PassCounts:
         """Measure what is missing of the shard, by several processes if the options say so.
@@ -107,6 +133,7 @@ class IndexPass:
         """
         planned, options = self._planned, self._planned.options
         model = planned.pinned.load(planned.checkpoint).to(options.device)
+        self._versions = library_versions(planned.pinned.adapter, model)
         estimate = self._checked_estimate(model)
         present = self._table.present()
         resumed, quarantined = len(present), dict[str, str]()
@@ -168,7 +195,20 @@ class IndexPass:
             self._table.uri,
             seal.version,
             seal.rows_sha256,
+            **self._measured(),
         )
+
+    def _measured(self) -> dict[str, Any]:
+        """What measured the rows, and with which libraries; nothing for an index that is continued without that."""
+        planned, version = self._planned, self._planned.pinned.model_version
+        if planned.measured_by is None:
+            return {}
+        return {
+            "adapter": version.adapter,
+            "adapter_sha256": version.adapter_sha256,
+            "measured_by": planned.measured_by,
+            "measured_with": self._versions,
+        }
 
     def warnings(self) -> tuple[str, ...]:
         """What of the model or the data has no gradient, from the rows that are stored."""

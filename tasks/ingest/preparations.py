@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.measuring_adapters import own_fidelities, own_indexes
 from gradtrail.storage.files.atomic import write_atomically
 from gradtrail.storage.models.registry import RegisteredVersion
 from gradtrail.tasks.core.watched import WatchedModel
@@ -80,15 +81,11 @@ def _lacks(workspace: Workspace, version: RegisteredVersion, calibrate: bool) ->
         recorded = queries.model_version(connection, version.model_version_id)
         if recorded is None:
             return Preparation(version.model_version_id, ingest=True, index=True, calibrate=calibrate)
-        serving = recorded.checkpoint_ids[-1]
         return Preparation(
             version.model_version_id,
             ingest=False,
-            index=not any(
-                each.dataset_version_id == recorded.dataset_version_id
-                for each in queries.indexes_of(connection, serving)
-            ),
-            calibrate=calibrate and not queries.fidelities(connection, serving),
+            index=not own_indexes(connection, recorded),
+            calibrate=calibrate and not own_fidelities(connection, recorded),
         )
 
 

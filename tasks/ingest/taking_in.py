@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,14 @@ from gradtrail.tasks.ingest.adapters_alike import (
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """Which adapter reads a model version: its reference and the source digest that is pinned from now on."""
+    """Which adapter reads a model version: its reference and the source digest that is pinned from now on.
+
+    `decided_by` are the digests of what decides its numbers.
+    """
 
     reference: str
     source_sha256: str
+    decided_by: Mapping[str, str]
 
 
 def resolve_version(workspace: Workspace, reference: str) -> RegisteredVersion:
@@ -83,7 +88,7 @@ def choose_adapter(workspace: Workspace, version: RegisteredVersion, given: str)
         expected_sha256=None if given else version.tags.get(ADAPTER_SHA256_TAG),
         search_path=Path(workspace.adapter_path),
     )
-    return AdapterChoice(loaded.reference, loaded.source_sha256)
+    return AdapterChoice(loaded.reference, loaded.source_sha256, loaded.decided_by)
 
 
 def fetch_files(workspace: Workspace, version: RegisteredVersion) -> str:
@@ -209,6 +214,7 @@ def record_model_version(
         adapter=adapter.reference,
         adapter_sha256=adapter.source_sha256,
         checkpoint_ids=tuple(checkpoint.checkpoint_id for checkpoint in checkpoints),
+        measured_by=adapter.decided_by,
     )
     ledger.record_model_version(model_version, run, checkpoints)
     return model_version.model_version_id

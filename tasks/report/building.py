@@ -65,6 +65,7 @@ def build_report(workspace: Workspace, recorded: ReportedAudit) -> AuditReport:
         signature=_signed(recorded.signature),
         preview_mode=workspace.preview,
         gradtrail_version=__version__,
+        measured_with=recorded.index.measured_with,
     )
 
 

@@ -1,0 +1,154 @@
+"""What of an adapter decides the numbers: its class, its source and that of modules beside it, and its options.
+
+Comments, docstrings and what only words or pictures in reports come from do not count, so that they may be improved
+without measuring anew. Not seen are other packages, modules imported by a computed name, files that are read, and what
+is changed after the adapter was made.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gradtrail.attribution.adapters.base import ModelAdapter
+from gradtrail.digests import content_sha256, sha256_bytes
+
+_ONLY_SHOWN = frozenset({"preview", "wording", "meaning_of_scores", "is_right"})
+"""Methods of adapters that no number comes from."""
+_OF_INSTALLED_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_OWN = "gradtrail"
+_WITHOUT_MEANING = frozenset({"kind", "type_comment", "ctx"})
+
+
+def deciding_digests(adapter: ModelAdapter) -> dict[str, str]:
+    """Digests of all that is known to decide what a new adapter measures, by what each is of.
+
+    `class` is the class's name, a path one of source below the folder that the adapter's module is imported from, and
+    `self.NAME` an option: a plain value or tensor that the adapter got when it was made.
+    """
+    kind = type(adapter)
+    found = {"class": sha256_bytes(kind.__qualname__.encode())}
+    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    root, sources = _own_sources(kind.__module__, Path(own)) if own else (Path(), [])
+    for path in sources:
+        found[path.relative_to(root).as_posix()] = source_digest(path.read_bytes())
+    for name, value in vars(adapter).items():
+        digest = _option_digest(value)
+        if digest:
+            found[f"self.{name}"] = digest
+    return dict(sorted(found.items()))
+
+
+def library_versions(*made_of: object) -> dict[str, str]:
+    """Versions of torch, of gradtrail and of every library that a class of these objects comes from, by name.
+
+    Of a module the parts count, too: a model built from transformers or timm names it.
+    """
+    objects = [part for each in made_of for part in (each.modules() if isinstance(each, torch.nn.Module) else (each,))]
+    packages = {kind.__module__.partition(".")[0] for each in objects for kind in type(each).__mro__}
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in {*packages, "torch", _OWN}}
+    return {name: str(version) for name, version in sorted(versions.items()) if version is not None}
+
+
+def source_digest(source: bytes) -> str:
+    """Digest of what a Python source does: of its syntax tree, without docstrings and what is only shown."""
+    digest = hashlib.sha256()
+    waiting: list[object] = [ast.parse(source)]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, ast.AST):
+            digest.update(f"({type(part).__name__}".encode())
+            waiting.append(")")
+            for name, value in reversed(list(ast.iter_fields(_stripped(part)))):
+                if name not in _WITHOUT_MEANING and value is not None and value != []:
+                    waiting += [value, f".{name}"]
+        elif isinstance(part, list):
+            waiting += ["]", *reversed(part), "["]
+        else:
+            digest.update(f" {type(part).__name__} {part!r}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _stripped(node: ast.AST) -> ast.AST:
+    """The node without its docstring and, in a class, without methods that are only shown."""
+    body = getattr(node, "body", None)
+    if not isinstance(body, list) or not body:
+        return node
+    if _is_text(body[0]) and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        node.body = body[1:]
+    if isinstance(node, ast.ClassDef):
+        node.body = [each for each in node.body if getattr(each, "name", None) not in _ONLY_SHOWN]
+    return node
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _option_digest(value: object) -> str:
+    """Digest of a plain value or tensor; empty for anything else, for None, and for a path, which may move."""
+    if value is None or (isinstance(value, str) and Path(value).is_absolute()):
+        return ""
+    if isinstance(value, torch.dtype | torch.device):
+        value = str(value)
+    try:
+        return content_sha256(value, None)
+    except (TypeError, ValueError, RuntimeError):
+        return ""
+
+
+def _own_sources(module_name: str, own: Path) -> tuple[Path, list[Path]]:
+    """The folder that a module is imported from, its source, and those below the folder that it imports, in order.
+
+    Of an installed package only its own modules count, and of gradtrail's own adapters only theirs.
+    """
+    depth = module_name.count(".") + (own.name == "__init__.py")
+    root = own.parents[depth]
+    top = module_name.partition(".")[0]
+    found: dict[Path, None] = {}
+    waiting = [] if top == _OWN else [module_name]
+    seen = {module_name}
+    if top == _OWN:
+        found[own] = None
+    while waiting:
+        name = waiting.pop()
+        for path, held_by in _files(root, name):
+            if path in found:
+                continue
+            found[path] = None
+            for other in _imported(ast.parse(path.read_bytes()), held_by, is_package=path.name == "__init__.py"):
+                first = other.partition(".")[0]
+                if other not in seen and first != _OWN and (root.name not in _OF_INSTALLED_PACKAGES or first == top):
+                    seen.add(other)
+                    waiting.append(other)
+    return root, sorted(found)
+
+
+def _files(root: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """The files below a folder that importing a name runs, and the module that each is."""
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:count])
+        module = ".".join(parts[:count])
+        if (package := place / "__init__.py").is_file():
+            yield package, module
+        elif (single := place.with_name(f"{place.name}.py")).is_file():
+            yield single, module
+
+
+def _imported(tree: ast.AST, module_name: str, *, is_package: bool) -> Iterator[str]:
+    """What a module imports, by absolute name; what comes `from` one may be an attribute of it or a module."""
+    package = module_name if is_package else module_name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            named = ".".join([*filter(None, base), *filter(None, [node.module])])
+            for each in node.names:
+                yield ".".join(filter(None, [named, each.name]))

@@ -9,6 +9,7 @@ from .base import measured_outputs as measured_outputs
 from .base import model_outputs as model_outputs
 from .causal_language_model import CausalLMAdapter as CausalLMAdapter
 from .collation import map_tensors as map_tensors
+from .deciding import library_versions as library_versions
 from .faults import is_out_of_memory as is_out_of_memory
 from .faults import plain_faults as plain_faults
 from .layout import BatchLayout as BatchLayout

@@ -41,8 +41,11 @@ def random_parts(example_ids: Sequence[str], count: int, share: float, seed: int
 
 
 def single_examples(example_ids: Sequence[str], count: int | None = None, seed: int = 0) -> list[frozenset[str]]:
-    """Sets of one example each, to leave out: all, or `count` drawn at random."""
-    if count is None or count >= len(example_ids):
+    """Sets of one example each, to leave out: all in order, or `count` in an order drawn at random.
+
+    The first ones are the same however many are asked for.
+    """
+    if count is None:
         return [frozenset([example_id]) for example_id in example_ids]
     order = np.random.default_rng(seed).permutation(len(example_ids))[:count]
     return [frozenset([example_ids[position]]) for position in order.tolist()]

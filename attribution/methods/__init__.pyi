@@ -2,6 +2,7 @@ from .needs import DIAGONAL as DIAGONAL
 from .needs import FittingData as FittingData
 from .needs import KERNEL as KERNEL
 from .needs import LEARNING_RATE as LEARNING_RATE
+from .needs import NEEDS as NEEDS
 from .needs import Need as Need
 from .needs import SEGMENT as SEGMENT
 from .needs import SOLUTIONS as SOLUTIONS

@@ -26,6 +26,13 @@ from .deliveries import reported_outputs as reported_outputs
 from .explanations import explain as explain
 from .graphs import LineageEdge as LineageEdge
 from .graphs import edges_among as edges_among
+from .measuring_adapters import Connection as Connection
+from .measuring_adapters import audits_by_version as audits_by_version
+from .measuring_adapters import is_measured_by as is_measured_by
+from .measuring_adapters import measured_by as measured_by
+from .measuring_adapters import own_fidelities as own_fidelities
+from .measuring_adapters import own_indexes as own_indexes
+from .measuring_adapters import possible_adapters as possible_adapters
 from .reach import BlastRadius as BlastRadius
 from .reach import EXAMPLE_ID as EXAMPLE_ID
 from .reach import blast_radius as blast_radius

@@ -60,7 +60,7 @@ def plan_calibration(workspace: Workspace, model_version_id: str, options: Calib
     query_set = drawn_queries(workspace, pinned, opened, options)
     query_roles(len(query_set.examples), options.weightings, options.seed)
     contents = [f"{query.example_id}:{query.content_sha256}" for query in query_set.examples]
-    plan = kept_plan(workspace, index_id, options)
+    plan = kept_plan(workspace, model_version_id, index_id, options)
     if plan is None or plan.calibration_id != calibration_id(index_id, contents, plan.steps, plan.threads, options):
         threads, cost = fastest(
             training_towards(pinned, opened, query_set, options, options.steps),

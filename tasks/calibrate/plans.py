@@ -226,15 +226,16 @@ def calibration_id(
     index_id: str, contents: Sequence[str], steps: Sequence[int], threads: int, options: CalibrateOptions
 ) -> str:
     """Digest of all that a run of further training depends on, but its seed and left-out set."""
-    said = asdict(options) | {"index": index_id, "queries": list(contents), "steps": list(steps), "threads": threads}
-    for other in _NOT_OF_A_RUN:
-        del said[other]
+    said = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_RUN}
+    said |= {"index": index_id, "queries": list(contents), "steps": list(steps), "threads": threads}
     return sha256_json(said)
 
 
-def kept_plan(workspace: Workspace, index_id: str, options: CalibrateOptions) -> CalibrationPlan | None:
+def kept_plan(
+    workspace: Workspace, model_version_id: str, index_id: str, options: CalibrateOptions
+) -> CalibrationPlan | None:
     """The plan that an earlier call with these options made."""
-    path = _plan_path(workspace, index_id, options)
+    path = _plan_path(workspace, model_version_id, index_id, options)
     if not path.is_file():
         return None
     said: dict[str, Any] = json.loads(path.read_bytes())
@@ -245,11 +246,10 @@ def kept_plan(workspace: Workspace, index_id: str, options: CalibrateOptions) ->
 
 def keep_plan(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> None:
     """Pin the plan for calls with the same options."""
-    write_atomically(_plan_path(workspace, plan.index_id, options), canonical_json(asdict(plan)))
+    write_atomically(_plan_path(workspace, plan.model_version_id, plan.index_id, options), canonical_json(asdict(plan)))
 
 
-def _plan_path(workspace: Workspace, index_id: str, options: CalibrateOptions) -> Path:
-    said = asdict(options) | {"index": index_id}
-    for other in _NOT_OF_A_PLAN:
-        del said[other]
+def _plan_path(workspace: Workspace, model_version_id: str, index_id: str, options: CalibrateOptions) -> Path:
+    said = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_PLAN}
+    said |= {"model_version": model_version_id, "index": index_id}
     return workspace.root / "calibrations" / f"plan-{sha256_json(said)}.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from gradtrail.attribution.adapters.base import ModelAdapter
-from gradtrail.digests import content_sha256, sha256_bytes
+from gradtrail.digests import content_sha256, sha256_bytes, sha256_file
 
 _ONLY_SHOWN = frozenset({"preview", "wording", "meaning_of_scores", "is_right"})
 """Methods of adapters that no number comes from."""
@@ -42,6 +42,12 @@ def deciding_digests(adapter: ModelAdapter) -> dict[str, str]:
         if digest:
             found[f"self.{name}"] = digest
     return dict(sorted(found.items()))
+
+
+def own_sources(module_name: str) -> dict[Path, str]:
+    """Digests of the bytes of an imported module's source and of those below its folder that it imports."""
+    own = getattr(sys.modules.get(module_name), "__file__", None)
+    return {path: sha256_file(path) for path in _own_sources(module_name, Path(own))[1]} if own else {}
 
 
 def library_versions(*made_of: object) -> dict[str, str]:

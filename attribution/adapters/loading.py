@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gradtrail.attribution.adapters.base import ModelAdapter
-from gradtrail.attribution.adapters.deciding import deciding_digests
+from gradtrail.attribution.adapters.deciding import deciding_digests, own_sources
+from gradtrail.digests import sha256_file
 from gradtrail.errors import ModelError, UsageError
 from gradtrail.extensions import load_object, source_sha256
 
 BUILT_IN_ADAPTERS = ("gradtrail.demo.*",)
 ADAPTER = "an adapter"
+_IMPORTED: dict[str, tuple[object, dict[Path, str]]] = {}
+"""By module: what Python knows of its import, and the digests of the sources that it and those beside it came from."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ def adapter_reference(adapter: ModelAdapter) -> str:
     """The `module:Class` under which an adapter can be loaded again.
 
     Raises:
-        UsageError: if its class lives in `__main__` or inside a function, where no other process can find it.
+        UsageError: if its class lives in `__main__` or inside a function, where no other process can find it, or its
+            source was changed since it was imported.
     """
     kind = type(adapter)
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
@@ -40,6 +46,14 @@ def adapter_reference(adapter: ModelAdapter) -> str:
             f"The adapter {kind.__qualname__} is defined in the script itself, where no later process can import it.",
             "Move the class to a module of its own, for example my_adapter.py, and import it from there.",
         )
+    known = getattr(sys.modules.get(kind.__module__), kind.__qualname__, kind)
+    if known is not kind or _has_changed(kind.__module__):
+        raise UsageError(
+            f"{kind.__module__}:{kind.__qualname__} was made before its source changed, and does not measure "
+            "what that says.",
+            "Start Python anew, or importlib.reload its module and make the adapter again.",
+        )
+    _note_import(kind.__module__)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
@@ -73,6 +87,7 @@ def load_adapter(
         NotFoundError: if there is no such module or class.
         ModelError: if the class is no `ModelAdapter`, leaves abstract methods open, or fails when made.
     """
+    _forget_if_changed(reference.partition(":")[0])
     loaded = load_object(
         reference,
         ADAPTER,
@@ -94,4 +109,30 @@ def load_adapter(
             f"The adapter {reference} cannot be made: {error}.",
             "An adapter takes no arguments and implements build_model and training_data.",
         ) from error
+    _note_import(adapter_class.__module__)
     return LoadedAdapter(adapter, reference, loaded.source_sha256, deciding_digests(adapter))
+
+
+def _note_import(module_name: str) -> None:
+    """Remember the sources that a module was imported from, unless it is the one that is known."""
+    module = sys.modules.get(module_name)
+    if module_name not in _IMPORTED or _IMPORTED[module_name][0] is not getattr(module, "__spec__", None):
+        _IMPORTED[module_name] = getattr(module, "__spec__", None), own_sources(module_name)
+
+
+def _has_changed(module_name: str) -> bool:
+    """Whether a source that an imported module came from is another one now: what runs is not what its digest says."""
+    spec, sources = _IMPORTED.get(module_name, (None, {}))
+    if spec is None or getattr(sys.modules.get(module_name), "__spec__", None) is not spec:
+        return False
+    return any(not path.is_file() or sha256_file(path) != digest for path, digest in sources.items())
+
+
+def _forget_if_changed(module_name: str) -> None:
+    """Let a module, and those beside it, be imported anew where a source changed since this process imported it."""
+    if _has_changed(module_name):
+        changed = {str(path) for path in _IMPORTED.pop(module_name)[1]}
+        for name, module in list(sys.modules.items()):
+            if getattr(module, "__file__", None) in changed:
+                del sys.modules[name]
+        importlib.invalidate_caches()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.adapters.deciding import library_versions, source_digest
-from gradtrail.attribution.adapters.loading import load_adapter
+from gradtrail.attribution.adapters.loading import adapter_reference, load_adapter
+from gradtrail.errors import UsageError
 
 ADAPTER = '''
 """An adapter."""
@@ -161,14 +166,48 @@ def test_sources_that_do_something_else_have_other_digests(one: str, other: str)
     assert source_digest(one.encode()) != source_digest(other.encode())
 
 
+def _edit(folder: Folder, file: str, before: str, after: str) -> None:
+    folder.files[file] = folder.files[file].replace(before, after)
+    (folder.place / file).write_text(folder.files[file])
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "loss"),
+    [("adapter_here.py", "self.scale * super()", "20 * super()", 20.0), ("weights.py", "[1.0,", "[5.0,", 5.0)],
+)
+def test_a_source_that_changed_since_it_was_imported_is_imported_anew(
+    folder: Folder, file: str, before: str, after: str, loss: float
+) -> None:
+    def measured() -> float:
+        adapter = load_adapter("adapter_here:Adapter", allowed=["*"], search_path=folder.place).adapter
+        return float(adapter.losses(torch.zeros(1, 2), Batch(None, torch.tensor([0])))) / math.log(2)
+
+    folder.digests()
+    assert measured() == pytest.approx(1)
+    _edit(folder, file, before, after)
+    assert measured() == pytest.approx(loss)
+
+
+def test_an_adapter_that_was_made_before_its_source_changed_is_not_registered(folder: Folder) -> None:
+    folder.digests()
+    module = importlib.import_module("adapter_here")
+    adapter = module.Adapter()
+    assert adapter_reference(adapter) == "adapter_here:Adapter"
+    _edit(folder, "adapter_here.py", "self.scale * super()", "20 * super()")
+    with pytest.raises(UsageError, match=r"adapter_here:Adapter was made before its source changed"):
+        adapter_reference(adapter)
+    importlib.reload(module)
+    with pytest.raises(UsageError, match=r"was made before its source changed"):
+        adapter_reference(adapter)
+    assert adapter_reference(module.Adapter()) == "adapter_here:Adapter"
+
+
 def test_an_adapter_of_gradtrail_counts_alone() -> None:
     loaded = load_adapter("gradtrail.demo.digits:DigitsAdapter")
     assert {name for name in loaded.decided_by if name.endswith(".py")} == {"gradtrail/demo/digits.py"}
 
 
 def test_versions_are_of_torch_of_gradtrail_and_of_what_a_model_is_built_from() -> None:
-    import torch
-
     found = library_versions(torch.nn.Linear(1, 1))
     assert found.keys() == {"torch", "gradtrail"}
     assert found["torch"] == torch.__version__

@@ -256,6 +256,7 @@ def report_facts_and_sample() -> tuple[PolicyFacts, AuditReport]:
         ledger_head=digest_of("ledger"),
         preview_mode="full",
         gradtrail_version="0.1.0",
+        measured_with={"torch": "2.9.1", "transformers": "4.57.3"},
     )
     return facts, report
 

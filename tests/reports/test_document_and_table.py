@@ -34,7 +34,9 @@ def test_the_document_names_its_schema_and_everything_the_audit_pinned(sample_re
     assert set(document) == {
         *("schema", "title", "created_at", "gradtrail_version", "preview_mode", "audit", "model_version", "run"),
         *("checkpoint", "dataset", "trust", "findings", "overall", "outputs", "ledger_head", "evidence"),
+        "measured_with",
     }
+    assert document["measured_with"] == {"torch": "2.9.1", "transformers": "4.57.3"}
 
 
 def test_pictures_are_named_by_digest_and_never_carried(sample_report: AuditReport) -> None:

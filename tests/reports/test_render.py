@@ -151,6 +151,8 @@ def test_every_digest_is_there_in_full(page: Page, sample_report: AuditReport) -
         sample_report.model_version.adapter_sha256,
         *sample_report.model_version.checkpoint_ids,
         *sample_report.audit.index_ids,
+        "torch 2.9.1",
+        "transformers 4.57.3",
         *(section.output.payload_sha256 for section in sample_report.outputs),
         *(card.content_sha256 for card in sample_report.cards()),
     ):

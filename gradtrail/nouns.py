@@ -377,13 +377,14 @@ class OutputResult:
     """What an audit found about one output as a whole.
 
     `prediction` is what the model emitted, as text; `loss` that of the measured target; `reproduced` whether the pinned
-    checkpoint emits it again. `proponent_mass` and `opponent_mass` are the sums of positive and of negative scores.
+    checkpoint emits it again, None where that is no question. `proponent_mass` and `opponent_mass` are the sums of
+    positive and of negative scores.
     """
 
     output_id: str
     prediction: str
     loss: float
-    reproduced: bool
+    reproduced: bool | None
     proponent_mass: float
     opponent_mass: float
 

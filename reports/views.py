@@ -188,7 +188,7 @@ def _in_reading_order(sections: Sequence[OutputSection]) -> list[OutputSection]:
 
     def attention(section: OutputSection) -> tuple[int, bool]:
         severities = [SEVERITIES.index(finding.severity) for finding in section.findings]
-        if section.wrong or not section.result.reproduced:
+        if section.wrong or section.result.reproduced is False:
             severities.append(_SEVERITY_OF_WRONG)
         return min(severities, default=len(SEVERITIES)), not section.wrong
 

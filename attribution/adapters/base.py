@@ -187,8 +187,8 @@ class ModelAdapter(ABC):
         """A target as the text `emitted` uses for it."""
         return str(target)
 
-    def reproduced(self, outputs: Tensor, batch: Batch) -> list[bool]:
-        """Whether the outputs, computed again, emit the batch's targets."""
+    def reproduced(self, outputs: Tensor, batch: Batch) -> Sequence[bool | None]:
+        """Whether the outputs, computed again, emit the batch's targets; None where that is no question."""
         said = self.emitted(outputs, batch)
         return [text == self.target_text(target) for text, target in zip(said, _rows(batch.targets), strict=True)]
 

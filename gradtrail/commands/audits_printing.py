@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gradtrail.tasks.reporting import FoundReport
 
 
+_ANSWERS = {True: "yes", False: "no", None: "not applicable"}
+
+
 def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     """What an audit run did."""
     if as_json:
@@ -89,7 +92,7 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
         facts["measured with"] = versions or "not recorded: the index is older than such records"
     if explanation.result is not None:
         facts["emitted"] = explanation.result.prediction
-        facts["reproduced"] = "yes" if explanation.result.reproduced else "no"
+        facts["reproduced"] = _ANSWERS[explanation.result.reproduced]
     for name, value in facts.items():
         out.print(f"  {name:<16} {escape(value)}", soft_wrap=True)
     if explanation.audit is None:

@@ -24,7 +24,7 @@ from gradtrail.reports.policies.registry import (
 def not_reproduced(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
     """The pinned checkpoint does not give the output again."""
     for result in facts.results:
-        if not result.reproduced:
+        if result.reproduced is False:
             yield finding(
                 rule,
                 "The pinned checkpoint, asked again with the same input, answers something else. The attributions "

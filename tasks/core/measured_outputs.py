@@ -17,7 +17,7 @@ class MeasuredOutput:
 
     output_id: str
     prediction: str
-    reproduced: bool
+    reproduced: bool | None
 
 
 @dataclass(frozen=True)

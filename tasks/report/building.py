@@ -233,7 +233,7 @@ def _trust(recorded: ReportedAudit) -> Trust:
         meaning_of_scores=str(details.method_notes["meaning_of_scores"]),
         left_out=tuple(left_out),
         quarantined_outputs=recorded.refused,
-        not_reproduced=tuple(result.output_id for result in details.results if not result.reproduced),
+        not_reproduced=tuple(result.output_id for result in details.results if result.reproduced is False),
         fidelity_notes=tuple(fidelity_notes(recorded.fidelity, recorded.fidelity_alone)),
         intervals_together=details.method_notes.get("intervals") == INTERVALS_TOGETHER,
     )

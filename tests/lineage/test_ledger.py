@@ -471,3 +471,19 @@ def test_a_hundred_thousand_attributions_are_recorded_in_seconds(story, story_le
     with _seconds("200,000 rows verified"):
         assert verify_ledger(story_ledger).ok
     assert time.perf_counter() - started < 60
+
+
+def test_that_reproduction_is_no_question_is_kept_as_such(story_ledger: Ledger, story: Any) -> None:
+    first, *rest = story.evidence["results"]
+    audit = replace(story.audit, method="unasked")
+    results = [replace(first, reproduced=None), *rest]
+    story_ledger.record_audit(audit, **{**story.evidence, "results": results})
+    assert list(verify_ledger(story_ledger).problems) == []
+    with story_ledger.read() as opened:
+        kept = {each.output_id: each.reproduced for each in queries.audit_details(opened, audit.audit_id).results}
+        [(counted,)] = opened.execute(
+            "SELECT reproduced FROM audit_coverage WHERE audit_id = ?", [audit.audit_id]
+        ).fetchall()
+    assert kept == {each.output_id: each.reproduced for each in results}
+    assert kept[first.output_id] is None
+    assert counted == sum(each.reproduced is True for each in results)

@@ -145,6 +145,8 @@ def test_an_output_that_is_not_reproduced_is_named(fired: Fired) -> None:
     (finding,) = fired("kind = 'not_reproduced'")
     assert finding.output_id == "inbox:2"
     assert fired("kind = 'not_reproduced'", replace(FACTS, results=FACTS.results[:1])) == []
+    unasked = tuple(replace(each, reproduced=None) for each in FACTS.results)
+    assert fired("kind = 'not_reproduced'", replace(FACTS, results=unasked)) == []
 
 
 def test_frozen_parameters_are_not_called_uncovered(fired: Fired) -> None:

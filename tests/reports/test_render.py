@@ -322,3 +322,20 @@ def test_the_page_says_for_how_many_values_together_the_intervals_hold(sample_re
     page = Page(render_html(older)).text
     assert "together; they are wider" not in page
     assert "some lie outside theirs by chance" in page
+
+
+def test_outputs_of_which_reproduction_is_no_question_are_neither_reproduced_nor_not(
+    sample_report: AuditReport,
+) -> None:
+    unasked = tuple(
+        replace(section, result=replace(section.result, reproduced=None)) for section in sample_report.outputs
+    )
+    whole = replace(sample_report, outputs=unasked, trust=replace(sample_report.trust, not_reproduced=()), findings=())
+    text = words(Page(render_html(whole)))
+    assert "is no question of this model" in text
+    assert "not applicable" in text
+    assert "not reproduced" not in text
+    assert "reproduced by the pinned checkpoint" not in text
+    mixed = replace(whole, outputs=(unasked[0], *sample_report.outputs[1:]))
+    asked = len(mixed.outputs) - 1
+    assert f"{asked} of {asked} output" in words(Page(render_html(mixed)))

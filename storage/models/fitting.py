@@ -6,10 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _LazyConvXdMixin
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from gradtrail.errors import CheckpointError
@@ -92,6 +95,9 @@ def load_into(
         model.load_state_dict(given, strict=True)
     except RuntimeError as fault:
         raise _of_another_architecture(name, str(fault)) from fault
+    for module in model.modules():
+        if isinstance(module, LazyModuleMixin) and not _is_foreign(type(module).__module__):
+            _end_laziness(module)
     return fitted
 
 
@@ -272,6 +278,23 @@ def _foreign_hooks(module: nn.Module) -> Iterator[bool]:
 
 def _is_foreign(module_name: str) -> bool:
     return not module_name.startswith("torch.")
+
+
+def _end_laziness(module: Any) -> None:
+    """Turn a lazy module of torch that has its parameters into the kind it stands for, as its first input would."""
+    if module.has_uninitialized_params():
+        return
+    if isinstance(module, nn.LazyLinear):
+        module.in_features = module.weight.shape[1]
+    elif isinstance(module, _LazyConvXdMixin):
+        inner = module.weight.shape[0] if module.transposed else module.weight.shape[1] * module.groups
+        module.in_channels = inner
+    elif isinstance(module, _NormBase):
+        module.num_features = next((len(each) for each in (module.weight, module.running_mean) if each is not None), 0)
+    for hook in ("_initialize_hook", "_load_hook"):
+        getattr(module, hook).remove()
+        delattr(module, hook)
+    module.__class__ = module.cls_to_become
 
 
 def _brings_itself(own: str, model: nn.Module) -> bool:

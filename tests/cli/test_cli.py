@@ -14,6 +14,7 @@ import pytest
 import torch
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import gradtrail
@@ -106,16 +107,26 @@ def test_errors_name_the_thing_and_the_remedy_in_two_lines(demo, arguments, exit
     assert "Traceback" not in captured.err
 
 
-def test_weights_on_disk_are_registered_from_the_command_line(tiny, monkeypatch):
-    weights = tiny.folder / "weights.pt"
-    torch.save(tiny.adapter().build_model().state_dict(), weights)
+@pytest.mark.parametrize("place", ["weights.PT", "checkpoint-10"])
+def test_weights_on_disk_are_registered_from_the_command_line(tiny, monkeypatch, place):
+    weights = tiny.folder / place
+    state = tiny.adapter().build_model().state_dict()
+    if weights.suffix:
+        torch.save(state, weights)
+    else:
+        weights.mkdir()
+        save_file(state, weights / "model.safetensors")
+        torch.save({}, weights / "optimizer.pt")
     monkeypatch.setenv("GRADTRAIL_ADAPTER_PATH", str(tiny.folder))
     monkeypatch.setenv("GRADTRAIL_MLFLOW_TRACKING_URI", tiny.workspace.tracking_uri)
     arguments = ["register", str(weights), "--adapter", tiny.reference, "--name", "tiny", "--alias", "champion"]
     result = runner.invoke(app, [*arguments, "--home", str(tiny.home), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["model_version_id"] == "tiny/1"
-    assert tiny.workspace.registry().resolve("tiny@champion").tags["gradtrail.adapter"] == tiny.reference
+    version = tiny.workspace.registry().resolve("tiny@champion")
+    assert version.tags["gradtrail.adapter"] == tiny.reference
+    [file] = tiny.workspace.registry().fetch(version, tiny.folder / "fetched").glob("*.safetensors")
+    assert file.name == ("step-00000000.safetensors" if weights.suffix else "step-00000010.safetensors")
 
 
 @pytest.mark.parametrize(

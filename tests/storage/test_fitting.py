@@ -101,18 +101,29 @@ def test_a_norm_whose_file_does_not_count_batches_is_read():
         load_into(model, {name: weights[name] for name in weights if name != "1.running_mean"}, name="some/1")
 
 
-def test_lazy_modules_get_their_shapes_from_the_file():
-    trained = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+def lazy_network():
+    return nn.Sequential(
+        nn.LazyConv1d(4, 1, groups=2),
+        nn.LazyConvTranspose1d(6, 2),
+        nn.LazyBatchNorm1d(),
+        nn.Flatten(),
+        nn.LazyLinear(2),
+    )
+
+
+def test_lazy_modules_get_their_shapes_from_the_file_and_are_what_they_stand_for():
+    trained = nn.Sequential(
+        nn.Conv1d(2, 4, 1, groups=2), nn.ConvTranspose1d(4, 6, 2), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(24, 2)
+    )
+    model = lazy_network()
     load_into(model, trained.state_dict(), name="lazy/1")
-    inputs = torch.randn(5, 3)
+    assert repr(model) == repr(trained)
+    assert [type(module) for module in model] == [type(module) for module in trained]
+    inputs = torch.randn(5, 2, 3)
     torch.testing.assert_close(model.eval()(inputs), trained.eval()(inputs))
-    with pytest.raises(CheckpointError, match=r"Missing: 2\.bias"):
-        load_into(
-            nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(2)),
-            {name: value for name, value in trained.state_dict().items() if name != "2.bias"},
-            name="lazy/1",
-        )
+    without = {name: value for name, value in trained.state_dict().items() if name != "4.bias"}
+    with pytest.raises(CheckpointError, match=r"Missing: 4\.bias"):
+        load_into(lazy_network(), without, name="lazy/1")
 
 
 class Positioned(nn.Module):

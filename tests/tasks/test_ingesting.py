@@ -14,6 +14,7 @@ from torch import nn
 
 from gradtrail.errors import CheckpointError, DataError, NotFoundError, UntrustedCodeError, UsageError
 from gradtrail.flows.ingest import ingest
+from gradtrail.lineage.exports.cyclonedx import bill_of_materials
 from gradtrail.lineage.read import queries
 from gradtrail.storage.models.checkpoints import read_weights
 from gradtrail.storage.models.registry import ARTIFACT_FOLDER
@@ -260,7 +261,11 @@ def test_a_version_without_a_run_is_taken_in_and_its_lineage_says_that_there_is_
             for name in ("imported", "another")
         ]
         labels = connection.execute("SELECT label FROM lineage_node WHERE kind = 'run'").fetchall()
+        bill = bill_of_materials(connection, "imported/1")
+    assert "mlflow_run_id" not in bill
+    assert "none:imported/1" not in bill
     assert [(run.run_id, run.is_in_mlflow) for run in runs] == [("none:imported/1", False), ("none:another/1", False)]
+    assert flow.workspace.links().training_run(runs[0]) == ""
     assert {label for (label,) in labels} == {"none: the version was registered without a run"}
 
 

@@ -5,6 +5,7 @@ Ids are lower-case hexadecimal sha256 digests unless a field says otherwise. Tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -246,6 +247,11 @@ class Weighting:
         return sha256_json({"objective": self.objective, "group_weights": dict(self.group_weights)})
 
 
+def lies_above(value: float, error: float, ceiling: float, ceiling_error: float) -> bool:
+    """Whether a figure exceeds its ceiling by more than two standard errors of their difference."""
+    return value - ceiling > 2 * math.hypot(error, ceiling_error)
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """What a method measured against further training on one checkpoint (arXiv 2412.03906).
@@ -269,6 +275,21 @@ class Fidelity:
     def fidelity_id(self) -> str:
         """Digest of all it says; what it does not say does not count, so that a field added later changes no id."""
         return sha256_json({name: value for name, value in asdict(self).items() if value is not None})
+
+    @property
+    def not_measured_because(self) -> str:
+        """Why the figure says nothing, as a sentence's end; empty where its noise ceiling backs it.
+
+        The ceiling must stand off zero, and below the figure by no more than the errors of both explain.
+        """
+        if not self.evidence.get("ceiling_stands", self.ceiling > 0):
+            return "runs of further training that differ in their seed alone do not agree on what leaving data out does"
+        if lies_above(self.value, self.standard_error, self.ceiling, self.evidence.get("ceiling_error", 0.0)):
+            return (
+                f"the figure {self.value:.2f} ± {self.standard_error:.2f} lies above {self.ceiling:.2f}, the most that "
+                "the noise of further training leaves within reach"
+            )
+        return ""
 
 
 @dataclass(frozen=True)

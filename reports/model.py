@@ -108,7 +108,8 @@ class Overall:
 class Trust:
     """How far the scores can be believed, what they mean and what they do not cover.
 
-    `fidelity` is None until it has been measured on this checkpoint. `damping` is text, for example "0.1 × the mean
+    `fidelity` is None until it has been measured on this checkpoint; where that was tried and failed,
+    `fidelity_not_measured` says why, and what would do. `damping` is text, for example "0.1 × the mean
     curvature of each layer". `left_out` and `fidelity_notes` hold whole sentences; `quarantined_outputs` gives the
     reason by output id; `not_reproduced` holds output ids. `approximate` is True only when an approximate search chose
     the examples. `intervals_together` is False where an older gradtrail measured intervals of each value on its own.
@@ -127,6 +128,7 @@ class Trust:
     quarantined_outputs: Mapping[str, str] = field(default_factory=dict)
     not_reproduced: tuple[str, ...] = ()
     fidelity_notes: tuple[str, ...] = ()
+    fidelity_not_measured: str = ""
     approximate: bool = False
     intervals_together: bool = True
 

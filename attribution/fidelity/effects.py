@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrail.attribution.fidelity.noise_ceilings import split_half_ceilings
+from gradtrail.attribution.fidelity.noise_ceilings import NoiseCeiling, split_half_ceilings
 from gradtrail.attribution.numerics.correlation import centred
 from gradtrail.errors import UsageError
 
@@ -29,6 +29,7 @@ class Effects:
     query_ids: tuple[str, ...]
     steps: tuple[int, ...]
     by_seed: NDArray[np.float64]
+    _ceilings: dict[tuple[int, ...], NoiseCeiling] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -51,10 +52,13 @@ class Effects:
             raise UsageError(f"Nothing was measured after {steps} steps.", f"Choose one of {list(self.steps)}.")
         return self.steps.index(steps)
 
-    def ceilings(self, steps: int, queries: Sequence[int] | None = None) -> tuple[float, float]:
-        """What a perfect predictor could reach against these noisy means, as Spearman and as cosine."""
+    def ceiling(self, steps: int, queries: Sequence[int] | None = None) -> NoiseCeiling:
+        """What a perfect predictor could reach against these noisy means."""
         chosen = list(range(len(self.query_ids))) if queries is None else list(queries)
-        return split_half_ceilings(self.by_seed[:, self.amount(steps)][:, :, chosen])
+        known = (steps, *chosen)
+        if known not in self._ceilings:
+            self._ceilings[known] = split_half_ceilings(self.by_seed[:, self.amount(steps)][:, :, chosen])
+        return self._ceilings[known]
 
 
 def check_sets(removed: Sequence[frozenset[str]], kind: EffectKind | None = None) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrail.attribution.fidelity.effects import Effects
+from gradtrail.attribution.fidelity.noise_ceilings import NoiseCeiling
 from gradtrail.attribution.numerics.correlation import cosines, spearmans
 from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.errors import DataError, UsageError
+from gradtrail.nouns import lies_above
 
 FEWEST_QUERIES = 3
 
@@ -36,6 +38,15 @@ class FidelityFigure:
     cosine_error: float
     cosine_ceiling: float
     queries: int
+    noise_ceiling: NoiseCeiling
+
+    @property
+    def could_be_measured(self) -> bool:
+        """Whether the noise ceiling stands off zero, and below the figure by no more than both errors explain."""
+        ceiling = self.noise_ceiling
+        return ceiling.stands and not lies_above(
+            self.spearman, self.spearman_error, ceiling.spearman, ceiling.spearman_error
+        )
 
 
 def predicted_effects(scoring: ScoringPass, removed: Sequence[frozenset[str]]) -> NDArray[np.float64]:
@@ -89,17 +100,18 @@ def fidelity(
     chosen = chosen_queries(queries, measured.shape[1])
     ranks = spearmans(predicted[:, chosen], measured[:, chosen])
     angles = cosines(predicted[:, chosen], measured[:, chosen])
-    rank_ceiling, angle_ceiling = effects.ceilings(steps, chosen)
+    ceiling = effects.ceiling(steps, chosen)
     return FidelityFigure(
         metric=f"fidelity_{effects.kind}",
         steps=steps,
         spearman=float(ranks.mean()),
         spearman_error=standard_error(ranks),
-        spearman_ceiling=rank_ceiling,
+        spearman_ceiling=ceiling.spearman,
         cosine=float(angles.mean()),
         cosine_error=standard_error(angles),
-        cosine_ceiling=angle_ceiling,
+        cosine_ceiling=ceiling.cosine,
         queries=len(chosen),
+        noise_ceiling=ceiling,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
+from math import ceil, inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,61 @@ from numpy.typing import NDArray
 from gradtrail.attribution.numerics.correlation import cosines, spearmans
 
 _MOST_SPLITS = 35
+_JACKKNIFE_SPLITS = 5
+"""Ways to halve the seeds that the error of the agreement is taken over: more say hardly more."""
+_FEWEST_SETS = 4
+"""Leaving one of fewer out leaves nothing to rank."""
+_ERRORS_OFF_ZERO = 2.0
 
 
-def split_half_ceilings(by_seed: NDArray[np.float64]) -> tuple[float, float]:
+@dataclass(frozen=True)
+class NoiseCeiling:
+    """What a perfect prediction could reach, and the agreement of halves of the seeds that says so.
+
+    Attributes:
+        spearman: the ceiling of a rank correlation.
+        cosine: of a cosine.
+        seeds: how many were measured.
+        agreement: mean Spearman between the means of two halves of the seeds.
+        agreement_error: its standard error over the choice of left-out sets, by leaving each out once (jackknife);
+            infinite for fewer than four sets.
+    """
+
+    spearman: float
+    cosine: float
+    seeds: int
+    agreement: float
+    agreement_error: float
+
+    @property
+    def spearman_error(self) -> float:
+        """Standard error of the ceiling of a rank correlation, from that of the agreement (delta method)."""
+        if self.agreement <= 0:
+            return self.agreement_error
+        longer = self.seeds / (self.seeds // 2)
+        slope = longer / (2 * self.spearman * (1 + (longer - 1) * self.agreement) ** 2)
+        return slope * self.agreement_error
+
+    @property
+    def stands(self) -> bool:
+        """Whether the agreement is told from none: more than two standard errors above zero."""
+        return self.agreement > _ERRORS_OFF_ZERO * self.agreement_error
+
+    @property
+    def seeds_that_would_do(self) -> int | None:
+        """About how many seeds would lift the agreement to three standard errors, if its error stays as it is.
+
+        None where nothing in what was measured says so: no agreement at all, or an error that no agreement outgrows.
+        By Spearman–Brown, as the ceiling itself.
+        """
+        wanted, half = (_ERRORS_OFF_ZERO + 1) * self.agreement_error, self.seeds // 2
+        if self.agreement <= 0 or wanted >= 1:
+            return None
+        of_one = self.agreement / (half - (half - 1) * self.agreement)
+        return max(self.seeds + 1, 2 * ceil(wanted * (1 - of_one) / (of_one * (1 - wanted))))
+
+
+def split_half_ceilings(by_seed: NDArray[np.float64]) -> NoiseCeiling:
     """Ceilings of Spearman and of cosine for the mean of `by_seed` (seeds, sets, queries) over at least two seeds.
 
     The agreement r between the means of two halves of the seeds (averaged over queries and over ways to halve)
@@ -21,11 +75,25 @@ def split_half_ceilings(by_seed: NDArray[np.float64]) -> tuple[float, float]:
     halves. The correlation of noiseless values with that mean is its square root.
     """
     count = len(by_seed)
-    agreed = np.array(
-        [(spearmans(first, second).mean(), cosines(first, second).mean()) for first, second in _halves(by_seed, count)]
-    ).mean(0)
+    halves = _halves(by_seed, count)
+    ranks = float(np.mean([spearmans(first, second).mean() for first, second in halves]))
+    angles = float(np.mean([cosines(first, second).mean() for first, second in halves]))
     longer = count / (count // 2)
-    return _ceiling(float(agreed[0]), longer), _ceiling(float(agreed[1]), longer)
+    return NoiseCeiling(_ceiling(ranks, longer), _ceiling(angles, longer), count, ranks, _jackknife_error(halves))
+
+
+def _jackknife_error(halves: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+    """Standard error of the mean agreement, over the left-out sets, which all queries share."""
+    halves, sets = halves[:: max(1, len(halves) // _JACKKNIFE_SPLITS)], len(halves[0][0])
+    if sets < _FEWEST_SETS:
+        return inf
+    without = np.array(
+        [
+            np.mean([spearmans(np.delete(a, left, 0), np.delete(b, left, 0)).mean() for a, b in halves])
+            for left in range(sets)
+        ]
+    )
+    return float(np.sqrt((sets - 1) / sets * ((without - without.mean()) ** 2).sum()))
 
 
 def _halves(by_seed: NDArray[np.float64], count: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

@@ -106,7 +106,7 @@ def datamodel_score(
         steps=longest,
         value=float(ranks.mean()),
         standard_error=standard_error(ranks),
-        ceiling=split_half_ceilings(outputs[:, :, chosen])[0],
+        ceiling=split_half_ceilings(outputs[:, :, chosen]).spearman,
         queries=len(chosen),
         subsets=len(retrained.removed),
         seeds=len(outputs),

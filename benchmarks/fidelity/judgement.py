@@ -36,7 +36,7 @@ class Question:
 
     def ceiling(self, queries: Sequence[int]) -> float:
         """What a perfect prediction could reach, as Spearman."""
-        return split_half_ceilings(self.by_seed[:, :, list(queries)])[0]
+        return split_half_ceilings(self.by_seed[:, :, list(queries)]).spearman
 
     def ranks(self, predicted: Matrix, queries: Sequence[int]) -> Matrix:
         """Spearman of each query over the sets: (queries,)."""

@@ -124,7 +124,20 @@ def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
         out.print(_figures(outcome, {id(each): each.singles_by_steps for each in outcome.methods}))
     if outcome.not_fitted_because:
         out.print(escape(outcome.not_fitted_because), soft_wrap=True)
-    return out.print("Method auto now takes the one marked auto; --horizon now and --horizon training name others.")
+    longest = outcome.methods[0].by_steps[-1].noise_ceiling
+    if any(each.chosen for each in outcome.methods):
+        return out.print("Method auto now takes the one marked auto; --horizon now and --horizon training name others.")
+    would = longest.seeds_that_would_do
+    remedy = (
+        f"About {would} seeds would do, where {longest.seeds} were trained: --sets {outcome.plan.sets} --seeds {would}."
+    )
+    if would is None:
+        remedy = "Train for longer or at a larger rate (--steps, --learning-rate), so that leaving data out does more."
+    return out.print(
+        "Fidelity could not be measured: the ceiling cannot be told from zero, or lies below what it should bound. "
+        f"Method auto keeps to its default. {remedy}",
+        soft_wrap=True,
+    )
 
 
 def show_weightings(found: Sequence[Weighting], *, as_json: bool) -> None:

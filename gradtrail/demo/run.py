@@ -177,7 +177,7 @@ def _drop_outputs(workspace: Workspace) -> None:
 def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None:
     from gradtrail.demo.digits import MISLABELLED_SOURCE, load_digits_data
     from gradtrail.lineage.read import queries
-    from gradtrail.tasks.core.measured_fidelity import audited_fidelity
+    from gradtrail.tasks.core.measured_fidelity import audited_fidelity, not_measured
 
     with workspace.ledger().read() as connection:
         details = queries.audit_details(connection, outcome.audit_id)
@@ -205,7 +205,9 @@ def _tell(console: Console, workspace: Workspace, outcome: AuditOutcome) -> None
     ]
     console.print(f"\n[bold]Audit {short(outcome.audit_id)}[/] of {outcome.model_version_id}: ", end="")
     console.print(f"{outcome.output_count} outputs, {len(details.findings)} findings")
-    if fidelity is not None:
+    if unmeasured := not_measured(fidelity):
+        console.print(f"  {unmeasured}", soft_wrap=True)
+    elif fidelity is not None:
         console.print(
             f"  fidelity of {fidelity.method}: {fidelity.value:.2f} ± {fidelity.standard_error:.2f} of at most "
             f"{fidelity.ceiling:.2f}, against {fidelity.evidence['steps']} steps of further training"

@@ -129,7 +129,7 @@ def _model_card(connection: Connection, version: ModelVersion, dataset: DatasetV
 
 def _chosen(fidelities: Sequence[Fidelity]) -> list[Fidelity]:
     """The figures of what `auto` would take, of the latest calibration first."""
-    return [each for each in fidelities if each.evidence.get("chosen")][:1]
+    return [each for each in fidelities if each.evidence.get("chosen") and not each.not_measured_because][:1]
 
 
 def _licence(name: str) -> DisjunctiveLicense:

@@ -265,7 +265,8 @@ def _fidelities(
     connection: Connection, version: ModelVersion, method: str, weighting_id: str, before: int
 ) -> Iterator[Fidelity]:
     for found in own_fidelities(connection, version, before):
-        if (found.method, found.weighting_id) == (method, weighting_id) and found.evidence.get("longest"):
+        told = found.evidence.get("longest") and not found.not_measured_because
+        if told and (found.method, found.weighting_id) == (method, weighting_id):
             yield found
 
 

@@ -65,6 +65,12 @@ def fidelity_below(rule: Rule, facts: PolicyFacts) -> Iterator[Finding]:
             "examples does is not known."
         )
         yield Finding(rule.name, "info", message, None, {"kind": rule.kind, "measured": False, "limit": limit})
+    elif fidelity.not_measured_because:
+        message = (
+            f"Fidelity could not be measured on this checkpoint: {fidelity.not_measured_because}. So how well the "
+            "scores predict what training on the examples does is not known."
+        )
+        yield Finding(rule.name, "info", message, None, {"kind": rule.kind, "measured": False, "limit": limit})
     elif fidelity.value < limit:
         yield finding(
             rule,

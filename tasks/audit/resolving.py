@@ -116,8 +116,8 @@ class _Request:
         options += "" if asked.target == "emitted" else f" --target {asked.target}"
         options += f" --index {asked.index}" if asked.index else ""
         return NotFoundError(
-            f"The horizon {asked.question} of {name} was never calibrated{whose}: that takes at least two amounts "
-            "of further training.",
+            f"The horizon {asked.question} of {name} was never calibrated{whose}, or could not be measured: that takes "
+            "at least two amounts of further training, whose noise ceiling stands off zero.",
             f"Measure them: gradtrail calibrate {name}{options} --steps 10,50,200.",
         )
 
@@ -128,7 +128,7 @@ class _Request:
             scope = "uniform method" if asked.weighting == UNIFORM else "method"
         for found in self._measured:
             said = found.evidence
-            if asked.method not in (None, found.method):
+            if asked.method not in (None, found.method) or found.not_measured_because:
                 continue
             if asked.question:
                 fits = said.get("horizon") == asked.question and scope in said["best_of"]

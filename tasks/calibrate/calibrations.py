@@ -32,7 +32,7 @@ from gradtrail.tasks.calibrate.runs import (
     subset_effects,
     training_towards,
 )
-from gradtrail.tasks.calibrate.weightings import learned_candidates, with_evidence
+from gradtrail.tasks.calibrate.weightings import Learned, learned_candidates, with_evidence
 from gradtrail.tasks.core.extensions import load_method
 from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.core.progress import progress_bar, say
@@ -110,7 +110,8 @@ def train_further(workspace: Workspace, plan: CalibrationPlan, options: Calibrat
 def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> list[MethodFidelity]:
     """Compare methods with what was trained, choose on some queries, record the figures of others.
 
-    The largest fidelity after the longest training is chosen for method `auto`.
+    The largest fidelity after the longest training is chosen for method `auto`. Where the noise ceiling does not stand
+    off zero, nothing is chosen and no weights are learned: it would be a choice on noise.
     """
     halves, singles = subset_effects(workspace, plan, options), single_effects(workspace, plan, options)
     pinned = pinned_model(workspace, plan.model_version_id)
@@ -124,7 +125,9 @@ def measure_fidelity(workspace: Workspace, plan: CalibrationPlan, options: Calib
             predictions.append(predictor.predict(candidate))
             bar.advance(1)
     uniform = [tried(prediction, Weighting(), halves, roles) for prediction in predictions]
-    learned = learned_candidates(uniform, halves, roles, plan, options)
+    learned = Learned((), ())
+    if any(halves.ceiling(steps, roles.reporting).stands for steps in plan.fitted_amounts):
+        learned = learned_candidates(uniform, halves, roles, plan, options)
     competing = [*uniform, *learned.tried]
     of_one = [each for each in competing if len(each.prediction.members) == 1]
     best_of_one = best(of_one or competing, plan.steps[-1]).prediction

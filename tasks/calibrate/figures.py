@@ -30,7 +30,7 @@ class MethodFidelity:
         by_steps: one figure an amount of training, random halves left out.
         singles_by_steps: the same with single examples left out; empty where that was not asked for.
         chosen: whether method `auto` takes it: the best after the longest training.
-        best_of: by fitted amount of training, the scopes in which it is the best.
+        best_of: by fitted amount of training, the scopes in which it is the best; none where it could not be measured.
     """
 
     method: str
@@ -86,16 +86,19 @@ def reported(
         by_singles = []
         if singles is not None and alone is not None:
             by_singles = [fidelity(alone, singles, steps, roles.reporting) for steps in singles.steps]
+        by_steps = tuple(fidelity(predicted, halves, steps, roles.reporting) for steps in halves.steps)
+        unmeasured = {figure.steps for figure in by_steps if not figure.could_be_measured}
+        settled = {steps: () if steps in unmeasured else scopes for steps, scopes in best_of.items()}
         found.append(
             MethodFidelity(
                 each.method,
                 each.prediction.parameters,
                 each.prediction.candidate.index_ids,
                 each.weighting,
-                tuple(fidelity(predicted, halves, steps, roles.reporting) for steps in halves.steps),
+                by_steps,
                 tuple(by_singles),
-                chosen="all" in best_of[plan.steps[-1]],
-                best_of=best_of,
+                chosen="all" in settled[plan.steps[-1]],
+                best_of=settled,
             )
         )
     return found
@@ -166,6 +169,11 @@ def _row(
         "cosine": figure.cosine,
         "cosine_standard_error": figure.cosine_error,
         "cosine_ceiling": figure.cosine_ceiling,
+        "ceiling_stands": figure.noise_ceiling.stands,
+        "ceiling_error": figure.noise_ceiling.spearman_error,
+        "agreement": figure.noise_ceiling.agreement,
+        "agreement_error": figure.noise_ceiling.agreement_error,
+        "seeds_that_would_do": figure.noise_ceiling.seeds_that_would_do,
         **said,
     }
     return Fidelity(

@@ -12,7 +12,9 @@ from .ledger_nouns import recorded_run as recorded_run
 from .ledger_nouns import recorded_weighting as recorded_weighting
 from .measured_fidelity import Question as Question
 from .measured_fidelity import audited_fidelity as audited_fidelity
+from .measured_fidelity import backed_fidelity as backed_fidelity
 from .measured_fidelity import fidelity_notes as fidelity_notes
+from .measured_fidelity import not_measured as not_measured
 from .measured_fidelity import question_of as question_of
 from .measured_outputs import MEASURING as MEASURING
 from .measured_outputs import MeasuredOutput as MeasuredOutput

@@ -49,6 +49,31 @@ def audited_fidelity(
     return None
 
 
+def not_measured(fidelity: Fidelity | None) -> str:
+    """Why a calibration could not measure a fidelity, and what would do, as sentences; empty where it could."""
+    if fidelity is None or not fidelity.not_measured_because:
+        return ""
+    return f"Fidelity could not be measured: {fidelity.not_measured_because}. {_what_would_do(fidelity)}"
+
+
+def _what_would_do(fidelity: Fidelity) -> str:
+    said = fidelity.evidence
+    if seeds := said.get("seeds_that_would_do"):
+        return (
+            f"About {seeds} seeds would do, where {said['seeds']} were trained: gradtrail calibrate --sets "
+            f"{said['sets']} --seeds {seeds}."
+        )
+    return (
+        "What was trained does not say how many seeds would do; train for longer or at a larger rate "
+        "(gradtrail calibrate --steps, --learning-rate), so that leaving data out does more."
+    )
+
+
+def backed_fidelity(fidelity: Fidelity | None) -> Fidelity | None:
+    """The figure, where its noise ceiling backs it."""
+    return None if fidelity is None or fidelity.not_measured_because else fidelity
+
+
 def fidelity_notes(fidelity: Fidelity | None, alone: Fidelity | None = None) -> list[str]:
     """How the figure was measured, as whole sentences for a report; `alone` is `fidelity_loo` of the same method."""
     if fidelity is None:
@@ -65,7 +90,7 @@ def fidelity_notes(fidelity: Fidelity | None, alone: Fidelity | None = None) -> 
             "Fidelity was measured on training examples, with what the model says about them, because too few outputs "
             "were recorded; on outputs it may differ."
         )
-    if alone is not None:
+    if alone is not None and not alone.not_measured_because:
         notes.append(
             f"Against leaving out single examples, a figure of its own, it is {alone.value:.2f} ± "
             f"{alone.standard_error:.2f} of at most {alone.ceiling:.2f} ({alone.evidence['sets']} examples)."

@@ -21,7 +21,7 @@ from gradtrail.storage.models.audit_runs import Links
 from gradtrail.storage.sources.outputs import payload_record
 from gradtrail.tasks.collect.outputs_as_examples import output_example
 from gradtrail.tasks.core.datasets import ExampleFinder
-from gradtrail.tasks.core.measured_fidelity import fidelity_notes, question_of
+from gradtrail.tasks.core.measured_fidelity import backed_fidelity, fidelity_notes, not_measured, question_of
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.output_evidence import OutputEvidence, evidence_by_output
@@ -222,7 +222,8 @@ def _trust(recorded: ReportedAudit) -> Trust:
         if source.sampled_out
     ]
     return Trust(
-        fidelity=recorded.fidelity,
+        fidelity=backed_fidelity(recorded.fidelity),
+        fidelity_not_measured=not_measured(recorded.fidelity),
         coverage=coverage,
         method=details.audit.method,
         method_description=" ".join(filter(None, [described, question_of(details.audit, recorded.weighting)])),

@@ -16,7 +16,7 @@ from gradtrail.nouns import SEVERITIES, Fidelity
 from gradtrail.reports.index.model import IndexedAudit
 from gradtrail.reports.table import KNOWN_LABELS, WRONG_OUTPUTS
 from gradtrail.reports.write import PARQUET_NAME
-from gradtrail.tasks.core.measured_fidelity import audited_fidelity
+from gradtrail.tasks.core.measured_fidelity import audited_fidelity, backed_fidelity
 from gradtrail.tasks.core.workspace import Workspace
 
 DRAWN_ATTRIBUTES = ("source", "licence")
@@ -46,7 +46,8 @@ def audit_history(
         # Audits alike between two calibrations share one figure.
         key = canonical_json([*asked, bisect_left(measured, past.event_sequence)])
         if key not in known:
-            known[key] = audited_fidelity(connection, *asked, before=past.event_sequence) if measured else None
+            found = audited_fidelity(connection, *asked, before=past.event_sequence) if measured else None
+            known[key] = backed_fidelity(found)
         return known[key]
 
     return [IndexedAudit(past, fidelity(past)) for past in past_audits(connection, model, audit_ids)]

@@ -97,7 +97,7 @@ def test_effects_on_a_quadratic_are_those_of_the_closed_form():
             expected = np.array([_closed_form(training, without, steps) - full for without in removed])
             np.testing.assert_allclose(effects.by_seed[0, amount], expected, rtol=1e-9, atol=1e-14)
             np.testing.assert_allclose(effects.mean[amount], expected - expected.mean(0), rtol=1e-8, atol=1e-14)
-            assert effects.ceilings(steps) == pytest.approx((1, 1))
+            assert (effects.ceiling(steps).spearman, effects.ceiling(steps).cosine) == pytest.approx((1, 1))
         assert effects.standard_error.max() < 1e-12
 
 
@@ -223,18 +223,18 @@ def test_the_ceiling_is_the_correlation_of_noiseless_effects_with_the_measured_m
     by_seed = signal + noise * generator.standard_normal((seeds, 1, sets, queries))
     effects = Effects("subset", (frozenset("a"),) * sets, tuple(map(str, range(queries))), (1,), by_seed)
     reached = np.mean([np.corrcoef(signal[:, q], by_seed.mean(0)[0, :, q])[0, 1] for q in range(queries)])
-    ranked, angle = effects.ceilings(1)
+    ranked, angle = effects.ceiling(1).spearman, effects.ceiling(1).cosine
     assert angle == pytest.approx(reached, abs=0.01)
     assert ranked == pytest.approx(reached, abs=0.03)
     noiseless = Effects("subset", effects.removed, effects.query_ids, (1,), by_seed - signal)
-    assert max(noiseless.ceilings(1)) < 0.2
+    assert max(noiseless.ceiling(1).spearman, noiseless.ceiling(1).cosine) < 0.2
 
 
 def test_the_reliability_of_two_halves_of_an_even_number_of_seeds_is_doubled():
     by_seed = np.random.default_rng(1).standard_normal((2, 1, 9, 4)) + np.arange(9)[:, None]
     effects = Effects("subset", (frozenset("a"),) * 9, tuple("wxyz"), (1,), by_seed)
     agreed = np.mean([np.corrcoef(by_seed[0, 0, :, q], by_seed[1, 0, :, q])[0, 1] for q in range(4)])
-    assert effects.ceilings(1)[1] == pytest.approx(np.sqrt(2 * agreed / (1 + agreed)), rel=1e-12)
+    assert effects.ceiling(1).cosine == pytest.approx(np.sqrt(2 * agreed / (1 + agreed)), rel=1e-12)
 
 
 def test_the_cost_of_a_run_is_timed_and_grows_with_its_steps():

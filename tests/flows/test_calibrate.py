@@ -7,6 +7,7 @@ import torch
 
 from gradtrail.attribution.curvature.damping import Damping
 from gradtrail.attribution.fidelity.further_training import FurtherTraining, RunCost
+from gradtrail.attribution.methods.registry import find_method
 from gradtrail.commands.calibration import show_calibration, show_weightings
 from gradtrail.errors import GradtrailError, ModelError, NotFoundError, UsageError
 from gradtrail.flows.audit import audit
@@ -362,3 +363,21 @@ def test_the_command_line_reads_amounts():
     ):
         with pytest.raises(GradtrailError, match="is not a"):
             ask(text)
+
+
+def test_a_figure_on_noise_is_not_chosen_and_not_printed_as_fidelity(indexed, capsys):
+    # At a rate of 1e-9 float32 losses do not move: what differs between runs is rounding.
+    indexed.drop("a.jsonl", *(indexed.record(number) for number in range(14)))
+    outcome = calibrate(indexed.workspace, MODEL, _counted(learning_rate=1e-9))
+    assert not any(each.chosen or any(each.best_of.values()) for each in outcome.methods)
+    assert not any(each.weighting.group_weights for each in outcome.methods)
+    show_calibration(outcome, as_json=False)
+    assert "Fidelity could not be measured" in capsys.readouterr().out
+    default = resolve_audit.fn(indexed.workspace, "tiny/1", AuditOptions()).options
+    assert (default.method, default.weighting) == (find_method(None).name, "uniform")
+    with pytest.raises(NotFoundError, match="could not be measured"):
+        resolve_audit.fn(indexed.workspace, "tiny/1", AuditOptions(question="now"))
+    report = indexed.report(indexed.record_audit(AuditOptions(method="grad_dot"), report=True))
+    assert report["trust"]["fidelity"] is None
+    assert report["trust"]["fidelity_not_measured"].startswith("Fidelity could not be measured: ")
+    assert not [each for each in report["findings"] if "of at most" in each["message"]]

@@ -22,6 +22,7 @@ from .checkpoints import read_file as read_file
 from .checkpoints import read_weights as read_weights
 from .checkpoints import write_safetensors as write_safetensors
 from .code_executing import load_executing as load_executing
+from .fitting import fit_weights as fit_weights
 from .fitting import load_into as load_into
 from .frozen_bases import base_metadata as base_metadata
 from .frozen_bases import refuse_other_adapter as refuse_other_adapter

@@ -17,7 +17,7 @@ from gradtrail.attribution.adapters.training_data import training_examples
 from gradtrail.digests import canonical_json
 from gradtrail.errors import CheckpointError, UsageError
 from gradtrail.nouns import DatasetVersion
-from gradtrail.storage.models.checkpoints import load_into, read_weights, write_safetensors
+from gradtrail.storage.models.checkpoints import fit_weights, load_into, read_weights, write_safetensors
 from gradtrail.storage.models.frozen_bases import base_metadata, refuse_other_adapter
 from gradtrail.storage.models.manifests import write_manifest
 from gradtrail.storage.models.registry import (
@@ -128,6 +128,10 @@ def read_checkpoints(weights: Path, adapter: ModelAdapter) -> list[TrainedWeight
         file = found.read()
         if found.adapter_config is not None:
             refuse_other_adapter(adapter.build_model(), found.adapter_config, name=str(found.path))
+        if file.base_sha256:
+            with plain_faults():
+                built = adapter.build_model()
+            fit_weights(built, file.tensors, name=str(found.path), expected_base_sha256=file.base_sha256)
         step = next((each for each in (found.step, file.step) if each is not None), 0)
         read.append(TrainedWeights(step, found.learning_rate, file.tensors, within_larger=file.within_larger))
     return read

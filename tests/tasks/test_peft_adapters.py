@@ -148,6 +148,8 @@ def test_another_base_under_the_same_adapter_is_refused_when_the_version_is_used
     [checkpoint] = stored(peft, registered(peft, saved(peft.folder / "adapter")))
     read = read_file(peft.workspace.checkpoints / f"{checkpoint.weights_sha256}.safetensors")
     build_with(peft, base_seed=1)
+    with pytest.raises(CheckpointError, match="are an adapter for the base"):
+        registered(peft, peft.workspace.checkpoints / f"{checkpoint.weights_sha256}.safetensors")
     with pytest.raises(CheckpointError, match=r"tuned/1 are an adapter for the base .* build_model gives the base"):
         load_into(peft.adapter().build_model(), read.tensors, name="tuned/1", expected_base_sha256=read.base_sha256)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gradtrail.attribution.adapters.base import ModelAdapter
@@ -22,6 +23,7 @@ _ONLY_SHOWN = frozenset({"preview", "wording", "meaning_of_scores", "is_right"})
 """Methods of adapters that no number comes from."""
 _OF_INSTALLED_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _OWN = "gradtrail"
+_LARGEST_OPTION = 1 << 24
 _WITHOUT_MEANING = frozenset({"kind", "type_comment", "ctx"})
 
 
@@ -97,15 +99,42 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _option_digest(value: object) -> str:
-    """Digest of a plain value or tensor; empty for anything else, for None, and for a path, which may move."""
+    """Digest of a plain value or tensor; empty for anything else, for None, and for a path, which may move.
+
+    What holds more than 16 million numbers is data, which the dataset version says, and no option.
+    """
     if value is None or (isinstance(value, str) and Path(value).is_absolute()):
         return ""
     if isinstance(value, torch.dtype | torch.device):
         value = str(value)
     try:
-        return content_sha256(value, None)
+        return content_sha256(value, None) if _size(value) <= _LARGEST_OPTION else ""
     except (TypeError, ValueError, RuntimeError):
         return ""
+
+
+def _size(value: object) -> int:
+    """How many numbers and texts a plain value holds.
+
+    Raises:
+        TypeError: its bytes are not the same in every process.
+    """
+    waiting, size = [value], 0
+    while waiting and size <= _LARGEST_OPTION:
+        part = waiting.pop()
+        if isinstance(part, torch.Tensor):
+            size += part.numel()
+        elif isinstance(part, np.ndarray) and not part.dtype.hasobject:
+            size += part.size
+        elif isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+        elif part is None or isinstance(part, bool | int | float | str | bytes | np.number):
+            size += 1
+        else:
+            raise TypeError(f"a {type(part).__name__} is no plain value")
+    return size
 
 
 def _own_sources(module_name: str, own: Path) -> tuple[Path, list[Path]]:

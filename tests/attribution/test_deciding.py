@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import gradtrail
 from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.adapters.deciding import library_versions, source_digest
 from gradtrail.attribution.adapters.loading import adapter_reference, load_adapter
@@ -164,6 +167,35 @@ def test_words_layout_and_what_is_only_shown_change_nothing(folder: Folder, file
 )
 def test_sources_that_do_something_else_have_other_digests(one: str, other: str) -> None:
     assert source_digest(one.encode()) != source_digest(other.encode())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.array([object()]),
+        [1, np.array(["text", None], dtype=object)],
+        pd.Series([1.0, 2.0]),
+        pd.DataFrame({"x": ["a"]}),
+        [gradtrail.Example("a", 1, 1)],
+        {1, 2},
+        torch.empty(3, device="meta"),
+        torch.zeros(2).to_sparse(),
+        np.broadcast_to(np.zeros(1), 1 << 25),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_has_no_plain_bytes_is_no_option(folder: Folder, other: object) -> None:
+    folder.files["weights.py"] += "OTHER = None\n"
+    folder.files["adapter_here.py"] = ADAPTER.replace(
+        "self.model =", "self.other = weights.OTHER; self.model ="
+    ).replace("import os\n", "import os\nimport weights\n")
+    folder.digests()
+    sys.modules["weights"].OTHER = other  # type: ignore[attr-defined]
+    again = load_adapter("adapter_here:Adapter", allowed=["*"], search_path=folder.place)
+    assert "self.other" not in again.decided_by
+    sys.modules["weights"].OTHER = torch.tensor([1.0, 100.0])  # type: ignore[attr-defined]
+    again = load_adapter("adapter_here:Adapter", allowed=["*"], search_path=folder.place)
+    assert "self.other" in again.decided_by
 
 
 def _edit(folder: Folder, file: str, before: str, after: str) -> None:

@@ -196,7 +196,9 @@ class Index:
 
     `rows_sha256` is the digest of all its rows in no order, as sealed at `table_version`. `adapter` is the one that
     measured it, `adapter_sha256` the digest of its module, `measured_by` those of what decides its numbers, and
-    `measured_with` the versions of libraries. All four are None where an older gradtrail measured it.
+    `measured_with` the versions of libraries. `checks` are relative differences that checks before the measuring found:
+    `losses` alone against in a batch, `gradients` in a batch against autograd, `rounding` of half precision against
+    float32. All five are None where an older gradtrail measured it.
     """
 
     checkpoint_id: str
@@ -210,6 +212,7 @@ class Index:
     adapter_sha256: str | None = None
     measured_by: Mapping[str, str] | None = None
     measured_with: Mapping[str, str] | None = None
+    checks: Mapping[str, float] | None = None
 
     @property
     def index_id(self) -> str:

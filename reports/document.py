@@ -83,6 +83,7 @@ class _Document:
             "checkpoint": _plain(report.checkpoint),
             "dataset": {**_plain(report.dataset), "attribute_counts": _plain(counts)},
             "measured_with": _plain(report.measured_with),
+            "checks": _plain(report.checks),
             "trust": _trust(report.trust, report.preview_mode),
             "findings": [_finding(finding, audit_id) for finding in report.findings],
         }.items():

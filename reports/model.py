@@ -150,7 +150,8 @@ class AuditReport:
     `findings` holds all of them, those of single outputs too. `attribute_counts` is the number of training examples by
     attribute and value. `model_links` maps a label to a web address: model version, run, audit run, experiment.
     `audit_root` is the Merkle root over the rows of the ledger's event of this audit, `ledger_head` that event's hash.
-    `measured_with` holds the versions of the libraries that measured the index; None where an older gradtrail did.
+    `measured_with` holds the versions of the libraries that measured the index, `checks` what was found before (see
+    `gradtrail.nouns.Index`); None where an older gradtrail measured it.
     """
 
     audit: Audit
@@ -172,6 +173,7 @@ class AuditReport:
     audit_root: str = ""
     signature: SignedRoot | None = None
     measured_with: Mapping[str, str] | None = None
+    checks: Mapping[str, float] | None = None
 
     def cards(self) -> Iterator[ExampleCard]:
         """Every example card of the report, overall first, then output by output."""

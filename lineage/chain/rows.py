@@ -123,7 +123,7 @@ def _refuse_non_finite(table: Table, data: pa.Table) -> None:
     for field in table.schema:
         if pa.types.is_map(field.type) and pa.types.is_floating(field.type.item_type):
             finite = [
-                all(math.isfinite(number) for _, number in pairs) for pairs in data.column(field.name).to_pylist()
+                all(math.isfinite(number) for _, number in pairs or ()) for pairs in data.column(field.name).to_pylist()
             ]
         elif pa.types.is_floating(field.type):
             finite = pc.fill_null(pc.is_finite(data.column(field.name)), True)

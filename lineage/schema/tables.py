@@ -34,7 +34,7 @@ _LABELS: Mapping[str, frozenset[str]] = {
     "training_run": frozenset({"name", "started_at", "parameters"}),
     "model_version": frozenset({"measured_by"}),
     "model_version_checkpoint": frozenset({"source_uri", "weights_uri"}),
-    "gradient_index": frozenset({"table_uri", "adapter", "adapter_sha256", "measured_with"}),
+    "gradient_index": frozenset({"table_uri", "adapter", "adapter_sha256", "measured_with", "checks"}),
     "weighting": frozenset({"evidence"}),
     "audit": frozenset({"method_notes"}),
     "audit_output": frozenset({"position"}),

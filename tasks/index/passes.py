@@ -121,6 +121,7 @@ class IndexPass:
         self._training_data = _training_data(planned.pinned, len(self._manifest))
         self._table = _open_table(planned, self._attribute_names)
         self._versions: dict[str, str] = {}
+        self._checks: dict[str, float] | None = None
 
     def measure(self) -> PassCounts:
         """Measure what is missing of the shard, by several processes if the options say so.
@@ -195,6 +196,7 @@ class IndexPass:
             self._table.uri,
             seal.version,
             seal.rows_sha256,
+            checks=self._checks,
             **self._measured(),
         )
 
@@ -239,6 +241,9 @@ class IndexPass:
         )
         whole, error = _checked_capture(adapter, model, _drawn(data, estimate.batch_size), plan, device)
         rounding = rounding_of_gradients(adapter, model, few, plan, device)
+        self._checks = {"losses": furthest, "gradients": error}
+        if rounding is not None:
+            self._checks["rounding"] = rounding
         say(_checked(len(few), furthest, len(whole), error, rounding))
         return estimate
 

@@ -66,6 +66,7 @@ def build_report(workspace: Workspace, recorded: ReportedAudit) -> AuditReport:
         preview_mode=workspace.preview,
         gradtrail_version=__version__,
         measured_with=recorded.index.measured_with,
+        checks=recorded.index.checks,
     )
 
 

@@ -34,9 +34,10 @@ def test_the_document_names_its_schema_and_everything_the_audit_pinned(sample_re
     assert set(document) == {
         *("schema", "title", "created_at", "gradtrail_version", "preview_mode", "audit", "model_version", "run"),
         *("checkpoint", "dataset", "trust", "findings", "overall", "outputs", "ledger_head", "evidence"),
-        "measured_with",
+        *("measured_with", "checks"),
     }
     assert document["measured_with"] == {"torch": "2.9.1", "transformers": "4.57.3"}
+    assert document["checks"] == {"losses": 2e-7, "gradients": 3e-7, "rounding": 0.012}
 
 
 def test_pictures_are_named_by_digest_and_never_carried(sample_report: AuditReport) -> None:

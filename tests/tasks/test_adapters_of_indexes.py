@@ -237,6 +237,8 @@ def test_the_ledger_says_what_measured_an_index_and_with_which_libraries(indexed
     assert found.adapter == f"{module}:Corrected"
     assert set(found.measured_by) == {"class", f"{module}.py"}
     assert found.measured_with["torch"] == torch.__version__
+    assert 0 <= found.checks["losses"] < 1e-5
+    assert 0 <= found.checks["gradients"] < 1e-4
 
 
 def test_an_index_named_of_another_adapter_is_refused(indexed_variants: Variants) -> None:

@@ -14,8 +14,7 @@ from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.linking import link_report
 from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.report.reported_audits import ShownAudit
-from gradtrail.tasks.report_index import publish_report_index
-from gradtrail.tasks.reporting import write_audit_report
+from gradtrail.tasks.reporting import publish_report_index, write_audit_report
 from gradtrail.tasks.showing import show_audit
 from gradtrail.tasks.trends import record_trend
 

@@ -114,7 +114,7 @@ class Connection(Reader):
         from gradtrail.session import flow_session
 
         with flow_session(self._settings.home):
-            from gradtrail.tasks.reporting import ensure_report
+            from gradtrail.tasks.report.writing import ensure_report
 
             return Path(ensure_report(self._workspace, audit_id).html)
 

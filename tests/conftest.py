@@ -158,7 +158,7 @@ def demo(prefect_server: None, migrated_mlflow: Path, tmp_path_factory: pytest.T
         home=home, mlflow_tracking_uri=embedded_tracking_uri(home), policy=home / "policy.toml", preview="full"
     )
     with redirect_stdout(StringIO()) as printed:
-        run_demo(settings, calibration_seeds=2)
+        run_demo(settings, calibration_seeds=2, calibration_halves=12)
     return DemoRun(settings, settings.workspace(), printed.getvalue())
 
 

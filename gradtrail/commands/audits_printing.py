@@ -14,7 +14,7 @@ from gradtrail.reports.formats import plural
 if TYPE_CHECKING:
     from gradtrail.flows.audit import AuditOutcome, OtherVersion
     from gradtrail.lineage.read.answers import Explanation
-    from gradtrail.tasks.reporting import FoundReport
+    from gradtrail.tasks.report.writing import FoundReport
 
 
 _ANSWERS = {True: "yes", False: "no", None: "not applicable"}

@@ -43,11 +43,11 @@ def report(
         return _serve(settings, port)
     with flow_session(settings.home):
         if compare:
-            from gradtrail.tasks.report_index import write_comparison
+            from gradtrail.tasks.report.index_pages import write_comparison
 
             page = str(write_comparison(settings.workspace(), *compare))
             return printing.say_or_json({"html": page}, f"Comparison: {page}", as_json=as_json)
-        from gradtrail.tasks.reporting import ensure_report
+        from gradtrail.tasks.report.writing import ensure_report
 
         found = ensure_report(settings.workspace(), audit_id)
     return audits_printing.show_report(found, as_json=as_json)
@@ -57,7 +57,7 @@ def _serve(settings: Settings, port: int) -> None:
     from urllib.parse import urlsplit
 
     from gradtrail.reports.index.serving import HOST, report_server
-    from gradtrail.tasks.report_index import write_report_index
+    from gradtrail.tasks.report.index_pages import write_report_index
 
     workspace = settings.workspace()
     write_report_index(workspace)

@@ -35,7 +35,9 @@ CALIBRATION_HALVES, CALIBRATION_SEEDS = 24, 3
 _PRODUCED_AT = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
-def run_demo(settings: Settings, calibration_seeds: int = CALIBRATION_SEEDS) -> None:
+def run_demo(
+    settings: Settings, calibration_seeds: int = CALIBRATION_SEEDS, calibration_halves: int = CALIBRATION_HALVES
+) -> None:
     """Train and register a small CNN, ingest, index and calibrate it, audit its outputs, and say what was found.
 
     Run again it finds nothing new, unless outputs were added to the inbox. It always works on MLflow, LanceDB and
@@ -60,7 +62,7 @@ def run_demo(settings: Settings, calibration_seeds: int = CALIBRATION_SEEDS) -> 
     outcome = None
     with flow_session(home):
         if not _nothing_new(console, workspace):
-            outcome = _audit(console, embedded, workspace, calibration_seeds)
+            outcome = _audit(console, embedded, workspace, calibration_halves, calibration_seeds)
     if outcome and outcome.audit_id:
         _tell(console, workspace, outcome)
     else:
@@ -78,7 +80,7 @@ def _nothing_new(console: Console, workspace: Workspace) -> bool:
         return nothing_new(workspace, f"{MODEL}@{ALIAS}")
 
 
-def _audit(console: Console, settings: Settings, workspace: Workspace, calibration_seeds: int) -> AuditOutcome:
+def _audit(console: Console, settings: Settings, workspace: Workspace, halves: int, seeds: int) -> AuditOutcome:
     with _step(console, "starting MLflow, Prefect, LanceDB and DuckDB, embedded"):
         from gradtrail.flows.audit import audit
         from gradtrail.flows.calibrate import calibrate
@@ -101,7 +103,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace, calibrati
         index(workspace, reference)
     if not _is_calibrated(workspace):
         with _step(console, "flow calibrate: which method predicts best what further training does"):
-            options = CalibrateOptions(sets=CALIBRATION_HALVES, seeds=calibration_seeds)
+            options = CalibrateOptions(sets=halves, seeds=seeds)
             calibrate(workspace, reference, options)
     with _step(console, "flow audit: exact scores, shares, findings, report"):
         return audit(workspace, reference)

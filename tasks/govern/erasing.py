@@ -24,8 +24,8 @@ from gradtrail.storage.files.exclusive import holding
 from gradtrail.storage.models.manifests import rewrite_attributes
 from gradtrail.storage.sources.inbox_erasure import remove_records
 from gradtrail.tasks.core.workspace import Workspace
-from gradtrail.tasks.report_index import renew_report_pages
-from gradtrail.tasks.reporting import rewrite_report
+from gradtrail.tasks.report.index_pages import renew_report_pages
+from gradtrail.tasks.report.writing import rewrite_report
 
 RETENTION = "payload retention"
 

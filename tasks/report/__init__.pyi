@@ -1,6 +1,9 @@
 from . import linking as linking
 from . import trends as trends
-from .building import build_report as build_report
-from .history import audit_history as audit_history
+from .index_pages import renew_report_pages as renew_report_pages
+from .index_pages import write_comparison as write_comparison
+from .index_pages import write_report_index as write_report_index
 from .reported_audits import ShownAudit as ShownAudit
-from .reported_audits import reported_audit as reported_audit
+from .writing import FoundReport as FoundReport
+from .writing import ensure_report as ensure_report
+from .writing import rewrite_report as rewrite_report

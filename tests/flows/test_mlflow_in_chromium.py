@@ -34,7 +34,7 @@ from gradtrail.tasks.report.building import build_report
 from gradtrail.tasks.report.history import audit_history
 from gradtrail.tasks.report.linking import lead_to_report
 from gradtrail.tasks.report.reported_audits import reported_audit
-from gradtrail.tasks.report_index import publish_report_index
+from gradtrail.tasks.reporting import publish_report_index
 
 PATIENCE = 180
 

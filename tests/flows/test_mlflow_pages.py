@@ -21,8 +21,9 @@ from gradtrail.cli import app
 from gradtrail.lineage.read import queries
 from gradtrail.storage.models.audit_runs import AUDIT_EXPERIMENT, AUDIT_TAG, INDEX_TAG, NOTE_TAG, TREND_TAG
 from gradtrail.tasks.report.building import build_report
+from gradtrail.tasks.report.index_pages import write_report_index
 from gradtrail.tasks.report.reported_audits import ShownAudit, reported_audit
-from gradtrail.tasks.report_index import publish_report_index, write_report_index
+from gradtrail.tasks.reporting import publish_report_index
 from gradtrail.tasks.trends import record_trend
 
 BASE = "http://127.0.0.1:5000"

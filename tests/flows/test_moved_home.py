@@ -23,7 +23,7 @@ from gradtrail.settings import Settings
 from gradtrail.storage.models.moved_home import follow_moved_home
 from gradtrail.tasks.govern.erasing import erase_data
 from gradtrail.tasks.govern.verifying import verify_workspace
-from gradtrail.tasks.reporting import ensure_report
+from gradtrail.tasks.report.writing import ensure_report
 
 MODEL = "tiny@champion"
 

@@ -31,7 +31,7 @@ from gradtrail.tasks.erasing import retain_payloads
 from gradtrail.tasks.govern.erasing import erase_data, preview_erasure
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.govern.withdrawing import withdraw_data
-from gradtrail.tasks.reporting import ensure_report
+from gradtrail.tasks.report.writing import ensure_report
 
 PERSONAL = frozenset({"author"})
 
@@ -296,7 +296,7 @@ STRIKES = [
     ("gradtrail.tasks.govern.erasing", "remove_records"),
     ("gradtrail.tasks.govern.erasing", "_rewrite_manifests"),
     ("gradtrail.tasks.govern.erasing", "record_revision"),
-    ("gradtrail.tasks.reporting", "record_revision"),
+    ("gradtrail.tasks.report.writing", "record_revision"),
     ("gradtrail.lineage.ledger.file", "copy_and_seal"),
     ("gradtrail.lineage.erasure.erasures", "finish"),
 ]

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefect import task
-
 from gradtrail.addresses import COMPARISONS, INDEX_PAGE, REPORT_PAGE
 from gradtrail.digests import short
 from gradtrail.errors import UsageError
@@ -33,10 +31,8 @@ from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.history import audit_history
 from gradtrail.tasks.report.reported_audits import ShownAudit
-from gradtrail.tasks.retrying import WITH_RETRIES
 
 
-@task(**WITH_RETRIES)
 def publish_report_index(
     workspace: Workspace, audits_a_part: int = AUDITS_A_PART, shown: ShownAudit | None = None
 ) -> str:
@@ -100,7 +96,7 @@ def renew_report_pages(workspace: Workspace) -> None:
     for page in (*workspace.reports.glob("audits-*.html"), *(workspace.reports / COMPARISONS).glob("*.html")):
         page.unlink(missing_ok=True)
     if _places(workspace):
-        publish_report_index.fn(workspace)
+        publish_report_index(workspace)
 
 
 def write_report_index(workspace: Workspace, audits_a_part: int = AUDITS_A_PART) -> Path:

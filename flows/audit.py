@@ -18,23 +18,35 @@ from gradtrail.tasks.answering import answer_traces
 from gradtrail.tasks.audit.options import AuditOptions
 from gradtrail.tasks.audit.resolving import ResolvedAudit
 from gradtrail.tasks.calibrated import resolve_audit
-from gradtrail.tasks.collect.collecting import WaitingOutputs, require_finished, require_sources
+from gradtrail.tasks.collect.collecting import (
+    WaitingOutputs,
+    count_pending,
+    require_finished,
+    require_sources,
+)
 from gradtrail.tasks.collecting import collect_outputs, look_for_work, pending_outputs
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.erasing import retain_payloads
+from gradtrail.tasks.govern.judged import AT_READING, LEFT_OUT, WAITING, Given, require_share
+from gradtrail.tasks.govern.verdicts import judge_run
 from gradtrail.tasks.indexing import publish_snapshot
 from gradtrail.tasks.ingesting import resolve_version
 from gradtrail.tasks.report.reported_audits import ShownAudit
+from gradtrail.tasks.run_log import warn
 
 
 @dataclass(frozen=True)
 class OtherVersion:
-    """Another version of the audited model: the audits it got, or the `refusal`, why its outputs are left."""
+    """Another version of the audited model: the audits it got, or the `refusal`, why its outputs are left.
+
+    `left_out` counts its outputs that were not audited.
+    """
 
     model_version_id: str
     audit_ids: tuple[str, ...]
     output_count: int
     refusal: str = ""
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class AuditOutcome:
         warnings: what to know about the method on this index, as whole sentences; the report has them too.
         earlier: audits that this run made before `audit_id`, where the outputs were too many for one.
         others: other versions of the model that had outputs left; not looked for where the version is given by number.
+        refused_before: recorded outputs without an audit, since earlier runs refused to measure them.
     """
 
     model_version_id: str
@@ -68,6 +81,22 @@ class AuditOutcome:
     warnings: tuple[str, ...] = ()
     earlier: tuple[str, ...] = ()
     others: tuple[OtherVersion, ...] = ()
+    refused_before: int = 0
+
+    @property
+    def given(self) -> Given:
+        """The outputs this run was given: how many audits cover, how many none does and why."""
+        causes = {
+            AT_READING: len(self.refused),
+            LEFT_OUT: self.left_out,
+            WAITING: sum(each.count for each in self.waits),
+            **{
+                f"of {each.model_version_id}" + (f", left: {each.refusal}" if each.refusal else ""): each.left_out
+                for each in self.others
+            },
+        }
+        judged = self.output_count + sum(each.output_count for each in self.others)
+        return Given(judged, {cause: count for cause, count in causes.items() if count}, self.sampled_out)
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -83,6 +112,8 @@ def audit(
     options: AuditOptions = AuditOptions(),  # noqa: B008 - frozen
     *,
     retry_refused: bool = False,
+    most_unjudged: float | None = None,
+    least_outputs: int = 0,
 ) -> AuditOutcome:
     """Collect outputs, audit those that are new, write the report, link it in MLflow. A repeat finds nothing to do.
 
@@ -93,12 +124,16 @@ def audit(
         reference: `NAME@alias`, `NAME/3` or `NAME`; an alias is resolved once and pinned by number.
         options: method, target and what to keep.
         retry_refused: take outputs, too, that were refused when they were measured: once their cause is gone.
+        most_unjudged: share of the outputs, 0 to 1, that may be left without an audit; None for any.
+        least_outputs: how many outputs have to be audited at least, where `most_unjudged` is given.
 
     Raises:
+        UnjudgedError: at the end, where more outputs than that were left without an audit, or fewer were audited.
         GradtrailError: at the end, where the version that was asked for is not ready or cannot be audited.
         StoreError: at the end, where a source could not be read, a trace not be answered, an output not be read, a
             report not be finished, or a payload not be erased in time; the next run tries again.
     """
+    require_share(most_unjudged or 0.0)
     version = resolve_version(workspace, reference)
     resolved, fault = _resolve(workspace, version.model_version_id, options)
     collected = collect_outputs(workspace)
@@ -124,7 +159,7 @@ def audit(
     require_sources(failed)
     require_finished((*(each for other in (drained, *others) for each in other.failed), *unretained))
     examined = drained.examined
-    return AuditOutcome(
+    outcome = AuditOutcome(
         version.model_version_id,
         examined.audit_id,
         examined.report,
@@ -137,10 +172,24 @@ def audit(
         warnings=examined.warnings,
         earlier=examined.earlier,
         others=tuple(
-            OtherVersion(each.model_version_id, each.examined.audit_ids, each.examined.output_count, each.refusal)
+            OtherVersion(
+                each.model_version_id,
+                each.examined.audit_ids,
+                each.examined.output_count,
+                each.refusal,
+                each.pending - each.examined.output_count,
+            )
             for each in others
         ),
+        refused_before=left.refused,
     )
+    if outcome.given.left:
+        warn(outcome.given.in_words())
+    if most_unjudged is not None and (
+        fault := judge_run(workspace, outcome, options.target, most_unjudged, least_outputs).fault
+    ):
+        raise fault
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -156,7 +205,7 @@ class _Drained:
 
     @property
     def anything(self) -> bool:
-        return bool(self.pending or self.finished or self.failed)
+        return bool((self.pending and not self.refusal) or self.finished or self.failed)
 
 
 def _resolve(
@@ -212,7 +261,8 @@ def _drain_others(
             resolved = resolve_audit(workspace, model_version_id, options)
             drained.append(_drain(workspace, model_version_id, resolved, retry_refused))
         except GradtrailError as fault:
-            drained.append(_Drained(model_version_id, refusal=str(fault)))
+            left_out = count_pending(workspace, model_version_id, options.target, retry_refused)
+            drained.append(_Drained(model_version_id, pending=left_out, refusal=str(fault)))
         except Exception as fault:
             drained.append(_Drained(model_version_id, failed=((model_version_id, said(fault)),)))
     return tuple(drained)

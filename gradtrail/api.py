@@ -86,15 +86,27 @@ class Connection(Reader):
 
         return add_file(Path(file), self._workspace.inbox)
 
-    def audit(self, reference: str, *, retry_refused: bool = False, **options: Any) -> AuditOutcome:
+    def audit(
+        self,
+        reference: str,
+        *,
+        retry_refused: bool = False,
+        most_unjudged: float | None = None,
+        least_outputs: int = 0,
+        **options: Any,
+    ) -> AuditOutcome:
         """Audit every output that no audit has covered yet, write the report, link it in MLflow.
 
         Args:
             reference: the model version, as in `ingest`.
             retry_refused: take outputs, too, that could not be measured before.
+            most_unjudged: share of the outputs, 0 to 1, that may be left without an audit; None for any. What there
+                was, and what was left out, is `given` of the result.
+            least_outputs: how many outputs have to be audited at least, where `most_unjudged` is given.
             options: fields of `AuditOptions`, such as `method="grad_dot"`.
 
         Raises:
+            UnjudgedError: too many outputs were left without an audit, or too few were audited.
             UsageError: for an option that does not exist; it names those that do.
         """
         from gradtrail.session import flow_session
@@ -103,7 +115,9 @@ class Connection(Reader):
             from gradtrail.flows.audit import audit
             from gradtrail.tasks.audit.options import AuditOptions
 
-            return audit(self._workspace, reference, _options(AuditOptions, options), retry_refused=retry_refused)
+            asked = _options(AuditOptions, options)
+            gate = {"most_unjudged": most_unjudged, "least_outputs": least_outputs}
+            return audit(self._workspace, reference, asked, retry_refused=retry_refused, **gate)
 
     def report(self, audit_id: str = "") -> Path:
         """The HTML report of an audit, by the beginning of its id, or of the newest; written again if it is gone.

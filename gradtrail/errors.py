@@ -74,5 +74,9 @@ class FindingsError(GradtrailError):
     exit_code = 4
 
 
+class UnjudgedError(FindingsError):
+    """A gate could not judge what it was given: too many outputs have no audit, or there were too few."""
+
+
 class AttributionWarning(UserWarning):
     """Something a measurement is slower or says less by; the numbers are right."""

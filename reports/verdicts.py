@@ -13,6 +13,8 @@ from gradtrail.nouns import SEVERITIES, Finding, Severity
 from gradtrail.reports.policies.sql import evidence_sql
 
 SCHEMA = "gradtrail.gate/1"
+UNJUDGED = "outputs-judged"
+"""Name of the case that fails where a gate could not judge what it was given."""
 # What XML 1.0 cannot hold, escaped or not (section 2.2).
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -26,6 +28,7 @@ class AuditVerdict:
     recorded_at: datetime
     rules: tuple[str, ...]
     findings: tuple[Finding, ...]
+    outputs: int = 0
 
 
 def stops(finding: Finding, fail_on: Severity) -> bool:
@@ -33,9 +36,16 @@ def stops(finding: Finding, fail_on: Severity) -> bool:
     return SEVERITIES.index(finding.severity) <= SEVERITIES.index(fail_on)
 
 
-def verdict_document(audits: Sequence[AuditVerdict], fail_on: Severity) -> dict[str, Any]:
-    """Test results as JSON: a suite an audit, a case a rule, which fails by a finding of `fail_on` or higher."""
+def verdict_document(
+    audits: Sequence[AuditVerdict], fail_on: Severity, *, unjudged: str = "", model_version_id: str = ""
+) -> dict[str, Any]:
+    """Test results as JSON: a suite an audit, a case a rule, which fails by a finding of `fail_on` or higher.
+
+    `unjudged` says why the gate could not judge what it was given: one more suite, of one case that fails.
+    """
     suites = [_suite(audit, fail_on) for audit in audits]
+    if unjudged:
+        suites.append(_unjudged_suite(unjudged, model_version_id))
     return {
         "schema": SCHEMA,
         "fail_on": fail_on,
@@ -54,7 +64,7 @@ def junit_xml(document: Mapping[str, Any]) -> bytes:
         element = ElementTree.SubElement(
             root,
             "testsuite",
-            name=_clean(f"{suite['model_version_id']} audit {suite['audit_id'][:12]}"),
+            name=_clean(f"{suite['model_version_id']} audit {suite['audit_id'][:12] or 'none'}"),
             tests=str(suite["tests"]),
             failures=str(suite["failures"]),
             errors="0",
@@ -88,6 +98,18 @@ def _suite(audit: AuditVerdict, fail_on: Severity) -> dict[str, Any]:
         "tests": len(cases),
         "failures": sum(not case["passed"] for case in cases),
         "cases": cases,
+    }
+
+
+def _unjudged_suite(cause: str, model_version_id: str) -> dict[str, Any]:
+    found = {"severity": SEVERITIES[0], "message": cause, "output_id": None, "failure": True, "sql": ""}
+    return {
+        "audit_id": "",
+        "model_version_id": model_version_id,
+        "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tests": 1,
+        "failures": 1,
+        "cases": [{"rule": UNJUDGED, "passed": False, "findings": [found]}],
     }
 
 

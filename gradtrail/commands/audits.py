@@ -38,6 +38,19 @@ def audit(
         Literal["high", "medium", "low"] | None,
         typer.Option(help="Exit with code 4 where a finding is of this severity or higher.", show_default=False),
     ] = None,
+    most_unjudged: Annotated[
+        float,
+        typer.Option(
+            "--most-unjudged",
+            "--most-refused",
+            help="With --fail-on or --junit: share of the outputs that may be left without an audit.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
+    least_outputs: Annotated[
+        int, typer.Option(help="With --fail-on or --junit: outputs that have to be audited at least.", min=0)
+    ] = 0,
     junit: Annotated[
         Path | None,
         typer.Option(help="Write rules and findings as JUnit XML, and as JSON beside it.", show_default=False),
@@ -65,13 +78,13 @@ def audit(
         outcome = audit_flow(settings.workspace(), reference, options, retry_refused=retry_refused)
     audits_printing.show_audit(outcome, as_json=as_json)
     if fail_on or junit:
-        from gradtrail.tasks.govern.verdicts import audit_verdicts, require_pass, write_verdicts
+        from gradtrail.tasks.govern.verdicts import judge_run, require_pass, write_verdicts
 
-        audits = audit_verdicts(settings.workspace(), outcome.model_version_id, outcome.made)
+        verdict = judge_run(settings.workspace(), outcome, target, most_unjudged, least_outputs)
         if junit:
-            write_verdicts(audits, fail_on or "high", junit)
+            write_verdicts(verdict, fail_on or "high", junit)
         if fail_on:
-            require_pass(audits, fail_on)
+            require_pass(verdict.audits, fail_on, verdict.fault)
 
 
 @app.command()

@@ -48,13 +48,27 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     for other in outcome.others:
         printing.say(_other_version(other))
     if not outcome.audit_id:
-        return printing.say(f"Nothing new: every output of {outcome.model_version_id} in the inbox has been audited.")
+        return printing.say(_nothing_audited(outcome))
     number = plural(outcome.output_count, "output")
     return printing.say(
         f"Audited {number} of {outcome.model_version_id} (audit {short(outcome.audit_id)}).",
         *(f"Note: {warning}" for warning in outcome.warnings),
         f"Report: {outcome.report}",
     )
+
+
+def _nothing_audited(outcome: AuditOutcome) -> str:
+    """Why a run made no audit of the version that was asked for."""
+    name = outcome.model_version_id
+    if outcome.left_out or outcome.refused or outcome.sampled_out:
+        return f"No output of {name} was audited. {outcome.given.in_words()}"
+    if outcome.refused_before:
+        number = plural(outcome.refused_before, f"output of {name} has", f"outputs of {name} have")
+        return (
+            f"Nothing new. {number} no audit: refused when measured by an earlier run. "
+            "Once the cause is gone: --retry-refused."
+        )
+    return f"Nothing new: every output of {name} in the inbox has been audited."
 
 
 def _other_version(other: OtherVersion) -> str:

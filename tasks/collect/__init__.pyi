@@ -1,6 +1,7 @@
 from . import collecting as collecting
 from .collecting import Collection as Collection
 from .collecting import WaitingOutputs as WaitingOutputs
+from .collecting import count_pending as count_pending
 from .collecting import require_finished as require_finished
 from .collecting import require_sources as require_sources
 from .outputs_as_examples import output_example as output_example

@@ -11,6 +11,7 @@ from gradtrail.lineage.events.alerts import undelivered_alerts
 from gradtrail.lineage.events.source_watermarks import newest_watermark, record_watermark
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.read.deliveries import recorded_payloads
+from gradtrail.lineage.read.unjudged import refused_outputs
 from gradtrail.nouns import Target, Watermark
 from gradtrail.storage.models.registry import RegisteredVersion
 from gradtrail.storage.sources.config import SourceConfig
@@ -228,11 +229,13 @@ class WorkLeft:
         model_version_ids: versions of the model that have outputs to examine or an audit to finish; oldest first.
         alerts_due: whether an outlet has to be told of findings.
         unpublished: whether the snapshot lacks what was recorded last.
+        refused: recorded outputs of the version that earlier runs refused to measure, so that no audit covers them.
     """
 
     model_version_ids: tuple[str, ...]
     alerts_due: bool
     unpublished: bool
+    refused: int = 0
 
 
 def look_for_work(workspace: Workspace, version: RegisteredVersion, target: Target, retry_refused: bool) -> WorkLeft:
@@ -243,7 +246,13 @@ def look_for_work(workspace: Workspace, version: RegisteredVersion, target: Targ
             tuple(queries.versions_to_audit(connection, version.name, target=target, quarantine=quarantine)),
             bool(undelivered_alerts(connection)),
             not ledger.is_published(connection),
+            refused_outputs(connection, version.model_version_id, MEASURING[target], target),
         )
+
+
+def count_pending(workspace: Workspace, model_version_id: str, target: Target, retry_refused: bool) -> int:
+    """How many outputs of a model version wait for an audit."""
+    return len(pending_outputs(workspace, model_version_id, target, retry_refused).output_ids)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,12 @@ from .erasing import ErasurePreview as ErasurePreview
 from .erasing import erase_data as erase_data
 from .erasing import preview_erasure as preview_erasure
 from .erasing import retain_payloads as retain_payloads
-from .verdicts import audit_verdicts as audit_verdicts
+from .judged import AT_READING as AT_READING
+from .judged import Given as Given
+from .judged import LEFT_OUT as LEFT_OUT
+from .judged import WAITING as WAITING
+from .judged import require_share as require_share
+from .verdicts import judge_run as judge_run
 from .verdicts import require_pass as require_pass
 from .verdicts import write_verdicts as write_verdicts
 from .verifying import Verification as Verification

@@ -58,3 +58,25 @@ def test_one_is_not_many(capsys):
 def test_a_run_that_audited_all_there_was_says_nothing_of_what_waits(capsys):
     show_audit(AuditOutcome("digits/3"), as_json=False)
     assert capsys.readouterr().out == "Nothing new: every output of digits/3 in the inbox has been audited.\n"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (
+            AuditOutcome("m/1", left_out=20),
+            "No output of m/1 was audited. 20 of 20 outputs could not be judged: 20 ref",
+        ),
+        (
+            AuditOutcome("m/1", refused=(("r1", "no."),)),
+            "1 of 1 output could not be judged: 1 refused when they were r",
+        ),
+        (AuditOutcome("m/1", sampled_out=7), "No output of m/1 was audited. 7 outputs were left out by sampling."),
+        (AuditOutcome("m/1", refused_before=3), "Nothing new. 3 outputs of m/1 have no audit: refused when measured"),
+    ],
+)
+def test_a_run_that_audited_nothing_does_not_say_that_all_was_audited(outcome, said, capsys):
+    show_audit(outcome, as_json=False)
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "has been audited" not in printed

@@ -4,7 +4,7 @@ import pytest
 from prefect import flow
 from prefect.context import FlowRunContext
 
-from gradtrail.errors import NotFoundError
+from gradtrail.errors import NotFoundError, UnjudgedError
 from gradtrail.flows import examining
 from gradtrail.flows.audit import audit
 from gradtrail.flows.index import index
@@ -33,9 +33,12 @@ def test_a_record_without_needed_fields_is_quarantined_and_counted_in_the_report
     assert [record_id for record_id, _ in outcome.refused] == ["out-2"]
     assert "'prediction'" in outcome.refused[0][1]
     assert outcome.left_out == 1
+    assert (outcome.given.judged, outcome.given.left) == (1, 2)
     assert len(indexed.report(outcome.audit_id)["trust"]["quarantined_outputs"]) == 2
     again = audit(indexed.workspace, "tiny@champion")
-    assert (again.audit_id, again.refused, again.left_out) == ("", (), 0)
+    assert (again.audit_id, again.refused, again.left_out, again.refused_before) == ("", (), 0, 1)
+    with pytest.raises(UnjudgedError, match="2 of 3 outputs could not be judged"):
+        audit(indexed.workspace, "tiny@champion", most_unjudged=0.5)
 
 
 def test_an_output_delivered_twice_is_audited_once_and_other_content_is_refused(indexed):

@@ -21,13 +21,13 @@ $(READY): requirements.lock requirements-no-deps.lock pyproject.toml
 demo: $(READY) ## train, register, index and audit a real model; ends with a report to open
 	@$(BIN)/gradtrail demo
 
-test: TESTS ?= not slow
+test: TESTS ?= not slow and not ci
 test: $(READY) ## the tests, in a few minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(TESTS)" --durations=8
 	@echo "Tests passed. Next: make demo, or read docs/."
 
-test-all: test ## the tests, then the slow ones, one at a time
-	@$(BIN)/python -m pytest -m slow --durations=20
+test-all: test ## the tests, then those of whole flows and processes, and the slow ones, one at a time
+	@$(BIN)/python -m pytest -m "slow or ci" --durations=20
 
 lint: $(READY) ## style, types, layers
 	@.ci/lint

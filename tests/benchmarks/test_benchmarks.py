@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ci  # races in processes of their own
+
 ENVIRONMENT = {"measured_at", "commit", "cpu", "cores", "threads", "versions", "python", "load_before"}
 RUNS = {
     "index": ["index.py", "--tiny", "--no-peers", "--repetitions", "1", "--turn", "0"],

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.ci  # a small run of every measurement
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONDITIONS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "OMP_NUM_THREADS": "1"}
 ROW = {"task", "engine", "method", "weighting", "metric", "steps", "value", "standard_error", "ceiling", "damping"}

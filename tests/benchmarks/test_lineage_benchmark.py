@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.ci  # a ledger that grows
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ci  # test runs within tests
+
 ROOT = Path(__file__).parents[2]
 CLAMP = """
 

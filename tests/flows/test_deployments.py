@@ -19,6 +19,8 @@ from gradtrail.serving import SERVER_RETENTION, prefect_file
 from gradtrail.settings import load_settings
 from gradtrail.tasks.core.workspace import Workspace
 
+pytestmark = pytest.mark.ci  # a server and a worker of their own
+
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = yaml.safe_load((ROOT / "deploy" / "prefect.yaml").read_text())
 

@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from prefect.settings import PREFECT_API_URL
+
+pytestmark = pytest.mark.ci  # processes of their own
 
 # Without the handler that `gradtrail.flows` registers, this prints 39 lines.
 SCRIPT = """

@@ -24,6 +24,8 @@ from gradtrail.tasks.core.models import pinned_model
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.index.options import IndexOptions
 
+pytestmark = pytest.mark.ci  # an index by each option, and processes that share one
+
 MODEL = "tiny@champion"
 
 

@@ -27,6 +27,8 @@ from gradtrail.tasks.measuring import measure_outputs
 from gradtrail.tasks.report.reported_audits import ShownAudit
 from gradtrail.tasks.reporting import write_audit_report
 
+pytestmark = pytest.mark.ci  # processes that are killed and started again
+
 SLOW_INDEX = """
 import sys, time
 from pathlib import Path

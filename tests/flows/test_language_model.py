@@ -16,6 +16,8 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.settings import Settings
 
+pytestmark = pytest.mark.ci  # a model of language from registration to report
+
 PAGE = Path(__file__).parents[2] / "docs" / "language-models.md"
 
 

@@ -31,6 +31,8 @@ from gradtrail.tasks.index.opened import method_indexes, open_index
 from gradtrail.tasks.index.options import IndexOptions
 from gradtrail.tasks.ingest.registering import TrainedWeights
 
+pytestmark = pytest.mark.ci  # a whole audit by each method; tests/attribution has them one by one
+
 MODEL = "tiny@champion"
 
 

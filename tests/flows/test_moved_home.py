@@ -25,6 +25,8 @@ from gradtrail.tasks.govern.erasing import erase_data
 from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.report.writing import ensure_report
 
+pytestmark = pytest.mark.ci  # whole homes are copied and audited
+
 MODEL = "tiny@champion"
 
 

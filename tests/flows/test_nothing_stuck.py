@@ -12,6 +12,8 @@ from gradtrail.tasks.collecting import collect_outputs
 from gradtrail.tasks.core.measured_outputs import MEASURING
 from gradtrail.tasks.govern.verdicts import audit_verdicts
 
+pytestmark = pytest.mark.ci  # whole flows, one after the other
+
 MODEL = "tiny@champion"
 
 

@@ -22,6 +22,8 @@ from gradtrail.tasks.govern.verifying import verify_workspace
 from gradtrail.tasks.govern.withdrawing import withdraw_data
 from gradtrail.tasks.index.options import IndexOptions
 
+pytestmark = pytest.mark.ci  # whole flows, one after the other
+
 DOT = AuditOptions("grad_dot")
 
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.ci  # every module in turn, without what another loaded
+
 REGISTRIES = """
 from torch import nn
 from gradtrail.attribution.layers.registry import find_rule

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ci  # environments are made and installed into
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOMS = ("attribution", "flows", "lineage", "reports", "storage", "tasks")
 IMPORT_ALL = (

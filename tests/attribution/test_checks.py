@@ -265,3 +265,22 @@ def test_the_capture_check_finds_examples_that_are_coupled_in_the_gradient_alone
     with pytest.raises(ModelError, match="are not its gradient") as caught:
         check_capture(adapter, model, examples, plan_features(model, FeatureSettings(fallback=False)))
     assert "coupled" in caught.value.remedy
+
+
+class RoundedAtZero(nn.Module):
+    """ReLU at numbers so small that float32 loses them in a batch, and keeps them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4, bias=False), nn.Linear(4, 5)
+        nn.init.constant_(self.first.weight, 1e-9)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs.abs())
+        return self.last(functional.relu((hidden + 1) - 1 if len(inputs) > 1 else hidden))
+
+
+def test_a_relu_that_rounding_switches_is_compared_in_double_precision(make_classifier, make_examples):
+    examples, model = make_examples(6, 6), RoundedAtZero()
+    plan = plan_features(model, FeatureSettings(fallback=False))
+    assert check_capture(make_classifier(lambda: model, examples), model, examples, plan) < 1e-5

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint lock picture clean help bench-index bench-score bench-peers bench-fidelity bench-lineage bench-faults bench-audit bench-mutants bench-docs
+.PHONY: demo test test-all lint lock picture clean help bench-index bench-models bench-score bench-peers bench-fidelity bench-lineage bench-faults bench-audit bench-mutants bench-docs
 
 help: ## what there is to run
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ picture: $(READY) ## the README's picture, from the newest demo report
 
 bench-index: $(READY) ## race of indexing, against peers in an environment of their own
 	@$(BIN)/python benchmarks/index.py
+
+bench-models: $(READY) ## models that people bring: error and speed beside a loop of autograd; ten minutes
+	@$(BIN)/python benchmarks/models.py
 
 bench-score: $(READY) ## exact scoring, against a bare scan and a bare product
 	@$(BIN)/python benchmarks/score.py

@@ -10,6 +10,7 @@ from typing import Any
 
 from document_house import house_section
 from document_indexing import indexing_section, picture
+from document_models import models_section
 from document_mutants import mutants_section
 from document_production import FLAT, audits_section, beside_section, faults_section
 from machine import RESULTS, ROOT
@@ -29,6 +30,7 @@ def markdown(
     mutants: Row | None = None,
     beside: Row | None = None,
     house: Row | None = None,
+    models: Row | None = None,
 ) -> str:
     """The whole page; whole audits, faults and mutants where they were measured."""
     parts = [
@@ -37,6 +39,7 @@ def markdown(
         "`make bench-docs` from `benchmarks/results/*.json`. Every row counts, also those where gradtrail is slower.\n",
         _machine(index["environment"]),
         indexing_section(index),
+        *([models_section(models)] if models else []),
         _scoring(score),
         _oracles(peers),
         *([audits_section(audit)] if audit else []),
@@ -123,10 +126,11 @@ def _oracles(results: Row) -> str:
 def _running() -> str:
     return (
         "## Measuring again\n\n"
-        "`make bench-index`, `make bench-score`, `make bench-peers`, `make bench-audit`, `make bench-faults` and "
-        "`make bench-mutants` write the results, `make bench-docs` this page. "
+        "`make bench-index`, `make bench-models`, `make bench-score`, `make bench-peers`, `make bench-audit`, "
+        "`make bench-faults` and `make bench-mutants` write the results, `make bench-docs` this page. "
         "The first makes `.venv-peers`, an environment with the peers, because their requirements do not go together "
-        "with ours: they would bring a CUDA build of torch. Leave the machine alone meanwhile.\n\n"
+        "with ours: they would bring a CUDA build of torch; the second makes `.venv-models` with timm and "
+        "peft. Leave the machine alone meanwhile.\n\n"
         "All engines run under the same settings: as many threads, and an allocator that keeps its memory, because a "
         "virtual machine pays dearly for every page that is touched for the first time. traker draws its whole "
         "projection again for every batch on a CPU, so it is timed over one batch; kronfluence keeps no index, so one "
@@ -142,11 +146,12 @@ def main() -> None:
     index, score, peers = (
         json.loads((options.results / f"{name}.json").read_text()) for name in ("index", "score", "peers")
     )
-    audit, faults, mutants, beside, house = (
+    audit, faults, mutants, beside, house, models = (
         json.loads(path.read_text()) if (path := options.results / f"{name}.json").is_file() else None
-        for name in ("audit", "faults", "mutants", "audit_beside", "house")
+        for name in ("audit", "faults", "mutants", "audit_beside", "house", "models")
     )
-    (options.docs / "benchmarks.md").write_text(markdown(index, score, peers, audit, faults, mutants, beside, house))
+    page = markdown(index, score, peers, audit, faults, mutants, beside, house, models)
+    (options.docs / "benchmarks.md").write_text(page)
     picture(index, options.docs / "benchmarks.svg")
     print(f"Written: {options.docs / 'benchmarks.md'} and benchmarks.svg")
 

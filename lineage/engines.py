@@ -19,7 +19,7 @@ _IDLE = 2
 def attach(connection: duckdb.DuckDBPyConnection, database: Path, *, read_only: bool) -> None:
     """Attach a file as LEDGER and use it. Raises duckdb.Error where it is locked or is no database."""
     quoted = str(database).replace("'", "''")
-    connection.execute(f"ATTACH '{quoted}' AS {LEDGER}{' (READ_ONLY)' if read_only else ''}")
+    connection.execute(f"ATTACH '{quoted}' AS {LEDGER} (TYPE duckdb{', READ_ONLY' if read_only else ''})")
     connection.execute(f"USE {LEDGER}")
     connection.execute("SET TimeZone = 'UTC'")
 

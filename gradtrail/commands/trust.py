@@ -40,6 +40,10 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="PEM file: every audit must be signed by this key.", show_default=False)
     ] = None,
+    seal: Annotated[
+        list[Path] | None,
+        typer.Option(help="Copy of a seal that was kept elsewhere; repeatable.", show_default=False),
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +58,7 @@ def verify(
     with flow_session(settings.home):
         from gradtrail.tasks.govern.verifying import verify_workspace
 
-        verification = verify_workspace(settings.workspace(), public_key)
+        verification = verify_workspace(settings.workspace(), public_key, tuple(seal or ()))
     trust_printing.show_verification(verification, as_json=as_json)
     if verification.problems:
         raise typer.Exit(VerificationError.exit_code)

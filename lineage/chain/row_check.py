@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from gradtrail.lineage.chain.integrity import MerkleTree, key_text, row_digests, row_keys
-from gradtrail.lineage.engines import second
+from gradtrail.lineage.engines import LEDGER, second
 from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import Table
 
@@ -61,7 +61,7 @@ Erasures = Mapping[tuple[int, str], Mapping[int, int]]
 
 def erased_positions(connection: duckdb.DuckDBPyConnection) -> Erasures:
     """The erasing event by position, of every erased row, by recording event and table."""
-    if not connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'erased_row'").fetchall():
+    if not connection.execute("SELECT 1 FROM system.main.duckdb_tables() WHERE table_name = 'erased_row'").fetchall():
         return {}
     found: dict[tuple[int, str], dict[int, int]] = {}
     query = "SELECT erased_event, table_name, position, event_sequence FROM erased_row"
@@ -79,8 +79,8 @@ def check_rows(
     """Check one table; yields None for every row found, Erased for every row erased, each problem, by event and key.
 
     Args:
-        connection: read-only, on the ledger.
-        table: the table to walk.
+        connection: on the ledger, or on an empty database beside it, where no name of the file can stand for another.
+        table: the table to walk, which the caller knows to be one.
         promises: by event sequence, what that event says about this table.
         erasures: see `erased_positions`; the rows it rests on are checked with their own table.
     """
@@ -164,8 +164,9 @@ def _compare(table: Table, sequence: int, promised: list[_Entry], rows: list[_En
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[_Entry]:
-    template = "SELECT $columns, event_sequence, salt FROM $table ORDER BY event_sequence, $keys"
-    query = statement(template, columns=", ".join(table.schema.names), table=table.name, keys=", ".join(table.key))
+    template = "SELECT $columns, event_sequence, salt FROM $ledger.main.$table ORDER BY event_sequence, $keys"
+    columns, keys = ", ".join(table.schema.names), ", ".join(table.key)
+    query = statement(template, columns=columns, ledger=LEDGER, table=table.name, keys=keys)
     for batch in _batches(connection, query):
         data = batch.select(table.schema.names).cast(pa.schema([each.with_nullable(True) for each in table.schema]))
         salts = [salt or b"" for salt in batch.column("salt").to_pylist()]
@@ -176,9 +177,10 @@ def _rows(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[_Entr
 
 
 def _commitments(connection: duckdb.DuckDBPyConnection, table: Table) -> Iterator[_Entry]:
-    query = """
+    template = """
         SELECT event_sequence, row_key, row_digest, position
-        FROM row_commitment WHERE table_name = ? ORDER BY event_sequence, position"""
+        FROM $ledger.main.row_commitment WHERE table_name = ? ORDER BY event_sequence, position"""
+    query = statement(template, ledger=LEDGER)
     for batch in _batches(connection, query, [table.name]):
         for sequence, key, digest, position in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield _Entry(sequence, _sortable(_parsed(key)), False, key, digest, position)

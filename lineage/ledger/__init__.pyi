@@ -1,9 +1,15 @@
-from .migrations import schema_differences as schema_differences
+from .definitions import differences as differences
+from .definitions import found_definitions as found_definitions
+from .definitions import open_known_snapshot as open_known_snapshot
+from .definitions import recorded_version as recorded_version
+from .definitions import unknown_views as unknown_views
+from .migrations import is_current as is_current
 from .migrations import version_of as version_of
 from .published import read_published as read_published
 from .seal import Seal as Seal
 from .seal import is_continued as is_continued
 from .seal import publications_held as publications_held
 from .seal import read_seal as read_seal
+from .seal import read_seal_file as read_seal_file
 from .seal import seal_path as seal_path
 from .writing import Ledger as Ledger

@@ -12,6 +12,7 @@ import duckdb
 from gradtrail.errors import LedgerError, NotFoundError
 from gradtrail.lineage.chain.appending import head
 from gradtrail.lineage.connections import WRITING, first_line, marked, open_database
+from gradtrail.lineage.ledger.definitions import remember_known, require_known
 from gradtrail.lineage.ledger.migrations import is_current, migrate
 from gradtrail.lineage.ledger.published import read_published
 from gradtrail.lineage.ledger.seal import copy_and_seal, read_seal
@@ -36,7 +37,8 @@ class LedgerFile:
         snapshot: the read-only copy for everyone else; created by `publish_snapshot`.
         patience_seconds: how long a call waits for another process or thread that holds the file.
 
-    Every method raises LedgerError when the file stays locked, is damaged, or was written by a newer gradtrail.
+    Every method raises LedgerError when the file stays locked, is damaged, was written by a newer gradtrail, or
+    defines something else than gradtrail does; `read_unmigrated` leaves the last to its caller.
     """
 
     def __init__(self, database: Path, snapshot: Path, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> None:
@@ -81,6 +83,7 @@ class LedgerFile:
             NotFoundError: nothing was recorded yet.
         """
         with self.read_unmigrated() as connection:
+            require_known(connection, self.paths.database)
             current = is_current(connection)
             if current:
                 yield connection
@@ -136,6 +139,7 @@ class LedgerFile:
         ):
             mark.touch()
             try:
+                require_known(connection, database)
                 current = is_current(connection)
                 connection.begin()
                 try:
@@ -151,3 +155,4 @@ class LedgerFile:
                     f"Writing to the ledger {database} failed and recorded nothing: {first_line(error)}.",
                     "Check the disk, run `gradtrail verify`, then try again.",
                 ) from error
+        remember_known(database)

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 
 from gradtrail.errors import LedgerError
-from gradtrail.lineage.connections import open_snapshot
+from gradtrail.lineage.ledger.definitions import open_known_snapshot
 from gradtrail.lineage.ledger.migrations import is_current
 
 
@@ -23,7 +23,7 @@ def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.Duck
         NotFoundError: nothing was published yet.
         LedgerError: the file is damaged, or was written by a newer gradtrail.
     """
-    connection = open_snapshot(snapshot)
+    connection = open_known_snapshot(snapshot)
     try:
         current = is_current(connection)
     except LedgerError:
@@ -33,4 +33,4 @@ def read_published(snapshot: Path, publish: Callable[[], object]) -> duckdb.Duck
         return connection
     connection.close()
     publish()
-    return open_snapshot(snapshot)
+    return open_known_snapshot(snapshot)

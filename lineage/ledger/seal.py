@@ -25,9 +25,10 @@ from typing import BinaryIO
 import duckdb
 
 from gradtrail.digests import canonical_json, sha256_file, sha256_json
-from gradtrail.errors import LedgerError
+from gradtrail.errors import LedgerError, NotFoundError, UsageError
 from gradtrail.lineage.chain.appending import head
-from gradtrail.lineage.connections import WRITING, first_row, open_snapshot, shared_file
+from gradtrail.lineage.connections import WRITING, first_row, shared_file
+from gradtrail.lineage.ledger.definitions import open_known_snapshot
 
 _COPY_BYTES = 1 << 20
 
@@ -64,7 +65,7 @@ def copy_and_seal(database: Path, snapshot: Path, *, patience_seconds: float) ->
         try:
             _finish_interrupted(snapshot)
             digest = _copy(source, part)
-            with closing(open_snapshot(part)) as connection:
+            with closing(open_known_snapshot(part)) as connection:
                 _require_continued(connection, database, snapshot)
                 sequence, event_digest = head(connection)
             seal = Seal(datetime.now(UTC).isoformat(timespec="seconds"), sequence, event_digest, digest, digest)
@@ -97,6 +98,24 @@ def read_seal(snapshot: Path) -> Seal | None:
         return interrupted
     path = seal_path(snapshot)
     return _parse(path) if path.is_file() else None
+
+
+def read_seal_file(path: Path) -> Seal:
+    """A copy of a seal that was kept elsewhere.
+
+    Raises:
+        NotFoundError: there is no such file.
+        UsageError: it is no seal, or not as it was written.
+    """
+    try:
+        return _parse(path)
+    except OSError as error:
+        raise NotFoundError(
+            f"The seal {path} cannot be read: {error.strerror}.",
+            "Name a copy of snapshot.duckdb.seal.json that was kept elsewhere.",
+        ) from error
+    except LedgerError as error:
+        raise UsageError(error.what, "Name a copy of snapshot.duckdb.seal.json as gradtrail wrote it.") from error
 
 
 def is_continued(connection: duckdb.DuckDBPyConnection, seal: Seal) -> bool:

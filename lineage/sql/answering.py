@@ -14,9 +14,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from gradtrail.errors import UsageError
-from gradtrail.lineage.connections import open_snapshot
-from gradtrail.lineage.ledger.migrations import version_of
+from gradtrail.errors import LedgerError, UsageError
+from gradtrail.lineage.ledger.definitions import open_known_snapshot, unknown_views
+from gradtrail.lineage.ledger.migrations import is_current, version_of
 
 _BATCH_ROWS = 10_000
 _LARGEST_RESULT_BYTES = 256 * 1024 * 1024
@@ -51,7 +51,7 @@ def run_sql(
         UsageError: not one reading statement, refused by the lock-down, out of time or memory, too large a result, or
             an error in the SQL, with DuckDB's message.
     """
-    with closing(open_snapshot(snapshot, {"memory_limit": memory_limit, "temp_directory": ""})) as connection:
+    with closing(open_known_snapshot(snapshot, {"memory_limit": memory_limit, "temp_directory": ""})) as connection:
         for setting in (
             "enable_external_access = false",
             "python_enable_replacements = false",
@@ -60,7 +60,7 @@ def run_sql(
             "lock_configuration = true",
         ):
             connection.execute(f"SET {setting}")
-        version_of(connection)
+        _require_known_views(connection, snapshot)
         for name, table in (beside or {}).items():
             connection.register(name, table)
         with _bounded(connection, timeout_seconds):
@@ -88,7 +88,7 @@ def schema_text(snapshot: Path) -> str:
         WHERE database_name = 'ledger' AND NOT internal AND macro_definition IS NOT NULL ORDER BY function_name"""
     lines: list[str] = []
     named = ""
-    with closing(open_snapshot(snapshot)) as connection:
+    with closing(open_known_snapshot(snapshot)) as connection:
         for name, kind, comment, column, data_type, about in connection.execute(query).fetchall():
             if name != named:
                 lines += ["", f"{name} ({kind}): {comment}"]
@@ -97,6 +97,14 @@ def schema_text(snapshot: Path) -> str:
         for name, arguments, comment in connection.execute(macros).fetchall():
             lines += ["", f"{name}({', '.join(arguments)}) (macro): {comment}"]
     return "\n".join(lines).strip() + "\n"
+
+
+def _require_known_views(connection: duckdb.DuckDBPyConnection, snapshot: Path) -> None:
+    if not is_current(connection) and unknown_views(version_of(connection)):
+        raise LedgerError(
+            f"An older gradtrail published the snapshot {snapshot}, whose views this one cannot check.",
+            "Run `gradtrail ingest` or `gradtrail audit`: each publishes a new one.",
+        )
 
 
 def _require_one_reading(connection: duckdb.DuckDBPyConnection, statement: str) -> None:

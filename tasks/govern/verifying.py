@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +36,20 @@ class Verification:
     notes: tuple[str, ...] = ()
 
 
-def verify_workspace(workspace: Workspace, public_key: Path | None = None) -> Verification:
+def verify_workspace(workspace: Workspace, public_key: Path | None = None, seals: Sequence[Path] = ()) -> Verification:
     """Check ledger, manifests, checkpoints, indexes, payloads and reports. Reads everything, changes nothing.
 
     Args:
         workspace: what to check.
         public_key: PEM file; every audit must be signed by this key, and its report must say so.
+        seals: copies of earlier seals that were kept elsewhere; the ledger must continue each.
 
     Raises:
-        UsageError: the file holds no Ed25519 key.
+        UsageError: the file holds no Ed25519 key, or no seal.
+        NotFoundError: there is no ledger, or no such copy of a seal.
     """
     key = read_public_key(public_key) if public_key else ""
-    ledger_report = verify_ledger(workspace.ledger(), key)
+    ledger_report = verify_ledger(workspace.ledger(), key, seals)
     checked = dict(ledger_report.checked)
     problems = list(ledger_report.problems)
     notes = list(ledger_report.notes)

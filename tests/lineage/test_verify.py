@@ -417,7 +417,7 @@ def test_a_ledger_held_by_someone_else_is_not_called_damaged(story_ledger: Ledge
 def test_a_flood_of_problems_is_cut_and_counted(
     story_ledger: Ledger, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradtrail.lineage.verify.verifying.LONGEST_LIST", 3)
+    monkeypatch.setattr("gradtrail.lineage.verify.content.LONGEST_LIST", 3)
     tamper(story_ledger, "DELETE FROM attribution WHERE rank < 3")
     report = verify_ledger(story_ledger)
     assert len(report.problems) == 3

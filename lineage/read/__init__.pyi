@@ -40,4 +40,5 @@ from .revisions import FileKind as FileKind
 from .revisions import current_digests as current_digests
 from .revisions import index_revisions as index_revisions
 from .share_history import earlier_shares as earlier_shares
+from .unjudged import refused_last as refused_last
 from .unjudged import refused_outputs as refused_outputs

@@ -1,5 +1,7 @@
+from . import index_pages as index_pages
 from . import linking as linking
 from . import trends as trends
+from . import writing as writing
 from .index_pages import renew_report_pages as renew_report_pages
 from .index_pages import write_comparison as write_comparison
 from .index_pages import write_report_index as write_report_index

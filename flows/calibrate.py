@@ -10,7 +10,7 @@ from gradtrail.tasks.announcing import announce
 from gradtrail.tasks.calibrate.figures import MethodFidelity
 from gradtrail.tasks.calibrate.plans import CalibrateOptions, CalibrationPlan
 from gradtrail.tasks.calibrate.queries import query_roles
-from gradtrail.tasks.calibrating import measure_fidelity, plan_calibration, train_further
+from gradtrail.tasks.calibrating import measure_fidelity, plan_calibration, refuse_calibration, train_further
 from gradtrail.tasks.collecting import collect_outputs
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.indexing import publish_snapshot
@@ -55,6 +55,7 @@ def calibrate(
         options: budget or counts, methods, weightings and how the model is trained further.
     """
     version = resolve_version(workspace, reference)
+    refuse_calibration(workspace, version.model_version_id, options)
     collected = collect_outputs(workspace)
     plan = plan_calibration(workspace, version.model_version_id, options)
     trained = train_further(workspace, plan, options)

@@ -11,6 +11,7 @@ from gradtrail.errors import GradtrailError, said
 from gradtrail.flows.calibrate import calibrate
 from gradtrail.flows.index import index
 from gradtrail.flows.ingest import ingest
+from gradtrail.tasks.calibrate.plans import calibrate_options
 from gradtrail.tasks.core.watched import WatchedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.ingest.preparations import Preparation
@@ -75,4 +76,4 @@ def _prepare(workspace: Workspace, model: WatchedModel, lacks: Preparation) -> N
     if lacks.index:
         index(workspace, lacks.model_version_id)
     if lacks.calibrate:
-        calibrate(workspace, lacks.model_version_id)
+        calibrate(workspace, lacks.model_version_id, calibrate_options(model))

@@ -69,12 +69,13 @@ class Connection(Reader):
             UsageError: for an option that does not exist; it names those that do.
         """
         from gradtrail.session import flow_session
+        from gradtrail.tasks.calibrate.plans import CalibrateOptions
 
+        asked = _options(CalibrateOptions, options)
         with flow_session(self._settings.home):
             from gradtrail.flows.calibrate import calibrate
-            from gradtrail.tasks.calibrate.plans import CalibrateOptions
 
-            return calibrate(self._workspace, reference, _options(CalibrateOptions, options))
+            return calibrate(self._workspace, reference, asked)
 
     def add_outputs(self, file: str | Path) -> Path:
         """Check every record of a file and put it into the inbox; returns where it lies there.

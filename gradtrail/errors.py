@@ -54,6 +54,10 @@ class ModelError(GradtrailError):
     """A model that cannot be attributed as it stands: random or coupled losses, no covered parameters."""
 
 
+class DivergenceError(ModelError):
+    """Training whose loss is no longer finite."""
+
+
 class StoreError(GradtrailError):
     """The gradient store does not hold what it should: gaps, wrong count, wrong configuration."""
 

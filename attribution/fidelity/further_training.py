@@ -83,9 +83,9 @@ class FurtherTraining:
         """A copy of the model, in eval mode, as every run starts."""
         return copy.deepcopy(self.model).to(self.device).eval()
 
-    def cost(self) -> RunCost:
+    def cost(self, seed: int = 0) -> RunCost:
         """Time a few steps and one measurement; nothing of it is kept."""
-        return self.loop.cost(self.begin)
+        return self.loop.cost(self.begin, seed)
 
 
 def measure_effects(

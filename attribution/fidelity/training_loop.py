@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gradtrail.attribution.adapters.base import Batch, ModelAdapter, TrainingData, measured_outputs
 from gradtrail.attribution.adapters.layout import BatchLayout
-from gradtrail.errors import DataError, ModelError, UsageError
+from gradtrail.errors import DataError, DivergenceError, ModelError, UsageError
 from gradtrail.nouns import Example, Target
 
 OptimiserFactory: TypeAlias = Callable[[list[nn.Parameter]], Optimizer]
@@ -112,7 +112,7 @@ class TrainingLoop:
         """Train `model` in place, without `removed` (ids); losses of the queries by amount: (amounts, queries).
 
         Raises:
-            ModelError: when training diverges.
+            DivergenceError: when training diverges.
         """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
@@ -134,7 +134,7 @@ class TrainingLoop:
         """Losses of the queries, in eval mode: (queries,).
 
         Raises:
-            ModelError: naming `when` and the query, for a loss that is not finite.
+            DivergenceError: naming `when` and the query, for a loss that is not finite.
         """
         measure = self.adapter.emitted_losses if self.target == "emitted" else self.adapter.losses
         # To the CPU first: not every device has doubles.
@@ -153,20 +153,24 @@ class TrainingLoop:
             said += self.adapter.emitted(outputs, batch)
         return said
 
-    def mean_training_loss(self, model: nn.Module) -> float:
-        """Mean loss of all training examples, in eval mode; not finite where training diverged."""
+    def mean_training_loss(self, model: nn.Module, places: Sequence[int] | None = None) -> float:
+        """Mean loss of the training examples at some places, or of all; in eval mode, not finite where it diverged."""
+        chosen = _Window(self.training, range(len(self.training)) if places is None else places)
         total = 0.0
-        for outputs, batch in self._outputs(model, _Window(self.training)):
+        for outputs, batch in self._outputs(model, chosen):
             total += self.adapter.losses(outputs, batch).double().sum().item()
-        return total / len(self.training)
+        return total / len(chosen)
 
-    def cost(self, begin: Callable[[], nn.Module]) -> RunCost:
-        """Time a few steps and one measurement of models that `begin` makes; nothing of it is kept."""
-        self.run(begin(), 0, most_steps=1)  # the first run also pays for what torch imports and sets up
-        start = _seconds(lambda: self.run(begin(), 0, most_steps=0))
-        first = _seconds(lambda: self.run(begin(), 0, most_steps=1))
-        count = 1 if first > _SLOW_SECONDS else _TIMED_STEPS
-        timed = first if count == 1 else _seconds(lambda: self.run(begin(), 0, most_steps=count))
+    def cost(self, begin: Callable[[], nn.Module], seed: int = 0) -> RunCost:
+        """Time a few steps and one measurement of models that `begin` makes; nothing of it is kept.
+
+        No more steps than the shortest amount of the recipe: what is timed is what will be trained.
+        """
+        self.run(begin(), seed, most_steps=1)  # the first run also pays for what torch imports and sets up
+        start = _seconds(lambda: self.run(begin(), seed, most_steps=0))
+        first = _seconds(lambda: self.run(begin(), seed, most_steps=1))
+        count = 1 if first > _SLOW_SECONDS else min(_TIMED_STEPS, self.recipe.steps[0])
+        timed = first if count == 1 else _seconds(lambda: self.run(begin(), seed, most_steps=count))
         model = begin()
         measurement = _seconds(lambda: self.query_losses(model, "before any training"))
         return RunCost(start, max(0.0, timed - start) / count, measurement)
@@ -255,19 +259,20 @@ class TrainingLoop:
 
 @dataclass(frozen=True)
 class _Window:
-    """Slices of a map-style data set."""
+    """Slices of some places of a map-style data set."""
 
     training: TrainingData
+    places: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.training)
+        return len(self.places)
 
-    def __getitem__(self, places: slice) -> list[Example]:
-        return [self.training[place] for place in range(*places.indices(len(self)))]
+    def __getitem__(self, chosen: slice) -> list[Example]:
+        return [self.training[place] for place in self.places[chosen]]
 
 
-def _diverged(what: str) -> ModelError:
-    return ModelError(f"Training diverged: {what}.", "Choose a smaller learning rate or fewer steps.")
+def _diverged(what: str) -> DivergenceError:
+    return DivergenceError(f"Training diverged: {what}.", "Choose a smaller learning rate or fewer steps.")
 
 
 def _first_fault(losses: Tensor) -> int:

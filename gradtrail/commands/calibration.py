@@ -56,9 +56,17 @@ def calibrate(
         bool,
         typer.Option("--every-checkpoint", help="Measure methods on all checkpoints together too, where they add up."),
     ] = False,
-    optimiser: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Of the further training.")] = "sgd",
-    learning_rate: Annotated[float, typer.Option(help="Of the further training.")] = 0.02,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.", min=1)] = 64,
+    optimiser: Annotated[
+        Literal["sgd", "adam", "adamw"] | None,
+        typer.Option(help="Of the further training; else what the training run logged, or sgd.", show_default=False),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of the further training; else what the run logged, or searched for.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples a step; 64, or all where there are fewer.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="Where the model is trained: cpu, cuda, mps.")] = "cpu",
     home: Home = None,
@@ -68,30 +76,31 @@ def calibrate(
     from gradtrail.amounts import seconds_of, whole_numbers_of
 
     seconds, amounts = seconds_of(budget), whole_numbers_of(steps)
+    from gradtrail.tasks.calibrate.plans import LEARNED_OBJECTIVES, CalibrateOptions
+
+    options = CalibrateOptions(
+        seconds,
+        tuple(method or ()),
+        target,
+        amounts,
+        optimiser,
+        learning_rate,
+        batch_size,
+        seed=seed,
+        device=device,
+        sets=halves,
+        seeds=seeds,
+        leave_one_out=leave_one_out,
+        index=index,
+        weightings=LEARNED_OBJECTIVES if learn_weights else (),
+        level=level,
+        aspects=tuple(aspect or ()),
+        every_checkpoint=every_checkpoint,
+    )
     settings = load_settings(home=home)
     with flow_session(settings.home):
         from gradtrail.flows.calibrate import calibrate as calibrate_flow
-        from gradtrail.tasks.calibrate.plans import LEARNED_OBJECTIVES, CalibrateOptions
 
-        options = CalibrateOptions(
-            seconds,
-            tuple(method or ()),
-            target,
-            amounts,
-            optimiser,
-            learning_rate,
-            batch_size,
-            seed=seed,
-            device=device,
-            sets=halves,
-            seeds=seeds,
-            leave_one_out=leave_one_out,
-            index=index,
-            weightings=LEARNED_OBJECTIVES if learn_weights else (),
-            level=level,
-            aspects=tuple(aspect or ()),
-            every_checkpoint=every_checkpoint,
-        )
         outcome = calibrate_flow(settings.workspace(), reference, options)
     show_calibration(outcome, as_json=as_json)
 
@@ -128,9 +137,8 @@ def show_calibration(outcome: CalibrateOutcome, *, as_json: bool) -> None:
     if any(each.chosen for each in outcome.methods):
         return out.print("Method auto now takes the one marked auto; --horizon now and --horizon training name others.")
     would = longest.seeds_that_would_do
-    remedy = (
-        f"About {would} seeds would do, where {longest.seeds} were trained: --sets {outcome.plan.sets} --seeds {would}."
-    )
+    counts = f"--halves {outcome.plan.sets} --seeds {would}"
+    remedy = f"About {would} seeds would do, where {longest.seeds} were trained: {counts}."
     if would is None:
         remedy = "Train for longer or at a larger rate (--steps, --learning-rate), so that leaving data out does more."
     return out.print(

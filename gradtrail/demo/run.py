@@ -103,7 +103,7 @@ def _audit(console: Console, settings: Settings, workspace: Workspace, halves: i
         index(workspace, reference)
     if not _is_calibrated(workspace):
         with _step(console, "flow calibrate: which method predicts best what further training does"):
-            options = CalibrateOptions(sets=halves, seeds=seeds)
+            options = CalibrateOptions(sets=halves, seeds=seeds, optimiser="sgd", learning_rate=0.02)
             calibrate(workspace, reference, options)
     with _step(console, "flow audit: exact scores, shares, findings, report"):
         return audit(workspace, reference)

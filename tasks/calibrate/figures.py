@@ -164,6 +164,7 @@ def _row(
         "optimiser": options.optimiser,
         "learning_rate": options.learning_rate,
         "batch_size": options.batch_size,
+        **plan.training_evidence,
         "sets": plan.sets if subset else plan.single_examples,
         "seeds": plan.seeds if subset else plan.single_seeds,
         "cosine": figure.cosine,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import comb
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,13 +19,18 @@ from gradtrail.digests import canonical_json, sha256_json
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Target
 from gradtrail.storage.files.atomic import write_atomically
-from gradtrail.tasks.calibrate.queries import QuerySource
+from gradtrail.tasks.calibrate.logged_training import OPTIMISERS, Optimiser
+from gradtrail.tasks.calibrate.queries import QuerySource, query_roles
 from gradtrail.tasks.core.measured_fidelity import Question
+from gradtrail.tasks.core.watched import WatchedModel
 from gradtrail.tasks.core.workspace import Workspace
 
 FEWEST_SETS, ENOUGH_SETS, MOST_SETS = 8, 24, 64
 FEWEST_SEEDS, MOST_SEEDS = 2, 8
 FEWEST_SINGLE_EXAMPLES = 8
+FEWEST_EXAMPLES = 5
+"""Of which there are as many different halves as a calibration needs."""
+DEFAULT_BATCH_SIZE = 64
 TRAINING_SHARE = 0.85
 """The part of the budget that further training gets; the rest is for the methods."""
 SHARE_OF_SINGLE_EXAMPLES = 0.5
@@ -55,9 +61,9 @@ class CalibrateOptions:
         methods: methods to measure; empty means those that need no other index and no other pass over the model's data.
         target: what is measured of a query: what the model `emitted`, or the true `label`.
         steps: amounts of further training, ascending; the last one that fits the budget decides.
-        optimiser: `sgd`, `adam` or `adamw`.
-        learning_rate: of the further training.
-        batch_size: examples a step.
+        optimiser: `sgd`, `adam` or `adamw`; None takes what the training run logged, else `sgd`.
+        learning_rate: of the further training; None takes what the run logged for that optimiser, or searches for one.
+        batch_size: examples a step, at most those of the training data; None takes 64, or all where there are fewer.
         most_queries: queries drawn from what is there.
         seed: of everything that is drawn.
         device: where the model is trained.
@@ -67,9 +73,9 @@ class CalibrateOptions:
     methods: tuple[str, ...] = ()
     target: Target = "emitted"
     steps: tuple[int, ...] = (10, 50, 200)
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = 0.02
-    batch_size: int = 64
+    optimiser: Optimiser | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
     most_queries: int = 64
     seed: int = 0
     device: str = "cpu"
@@ -94,16 +100,36 @@ class CalibrateOptions:
                 f"{self.leave_one_out} single examples are too few to rank.",
                 f"Leave out at least {FEWEST_SINGLE_EXAMPLES}, or none.",
             )
-        if self.optimiser not in _OPTIMISERS or not 0 < self.learning_rate < float("inf"):
+        refuse_unusable_training(self.optimiser, self.learning_rate, self.batch_size, self.steps)
+        if self.seed < 0 or not self.budget_seconds > 0:
             raise UsageError(
-                f"Further training with {self.optimiser} at a learning rate of {self.learning_rate}.",
-                f"Choose one of {', '.join(_OPTIMISERS)} and a positive learning rate.",
+                f"A seed of {self.seed} and a budget of {self.budget_seconds} s.",
+                "Give a seed of 0 or more, and a budget of more than nothing.",
             )
+        query_roles(self.most_queries, (), self.seed)
+
+    @property
+    def training_threads(self) -> tuple[int, ...]:
+        """The numbers of threads to choose from: one where nothing is timed, so that it is the same everywhere."""
+        return (COUNTED_THREADS,) if self.sets else (1, torch.get_num_threads())
+
+    def with_batches(self, examples: int) -> CalibrateOptions:
+        """The same with a batch size, for so many training examples."""
+        return replace(self, batch_size=self.batch_size or min(DEFAULT_BATCH_SIZE, examples))
+
+    def as_before(self) -> CalibrateOptions:
+        """The same with what was the default before rates were searched for: SGD at 0.02, batches of 64."""
+        return replace(
+            self,
+            optimiser=self.optimiser or "sgd",
+            learning_rate=self.learning_rate or 0.02,
+            batch_size=self.batch_size or DEFAULT_BATCH_SIZE,
+        )
 
     @property
     def factory(self) -> OptimiserFactory:
         """Makes the optimiser."""
-        made, rate = _OPTIMISERS[self.optimiser], self.learning_rate
+        made, rate = _OPTIMISERS[self.optimiser or "sgd"], self.learning_rate
 
         def make(parameters: list[nn.Parameter]) -> Optimizer:
             optimiser: Optimizer = made(parameters, lr=rate)
@@ -113,7 +139,48 @@ class CalibrateOptions:
 
     def recipe(self, steps: tuple[int, ...]) -> Recipe:
         """Further training for these amounts."""
-        return Recipe(self.factory, steps, self.batch_size)
+        return Recipe(self.factory, steps, self.batch_size or DEFAULT_BATCH_SIZE)
+
+
+def refuse_unusable_training(
+    optimiser: str | None, learning_rate: float | None, batch_size: int | None, steps: Sequence[int]
+) -> None:
+    """Refuse what no training can be done with; None leaves a choice open.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if optimiser not in (None, *OPTIMISERS) or not (learning_rate is None or 0 < learning_rate < float("inf")):
+        raise UsageError(
+            f"Further training with {optimiser} at a learning rate of {learning_rate}.",
+            f"Choose one of {', '.join(OPTIMISERS)} and a positive learning rate.",
+        )
+    if not steps or steps[0] < 1 or list(steps) != sorted(set(steps)) or (batch_size is not None and batch_size < 1):
+        raise UsageError(
+            f"Further training for {list(steps)} steps with batches of {batch_size or DEFAULT_BATCH_SIZE}.",
+            "Choose positive, ascending numbers of steps and a positive batch size.",
+        )
+
+
+def refuse_sizes_beyond(examples: int, options: CalibrateOptions) -> None:
+    """Refuse what so many training examples do not hold.
+
+    Raises:
+        UsageError: for a larger batch, more single examples to leave out, or more halves than there are.
+    """
+    fault = ""
+    if (options.batch_size or 0) > examples:
+        fault, remedy = f"A batch of {options.batch_size} examples", f"a batch size of {examples} at most"
+    elif options.leave_one_out > examples:
+        fault, remedy = f"{options.leave_one_out} single examples to leave out", f"{examples} at most"
+    elif examples < FEWEST_EXAMPLES or options.sets > comb(examples, (examples + 1) // 2):
+        fault = f"{options.sets or FEWEST_SETS} different halves to leave out"
+        remedy = "fewer halves, or calibrate a model with more data"
+    if fault:
+        raise UsageError(
+            f"{fault}: the index has {examples} training {'example' if examples == 1 else 'examples'}.",
+            f"Give {remedy}.",
+        )
 
 
 _OPTIMISERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -124,7 +191,10 @@ _NOT_OF_A_RUN = (*_NOT_OF_A_PLAN, "budget_seconds", "most_queries", "sets", "see
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """What a calibration will do, as plain values."""
+    """What a calibration will do, as plain values.
+
+    `training_evidence` says where optimiser and rate come from, and which rates were tried.
+    """
 
     calibration_id: str
     model_version_id: str
@@ -138,6 +208,20 @@ class CalibrationPlan:
     seconds_a_run: float = field(compare=False)
     single_examples: int = 0
     single_seeds: int = 0
+    optimiser: Optimiser | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    training_evidence: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def filled_in(self, options: CalibrateOptions) -> CalibrateOptions:
+        """Options with the plan's optimiser, rate and batch size; plans of before say none and had fixed ones."""
+        before = options.as_before()
+        return replace(
+            options,
+            optimiser=self.optimiser or before.optimiser,
+            learning_rate=self.learning_rate or before.learning_rate,
+            batch_size=self.batch_size or before.batch_size,
+        )
 
     @property
     def runs(self) -> int:
@@ -159,6 +243,16 @@ class CalibrationPlan:
         if len(self.steps) == 1 or steps not in self.fitted_amounts:
             return None
         return "now" if steps == self.steps[0] else "training"
+
+
+def calibrate_options(model: WatchedModel) -> CalibrateOptions:
+    """What the settings say of calibrations of a watched model."""
+    return CalibrateOptions(
+        optimiser=next((each for each in OPTIMISERS if each == model.optimiser), None),
+        learning_rate=model.learning_rate or None,
+        batch_size=model.batch_size or None,
+        steps=tuple(model.steps),
+    )
 
 
 @dataclass(frozen=True)
@@ -226,9 +320,14 @@ def calibration_id(
     index_id: str, contents: Sequence[str], steps: Sequence[int], threads: int, options: CalibrateOptions
 ) -> str:
     """Digest of all that a run of further training depends on, but its seed and left-out set."""
-    said = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_RUN}
-    said |= {"index": index_id, "queries": list(contents), "steps": list(steps), "threads": threads}
-    return sha256_json(said)
+    return sha256_json(
+        said_of_run(options) | {"index": index_id, "queries": list(contents), "steps": list(steps), "threads": threads}
+    )
+
+
+def said_of_run(options: CalibrateOptions) -> dict[str, Any]:
+    """The options that one run of further training depends on."""
+    return {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_RUN}
 
 
 def kept_plan(

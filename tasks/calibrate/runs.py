@@ -55,12 +55,12 @@ def training_towards(
     )
 
 
-def fastest(training: FurtherTraining, threads: Sequence[int]) -> tuple[int, RunCost]:
+def fastest(training: FurtherTraining, threads: Sequence[int], seed: int = 0) -> tuple[int, RunCost]:
     """The number of threads that trains fastest, and its cost: small models run faster on one."""
     timed = {}
     for count in sorted(set(threads)):
         with using_threads(count):
-            timed[count] = training.cost()
+            timed[count] = training.cost(seed)
     return min(timed.items(), key=lambda each: each[1].of(training.recipe))
 
 
@@ -76,6 +76,11 @@ def finished_runs(workspace: Workspace, plan: CalibrationPlan, options: Calibrat
     return sum(kept[kind].get(key) is not None for kind, key in keys)
 
 
+def is_trained(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> bool:
+    """Whether every run of the plan is kept."""
+    return finished_runs(workspace, plan, options) == plan.runs
+
+
 def subset_effects(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> Effects:
     """Effects of leaving random halves out, trained where no kept run tells them.
 
@@ -86,6 +91,19 @@ def subset_effects(workspace: Workspace, plan: CalibrationPlan, options: Calibra
     training = _training(workspace, plan, options)
     halves = random_halves(_example_ids(training), plan.sets, options.seed)
     return _effects(workspace, plan, options, training, "subset", halves, plan.seeds)
+
+
+def first_run(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> None:
+    """Train the first run of a plan, the one on all data, and keep it.
+
+    Raises:
+        DivergenceError: when training diverges.
+    """
+    kept, key = _kept_runs(workspace, plan, "subset"), (options.seed, None)
+    if kept.get(key) is None:
+        training = _training(workspace, plan, options)
+        with using_threads(plan.threads):
+            kept.put(key, training.run(options.seed))
 
 
 def single_effects(workspace: Workspace, plan: CalibrationPlan, options: CalibrateOptions) -> Effects | None:

@@ -60,7 +60,7 @@ def _what_would_do(fidelity: Fidelity) -> str:
     said = fidelity.evidence
     if seeds := said.get("seeds_that_would_do"):
         return (
-            f"About {seeds} seeds would do, where {said['seeds']} were trained: gradtrail calibrate --sets "
+            f"About {seeds} seeds would do, where {said['seeds']} were trained: gradtrail calibrate --halves "
             f"{said['sets']} --seeds {seeds}."
         )
     return (

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from gradtrail.errors import UsageError
 from gradtrail.nouns import Target
 
+_OPTIMISERS = ("sgd", "adam", "adamw")
 _CRON_NAMES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
 _WEEKDAYS = "sun mon tue wed thu fri sat"
@@ -19,6 +20,10 @@ _CRON_PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/[1-9]\d*)?(?:#[1-5])?")
 
 class ScheduleError(UsageError, ValueError):
     """A schedule that cannot be meant; a ValueError too, so that settings name the table it stands in."""
+
+
+class TrainingError(UsageError, ValueError):
+    """Further training that cannot be done; a ValueError too, so that settings name the table it stands in."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,14 @@ class WatchedModel:
         time_zone: the zone of that cron, by its IANA name.
         target: what audits explain.
         method: attribution method; `auto` is what the calibration chose.
+        optimiser: of calibrations: `sgd`, `adam` or `adamw`; empty takes what the training run logged, else `sgd`.
+        learning_rate: of calibrations; 0 takes what the run logged, or searches for one.
+        batch_size: of calibrations; 0 takes 64, or all examples where there are fewer.
+        steps: amounts of further training of calibrations, ascending.
 
     Raises:
         ScheduleError: `audit` is no cron, or there is no such time zone.
+        TrainingError: what calibrations should do cannot be done.
     """
 
     # pydantic reads this where settings or flow parameters are checked: an unknown key is an error and not ignored.
@@ -48,8 +58,22 @@ class WatchedModel:
     time_zone: str = "UTC"
     target: Target = "emitted"
     method: str = "auto"
+    optimiser: str = ""
+    learning_rate: float = 0.0
+    batch_size: int = 0
+    steps: tuple[int, ...] = (10, 50, 200)
 
     def __post_init__(self) -> None:
+        if self.optimiser not in ("", *_OPTIMISERS) or not 0 <= self.learning_rate < float("inf"):
+            raise TrainingError(
+                f"Calibrations of {self.reference} by {self.optimiser or 'sgd'} at {self.learning_rate:g}.",
+                f"Choose one of {', '.join(_OPTIMISERS)}, and a positive learning_rate; or leave both out.",
+            )
+        if self.batch_size < 0 or not self.steps or self.steps[0] < 1 or list(self.steps) != sorted(set(self.steps)):
+            raise TrainingError(
+                f"Calibrations of {self.reference} for {list(self.steps)} steps with batches of {self.batch_size}.",
+                "Give ascending numbers such as steps = [10, 50, 200], and a positive batch_size; or leave both out.",
+            )
         if not is_cron(self.audit):
             raise ScheduleError(
                 f"The schedule {self.audit!r} of {self.reference} is no cron.",

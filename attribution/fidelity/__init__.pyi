@@ -12,6 +12,10 @@ from .further_training import FurtherTraining as FurtherTraining
 from .further_training import check_seeds as check_seeds
 from .further_training import measure_effects as measure_effects
 from .noise_ceilings import split_half_ceilings as split_half_ceilings
+from .rate_search import MOST_UP as MOST_UP
+from .rate_search import RateSearch as RateSearch
+from .rate_search import TriedRate as TriedRate
+from .rate_search import search_rate as search_rate
 from .removed_sets import random_halves as random_halves
 from .removed_sets import single_examples as single_examples
 from .resumable import Keep as Keep

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gradtrail.attribution.numerics.correlation import cosines, spearmans
 
 _MOST_SPLITS = 35
-_JACKKNIFE_SPLITS = 5
-"""Ways to halve the seeds that the error of the agreement is taken over: more say hardly more."""
+_JACKKNIFE_SPLITS, _JACKKNIFE_GROUPS = 3, 12
+"""For the error of the agreement: ways to halve the seeds, and parts of the sets that are left out in turn."""
 _FEWEST_SETS = 4
 """Leaving one of fewer out leaves nothing to rank."""
 _ERRORS_OFF_ZERO = 2.0
@@ -28,8 +28,8 @@ class NoiseCeiling:
         cosine: of a cosine.
         seeds: how many were measured.
         agreement: mean Spearman between the means of two halves of the seeds.
-        agreement_error: its standard error over the choice of left-out sets, by leaving each out once (jackknife);
-            infinite for fewer than four sets.
+        agreement_error: its standard error over the choice of left-out sets, by leaving each of twelve parts of them out
+            once (jackknife); infinite for fewer than four sets.
     """
 
     spearman: float
@@ -87,13 +87,14 @@ def _jackknife_error(halves: list[tuple[NDArray[np.float64], NDArray[np.float64]
     halves, sets = halves[:: max(1, len(halves) // _JACKKNIFE_SPLITS)], len(halves[0][0])
     if sets < _FEWEST_SETS:
         return inf
+    groups = np.array_split(np.arange(sets), min(sets, _JACKKNIFE_GROUPS))
     without = np.array(
         [
             np.mean([spearmans(np.delete(a, left, 0), np.delete(b, left, 0)).mean() for a, b in halves])
-            for left in range(sets)
+            for left in groups
         ]
     )
-    return float(np.sqrt((sets - 1) / sets * ((without - without.mean()) ** 2).sum()))
+    return float(np.sqrt((len(groups) - 1) / len(groups) * ((without - without.mean()) ** 2).sum()))
 
 
 def _halves(by_seed: NDArray[np.float64], count: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

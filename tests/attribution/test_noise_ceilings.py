@@ -24,26 +24,24 @@ def runs(seeds, signal, seed=0):
 
 def test_the_ceiling_of_noise_does_not_stand_and_that_of_a_signal_does():
     # The error must be right: of noise, hardly one in forty should stand; chance fixed by the seeds.
-    stood = [split_half_ceilings(runs(4, 0.0, seed)[0]).stands for seed in range(60)]
-    assert sum(stood) <= 6
+    stood = [split_half_ceilings(runs(4, 0.0, seed)[0]).stands for seed in range(40)]
+    assert sum(stood) <= 4
     assert all(split_half_ceilings(runs(4, 1.0, seed)[0]).stands for seed in range(20))
 
 
 def test_the_error_of_the_agreement_is_its_spread_over_draws_of_the_sets():
-    drawn = [split_half_ceilings(runs(4, 0.4, seed)[0]) for seed in range(200)]
+    drawn = [split_half_ceilings(runs(4, 0.4, seed)[0]) for seed in range(80)]
     spread = np.std([each.agreement for each in drawn])
-    assert np.mean([each.agreement_error for each in drawn]) == pytest.approx(spread, rel=0.2)
+    assert np.mean([each.agreement_error for each in drawn]) == pytest.approx(spread, rel=0.25)
 
 
-def test_the_seeds_that_are_said_to_do_do():
-    for seed in range(60):
-        few = split_half_ceilings(runs(2, 0.25, seed)[0])
-        if few.stands or few.seeds_that_would_do is None or few.agreement < 0.04:
-            continue
-        assert few.seeds_that_would_do > 2
-        assert split_half_ceilings(runs(few.seeds_that_would_do, 0.25, seed + 1000)[0]).stands
-        return
-    pytest.fail("no draw was short of seeds")
+def test_the_seeds_that_are_said_to_do_mostly_do():
+    drawn = [split_half_ceilings(runs(2, 0.3, seed)[0]) for seed in range(30)]
+    said = [each.seeds_that_would_do for each in drawn if not each.stands and each.seeds_that_would_do]
+    enough = int(np.median(said))
+    assert 2 < enough < 40
+    stood = [split_half_ceilings(runs(enough, 0.3, 1000 + seed)[0]).stands for seed in range(10)]
+    assert sum(stood) >= 7
 
 
 def test_two_sets_or_three_say_nothing_about_the_error():

@@ -56,7 +56,7 @@ def test_projected_inner_products_have_the_mean_of_the_exact_ones(network):
     truth = torch.stack([(vectors[0, c] * vectors[1, c]).sum() for c in exact.slices])
     scale = torch.stack([vectors[0, c].norm() * vectors[1, c].norm() for c in exact.slices])
     products = []
-    for seed in range(400):
+    for seed in range(100):
         plan = plan_features(model, FeatureSettings(group_dimension=36, seed=seed))
         projected = compute_features(adapter, model, pair, plan).vectors.double()
         products.append(torch.stack([(projected[0, c] * projected[1, c]).sum() for c in plan.slices]))
@@ -64,7 +64,7 @@ def test_projected_inner_products_have_the_mean_of_the_exact_ones(network):
     deviation = (drawn.mean(0) - truth) / scale
     error = drawn.std(0) / len(drawn) ** 0.5 / scale
     print("relative deviation", deviation.tolist(), "standard error", error.tolist())
-    assert error.max() < 0.05
+    assert error.max() < 0.1
     assert (deviation.abs() / error).max() < 4
     squares = torch.stack([vectors[0, c].square().sum() for c in exact.slices])
     assert squares.min() > 0

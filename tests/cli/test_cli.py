@@ -260,6 +260,7 @@ def test_connect_gives_a_read_only_handle_for_notebooks(demo):
         trail.sql("DELETE FROM audit")
 
 
+@pytest.mark.ci  # every command of the tour
 def test_the_tour_with_an_own_model_works_as_written(prefect_server, migrated_mlflow, tmp_path, monkeypatch):
     text = (CHECKOUT / "docs" / "own-model.md").read_text()
     block = re.search(r"<!-- tour -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
@@ -293,6 +294,7 @@ def test_the_tour_with_an_own_model_works_as_written(prefect_server, migrated_ml
     assert "Nothing was changed" in said["gradtrail verify"]
 
 
+@pytest.mark.ci  # a process with all imports
 def test_a_refused_flow_prints_two_lines_and_no_traceback(prefect_server, migrated_mlflow, tmp_path):
     (tmp_path / "home").mkdir()
     shutil.copy(migrated_mlflow, tmp_path / "home")

@@ -103,6 +103,7 @@ for moment in sys.stdin:
 """
 
 
+@pytest.mark.ci  # processes that are killed
 def test_a_kill_around_recording_and_advancing_loses_nothing_and_doubles_nothing(table):
     known, add = table
     described = json.dumps(asdict(known.workspace))

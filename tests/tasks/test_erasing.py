@@ -305,7 +305,7 @@ FEW = {"_flush", "finish"}
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [pytest.param(*strike, marks=[] if strike[1] in FEW else [pytest.mark.slow]) for strike in STRIKES],
+    [pytest.param(*strike, marks=pytest.mark.ci if strike[1] in FEW else pytest.mark.slow) for strike in STRIKES],
 )
 def test_an_erasure_killed_anywhere_verifies_or_is_named_and_the_next_run_finishes_it(audited, module, name):
     workspace = audited.workspace

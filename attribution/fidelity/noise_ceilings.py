@@ -28,7 +28,7 @@ class NoiseCeiling:
         cosine: of a cosine.
         seeds: how many were measured.
         agreement: mean Spearman between the means of two halves of the seeds.
-        agreement_error: its standard error over the choice of left-out sets, by leaving each of twelve parts of them out
+        agreement_error: its standard error over the choice of left-out sets, by leaving each twelfth of them out
             once (jackknife); infinite for fewer than four sets.
     """
 

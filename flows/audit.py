@@ -10,6 +10,7 @@ from prefect import flow
 from gradtrail.digests import short
 from gradtrail.errors import GradtrailError, NotReadyError, said
 from gradtrail.flows.examining import Examined, examine, finish
+from gradtrail.lineage.read.clocks import in_words
 from gradtrail.storage.files.exclusive import holding
 from gradtrail.storage.models.registry import RegisteredVersion
 from gradtrail.tasks.alerting import deliver_alerts
@@ -67,6 +68,7 @@ class AuditOutcome:
         earlier: audits that this run made before `audit_id`, where the outputs were too many for one.
         others: other versions of the model that had outputs left; not looked for where the version is given by number.
         refused_before: recorded outputs without an audit, since earlier runs refused to measure them.
+        clock_behind_seconds: how far this machine's clock lies before the newest event of the ledger, where it does.
     """
 
     model_version_id: str
@@ -82,6 +84,7 @@ class AuditOutcome:
     earlier: tuple[str, ...] = ()
     others: tuple[OtherVersion, ...] = ()
     refused_before: int = 0
+    clock_behind_seconds: float = 0.0
 
     @property
     def given(self) -> Given:
@@ -182,7 +185,10 @@ def audit(
             for each in others
         ),
         refused_before=left.refused,
+        clock_behind_seconds=collected.clock_behind_seconds,
     )
+    if outcome.clock_behind_seconds:
+        warn(f"This machine's clock is {in_words(outcome.clock_behind_seconds)} behind the ledger's newest event.")
     if outcome.given.left:
         warn(outcome.given.in_words())
     if most_unjudged is not None and (

@@ -26,7 +26,8 @@ FATES: Mapping[Fate, str] = MappingProxyType(
     {
         "sampled_out": "its source's sampling did not choose it",
         "refused": "it could not be read or measured; the quarantine holds the cause",
-        "waiting": "it was taken and is not recorded yet: its model version is not ingested, or the run was full",
+        "waiting": "it was taken and is not recorded yet: its model version is not ingested, the run was full, or its "
+        "time lies in the future",
         "pending": "it is recorded, and no audit covers it yet",
         "audited": "an audit covers it",
     }

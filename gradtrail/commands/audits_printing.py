@@ -9,11 +9,13 @@ from rich.table import Table
 
 from gradtrail import printing
 from gradtrail.digests import short
+from gradtrail.lineage.read.clocks import in_words
 from gradtrail.reports.formats import plural
 
 if TYPE_CHECKING:
     from gradtrail.flows.audit import AuditOutcome, OtherVersion
     from gradtrail.lineage.read.answers import Explanation
+    from gradtrail.tasks.collect.collecting import WaitingOutputs
     from gradtrail.tasks.report.writing import FoundReport
 
 
@@ -34,15 +36,13 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     if outcome.sampled_out:
         number = plural(outcome.sampled_out, "new output was", "new outputs were")
         printing.say(f"{number} sampled out by their source.")
-    for waiting in outcome.waits:
-        name = waiting.model_version_id
-        number = plural(waiting.count, f"output of {name} waits", f"outputs of {name} wait")
-        cause = (
-            "this run has recorded as many as its source may bring at once (most_per_run)"
-            if waiting.ingested
-            else f"that version is not ingested. Next: gradtrail ingest {name}"
+    if outcome.clock_behind_seconds:
+        behind = in_words(outcome.clock_behind_seconds)
+        printing.say(
+            f"This machine's clock is {behind} behind the newest event of the ledger: one of the two is wrong."
         )
-        printing.say(f"{number} for a later run: {cause}.")
+    for waiting in outcome.waits:
+        printing.say(*_waiting(waiting))
     for audit_id in outcome.earlier:
         printing.say(f"Audit {short(audit_id)} covers an earlier portion of the outputs.")
     for other in outcome.others:
@@ -57,6 +57,26 @@ def show_audit(outcome: AuditOutcome, *, as_json: bool) -> None:
     )
 
 
+def _waiting(waiting: WaitingOutputs) -> list[str]:
+    """How many outputs of a version wait for a later run, one sentence a cause."""
+    name, lines = waiting.model_version_id, []
+    if waiting.ahead and waiting.earliest is not None:
+        number = plural(waiting.ahead, f"output of {name} waits", f"outputs of {name} wait")
+        lines.append(
+            f"{number} for the time that it says, {waiting.earliest:%Y-%m-%d %H:%M:%S} UTC or later: it lies in the "
+            "future. See whether this machine's clock is right, and that of the one that wrote it."
+        )
+    if left := waiting.count - waiting.ahead:
+        number = plural(left, f"output of {name} waits", f"outputs of {name} wait")
+        cause = (
+            "this run has recorded as many as its source may bring at once (most_per_run)"
+            if waiting.ingested
+            else f"that version is not ingested. Next: gradtrail ingest {name}"
+        )
+        lines.append(f"{number} for a later run: {cause}.")
+    return lines
+
+
 def _nothing_audited(outcome: AuditOutcome) -> str:
     """Why a run made no audit of the version that was asked for."""
     name = outcome.model_version_id
@@ -68,6 +88,8 @@ def _nothing_audited(outcome: AuditOutcome) -> str:
             f"Nothing new. {number} no audit: refused when measured by an earlier run. "
             "Once the cause is gone: --retry-refused."
         )
+    if any(each.model_version_id == name for each in outcome.waits):
+        return f"Nothing was audited: outputs of {name} wait."
     return f"Nothing new: every output of {name} in the inbox has been audited."
 
 

@@ -29,7 +29,8 @@ def show_verification(verification: Verification, *, as_json: bool) -> None:
     checked = ", ".join(f"{count:,} {what}" for what, count in verification.checked.items() if count)
     if not verification.problems:
         unexplained = "Nothing was changed, dropped or added"
-        end = ", but for what was erased:" if verification.notes else "."
+        erased = any("erased" in note for note in verification.notes)
+        end = ", but for what was erased:" if erased else "."
         return say(f"Verified: {checked}.", unexplained + end, *verification.notes)
     out = Console(stderr=True, highlight=False)
     out.print(f"[bold red]{len(verification.problems)} problems[/] (checked {checked})")

@@ -14,6 +14,9 @@ from .audit_history import findings_of as findings_of
 from .audit_history import numbered_audits as numbered_audits
 from .audit_history import past_audits as past_audits
 from .catalogue import index as index
+from .clocks import clock_behind_seconds as clock_behind_seconds
+from .clocks import clock_jumps as clock_jumps
+from .clocks import in_words as in_words
 from .closure import downstream as downstream
 from .closure import resolve as resolve
 from .closure import upstream as upstream

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import chain
 
 import duckdb
@@ -19,6 +20,7 @@ from gradtrail.lineage.chain.row_check import UNREADABLE, Erased, Problem, Promi
 from gradtrail.lineage.engines import LEDGER
 from gradtrail.lineage.erasure.erasures import unfinished_erasures
 from gradtrail.lineage.ledger.definitions import differences, found_definitions, recorded_version
+from gradtrail.lineage.read.clocks import clock_behind_seconds, clock_jumps, in_words
 from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import tables_at
 from gradtrail.lineage.verify.signatures import check_signatures
@@ -69,6 +71,7 @@ def checked_content(
     with _apart(connection, names) as clean:
         if names.issuperset(_CHAIN):
             promises = _check_events(clean, found)
+            _note_times(clean, found)
             erasures = erased_positions(clean) if "erased_row" in names else {}
             for name, table in tables.items():
                 if name in names:
@@ -97,6 +100,23 @@ def _apart(connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> Ite
         yield clean
     finally:
         clean.close()
+
+
+def _note_times(connection: duckdb.DuckDBPyConnection, found: Findings) -> None:
+    """Name events that are dated before the one they follow, and the newest where it is after now: a clock was wrong."""
+    jumps = clock_jumps(connection)
+    found.notes += [
+        f"Event {each.sequence} is dated {each.recorded_at:%Y-%m-%d %H:%M:%S} UTC, {in_words(each.seconds)} before the "
+        "event that it follows: a clock was set back between them, or one of the times is not true."
+        for each in jumps[:LONGEST_LIST]
+    ]
+    if len(jumps) > LONGEST_LIST:
+        found.notes.append(f"{len(jumps) - LONGEST_LIST:,} more events are dated before the one they follow.")
+    if (behind := clock_behind_seconds(connection, datetime.now(UTC))) > 0:
+        found.notes.append(
+            f"The newest time of the ledger lies {in_words(behind)} after this machine's clock: one of the clocks that "
+            "wrote it was, or this one is, wrong."
+        )
 
 
 def _check_events(connection: duckdb.DuckDBPyConnection, found: Findings) -> dict[str, dict[int, Promise]]:

@@ -14,7 +14,8 @@ What is found, by kind of problem:
 - ``signature_bad``, ``signature_missing``: an audit's signature does not hold, or is demanded and not there.
 
 A row that an event says was erased is no problem but a note. So is a writer that was killed half-way: it leaves a mark
-beside the ledger, and until the next publication the bytes of the file cannot be held against the seal.
+beside the ledger, and until the next publication the bytes of the file cannot be held against the seal. So is an event
+that is dated before the one it follows: a clock was set back, or one of the times is not true.
 
 The snapshot is checked as the ledger is, rows against events, wherever it is not byte for byte the ledger.
 

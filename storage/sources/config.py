@@ -58,7 +58,7 @@ class SourceConfig:
         options: what a source of your own is told besides.
         constants: fields that are the same for every record, for example model and version.
         overlap_hours: how far before the watermark each run reads again, for records that arrive late.
-        clock_skew_minutes: how far in the future a record may say it was made.
+        clock_skew_minutes: how far in the future a record may say it was made; one from beyond waits for its time.
         sampling: which of the new records of a run are audited.
         sample_size: how many: `first` by time, for each label where `stratified`, or of `lowest_confidence`.
         sample_share: share of the outputs that `random` takes, 0 to 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from gradtrail.digests import sha256_json
 from gradtrail.errors import DataError
@@ -79,12 +79,6 @@ class Intake:
             if arrival.fault is not None:
                 raise arrival.fault
             parsed = parse_record(arrival.record or {}, place=arrival.place, default_source=self.config.name)
-            if parsed.output.produced_at > self.now + timedelta(minutes=self.config.clock_skew_minutes):
-                raise DataError(
-                    f"{arrival.place}: the time {parsed.output.produced_at.isoformat()} was in the future when it was "
-                    f"read, by more than {self.config.clock_skew_minutes:g} minutes.",
-                    "Set the clock of the machine that wrote it, and deliver it again under an id of its own.",
-                )
         except DataError as fault:
             return Refused(arrival.origin, arrival.name, str(fault))
         return parsed

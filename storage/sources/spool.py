@@ -20,6 +20,7 @@ from gradtrail.storage.sources.rows import FileGone, FileMark
 
 _PATIENCE_SECONDS = 60.0
 _AT_ONCE = 500
+_ANY_TIME = datetime.max.replace(tzinfo=UTC)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS held (
     output_id TEXT PRIMARY KEY, origin TEXT NOT NULL, source TEXT NOT NULL, record_id TEXT NOT NULL,
@@ -112,13 +113,16 @@ class Spool:
                 [taken, sampled_out, refused, _text(decisions.reached), origin],
             )
 
-    def ready(self, origin: str, model_version_ids: Collection[str], limit: int) -> list[Held]:
-        """The first outputs of a source that wait, of these model versions, in the order they were taken."""
+    def ready(
+        self, origin: str, model_version_ids: Collection[str], limit: int, until: datetime = _ANY_TIME
+    ) -> list[Held]:
+        """The first outputs of a source that wait, as they were taken: of these versions, and made `until` then."""
         query = (
             "SELECT output_id, source, record_id, produced_at, model_version_id, payload_sha256, payload "
-            "FROM held WHERE origin = ? AND model_version_id IN"
+            "FROM held WHERE origin = ? AND produced_at <= ? AND model_version_id IN"
         )
-        found = self._by_key(query, sorted(model_version_ids), [origin], f" ORDER BY rowid LIMIT {int(limit)}")
+        given = [origin, str(_text(until))]
+        found = self._by_key(query, sorted(model_version_ids), given, f" ORDER BY rowid LIMIT {int(limit)}")
         return [
             Held(Output(row[0], row[1], row[2], datetime.fromisoformat(row[3]), row[4], row[5]), row[6])
             for row in found
@@ -169,6 +173,14 @@ class Spool:
         """Outputs that wait, as source, model version and count."""
         query = "SELECT origin, model_version_id, count(*) FROM held GROUP BY 1, 2 ORDER BY 1, 2"
         return [(row[0], row[1], row[2]) for row in self._connection.execute(query).fetchall()]
+
+    def ahead(self, until: datetime) -> dict[tuple[str, str], tuple[int, datetime]]:
+        """Outputs that wait and were made after then: count and earliest time, by source and model version."""
+        query = (
+            "SELECT origin, model_version_id, count(*), min(produced_at) FROM held WHERE produced_at > ? GROUP BY 1, 2"
+        )
+        found = self._connection.execute(query, [_text(until)]).fetchall()
+        return {(row[0], row[1]): (row[2], datetime.fromisoformat(row[3])) for row in found}
 
     def _hold(self, origin: str, parsed: ParsedOutput) -> int:
         output = parsed.output

@@ -10,6 +10,7 @@ from gradtrail.errors import StoreError, said
 from gradtrail.lineage.events.alerts import undelivered_alerts
 from gradtrail.lineage.events.source_watermarks import newest_watermark, record_watermark
 from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.clocks import clock_behind_seconds
 from gradtrail.lineage.read.deliveries import recorded_payloads
 from gradtrail.lineage.read.unjudged import refused_outputs
 from gradtrail.nouns import Target, Watermark
@@ -29,12 +30,15 @@ _RECORDED_AT_ONCE = 500
 class WaitingOutputs:
     """Taken outputs of one model version that the ledger does not have yet.
 
-    The version was never `ingested`; or it was, and the run had recorded as many as it may.
+    The version was never `ingested`; or it was, and the run had recorded as many as it may. `ahead` of them say that
+    they were made later than this machine's clock shows, the first `earliest`.
     """
 
     model_version_id: str
     count: int
     ingested: bool
+    ahead: int = 0
+    earliest: datetime | None = None
 
     @property
     def model(self) -> str:
@@ -53,6 +57,7 @@ class Collection:
         sampled_out: new records that the sampling did not choose.
         without_confidence: of the new records, those that lowest confidence was asked of and that have none.
         failed: sources that could not be read, each with the cause; the next run tries them again.
+        clock_behind_seconds: how far this machine's clock lies before the newest event of the ledger, where it does.
     """
 
     new_output_ids: tuple[str, ...] = ()
@@ -61,6 +66,7 @@ class Collection:
     sampled_out: int = 0
     without_confidence: int = 0
     failed: tuple[tuple[str, str], ...] = ()
+    clock_behind_seconds: float = 0.0
 
     @property
     def waiting(self) -> int:
@@ -102,14 +108,16 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
     ledger, now = workspace.ledger(), datetime.now(UTC)
     if source.name == workspace.home_source.name:
         workspace.inbox.mkdir(parents=True, exist_ok=True)
+    until = now + timedelta(minutes=source.clock_skew_minutes)
     with ledger.read() as connection:
+        behind = clock_behind_seconds(connection, now)
         before = newest_watermark(connection, source.name) or Watermark(source.name, source.kind, None)
         ingested = [version.model_version_id for version in queries.model_versions(connection)]
     overlap = timedelta(hours=source.overlap_hours)
     since = before.reached - overlap if before.reached else None
     with open_spool(workspace.spool) as spool:
         spool.begin(before)
-        recording = Recording(workspace, source, spool, ingested)
+        recording = Recording(workspace, source, spool, ingested, until)
         recording.drain()
         reader = open_source(source, workspace.registry, lambda kind: load_extension(workspace, kind, "a source").value)
         intake = Intake(source, reader, spool, now, since, recording.left(), recording.known)
@@ -122,8 +130,11 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
             reached = spool.watermark(source.name)
             if reached != before:
                 record_watermark(ledger, reached)
+            ahead = spool.ahead(until)
             waits = tuple(
-                WaitingOutputs(model_version_id, count, model_version_id in ingested)
+                WaitingOutputs(
+                    model_version_id, count, model_version_id in ingested, *ahead.get((origin, model_version_id), ())
+                )
                 for origin, model_version_id, count in spool.waiting()
                 if origin == source.name
             )
@@ -135,14 +146,17 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
         waits,
         intake.sampled_out,
         intake.sample.without_confidence,
+        clock_behind_seconds=behind,
     )
 
 
 class Recording:
     """From the spool into the ledger, within what one run may record."""
 
-    def __init__(self, workspace: Workspace, source: SourceConfig, spool: Spool, ingested: Sequence[str]) -> None:
-        self._workspace, self._source, self._spool = workspace, source, spool
+    def __init__(
+        self, workspace: Workspace, source: SourceConfig, spool: Spool, ingested: Sequence[str], until: datetime
+    ) -> None:
+        self._workspace, self._source, self._spool, self._until = workspace, source, spool, until
         self._ledger = workspace.ledger()
         self._ingested = ingested
         self._missing: set[str] = set()
@@ -171,11 +185,14 @@ class Recording:
         return found
 
     def drain(self) -> None:
-        """Record what waits, as far as its model version is ingested and the run has room, and what was refused."""
+        """Record what waits, as far as its time has come, its model version is ingested and the run has room.
+
+        What was refused is recorded, too.
+        """
         name = self._source.name
         while (left := self.left()) != 0 and self._ingested:
             limit = min(_RECORDED_AT_ONCE, left or _RECORDED_AT_ONCE)
-            held = self._spool.ready(name, self._ingested, limit)
+            held = self._spool.ready(name, self._ingested, limit, self._until)
             if not held:
                 break
             self._record(held)
@@ -284,7 +301,11 @@ def _by_version(waits: Sequence[WaitingOutputs]) -> tuple[WaitingOutputs, ...]:
     found: dict[str, WaitingOutputs] = {}
     for each in waits:
         before = found.get(each.model_version_id)
-        found[each.model_version_id] = replace(each, count=each.count + (before.count if before else 0))
+        if before is not None:
+            times = [moment for moment in (before.earliest, each.earliest) if moment is not None]
+            count, ahead = each.count + before.count, each.ahead + before.ahead
+            each = replace(each, count=count, ahead=ahead, earliest=min(times, default=None))  # noqa: PLW2901
+        found[each.model_version_id] = each
     return tuple(found[name] for name in sorted(found))
 
 
@@ -296,4 +317,5 @@ def _together(collected: list[Collection]) -> Collection:
         sum(each.sampled_out for each in collected),
         sum(each.without_confidence for each in collected),
         tuple(failed for each in collected for failed in each.failed),
+        max((each.clock_behind_seconds for each in collected), default=0.0),
     )

@@ -259,6 +259,18 @@ def test_the_event_of_a_signed_audit_is_named_and_so_is_its_signature(
     assert _told(report, "signature_bad") == [f"audit {story.audit.audit_id}"]
 
 
+def test_an_event_dated_before_the_one_it_follows_is_named_and_so_are_times_after_now(
+    story_ledger: Ledger, tamper: Tamper
+) -> None:
+    assert verify_ledger(story_ledger).notes == ()
+    tamper(story_ledger, "UPDATE event SET recorded_at = recorded_at - INTERVAL 3 HOUR WHERE sequence = 5")
+    [note] = verify_ledger(story_ledger).notes
+    assert note.startswith("Event 5 is dated ")
+    assert "3 hours before the event that it follows" in note
+    tamper(story_ledger, "UPDATE event SET recorded_at = recorded_at + INTERVAL 9 DAY WHERE sequence = 10")
+    assert "9.0 days after this machine's clock" in verify_ledger(story_ledger).notes[-1]
+
+
 def test_an_event_that_is_forged_with_its_hash_breaks_the_chain_after_it(story_ledger: Ledger, tamper: Tamper) -> None:
     with story_ledger.read() as connection:
         query = "SELECT sequence, recorded_at, kind, subject, payload, previous_hash FROM event WHERE sequence = 5"

@@ -317,13 +317,23 @@ def test_missing_fields_are_refused_and_extra_ones_kept(folder, read):
     assert [each.record_id for each in read.refused] == ["r1", "r3"]
 
 
-def test_a_clock_that_is_ahead_does_not_push_the_watermark_beyond_now(folder, read):
+def test_what_was_made_in_the_future_waits_for_its_time_and_does_not_push_the_watermark_beyond_now(folder, tmp_path):
     soon, late = (NOW + timedelta(minutes=minutes) for minutes in (30, 90))
     (folder / "a.jsonl").write_text(lines(record(1, time=soon.isoformat()), record(2, time=late.isoformat())))
-    assert read(inbox(folder)) == ["r1"]
-    assert read.watermark.reached == NOW
-    [refused] = read.refused
-    assert "by more than 60 minutes" in refused.cause
+    config = inbox(folder)
+    with open_spool(tmp_path / "spool.sqlite") as spool:
+        spool.begin(Watermark(config.name, config.kind, None))
+        list(Intake(config, FileSource(str(folder), {}, {}), spool, NOW, None, None, lambda _: {}).run())
+        assert spool.watermark("inbox").reached == NOW
+        assert spool.refusals("inbox") == []
+
+        def ready(minutes):
+            held = spool.ready("inbox", ["digits/3"], 10, NOW + timedelta(minutes=minutes))
+            return [each.output.record_id for each in held]
+
+        assert (ready(60), ready(89), ready(90)) == (["r1"], ["r1"], ["r1", "r2"])
+        assert spool.ahead(NOW + timedelta(minutes=60)) == {("inbox", "digits/3"): (1, late)}
+        assert spool.ahead(late) == {}
 
 
 def test_all_first_random_stratified_and_lowest_confidence_take_what_they_say(folder, read, tmp_path):

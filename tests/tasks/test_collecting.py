@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 
 import mlflow
 import pytest
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from prefect.states import Failed
 
 from gradtrail.errors import GradtrailError, NotFoundError, StoreError
+from gradtrail.lineage.read.clocks import clock_behind_seconds, in_words
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.inbox_erasure import remove_records
 from gradtrail.storage.sources.spool import open_spool
@@ -337,3 +339,32 @@ def test_an_experiment_that_is_not_there_is_named(traced):
     client.delete_experiment(client.create_experiment("elsewhere"))
     with pytest.raises(NotFoundError, match=r"'elsewhere', which was deleted in MLflow\..*restore it"):
         TraceSource(gone, client).tagged("pending")
+
+
+def test_what_a_wrong_clock_holds_back_is_taken_once_it_is_right(known, table):
+    soon = datetime.now(UTC) + timedelta(minutes=5)
+    config = SourceConfig("inbox", "inbox", clock_skew_minutes=4.0)
+    behind = known.with_sources(config)
+    drop(known.workspace, "a.jsonl", record(1), record(2, time=soon.isoformat()), record(3, time=soon.isoformat()))
+    first = collect(behind)
+    assert (first.new_output_ids, first.refused) == (("inbox:r1",), ())
+    assert first.waits == (WaitingOutputs("digits/1", 2, True, 2, soon),)
+    assert collect(behind).new_output_ids == ()
+    # The same to this code as a clock that is put forward by five minutes.
+    righted = known.with_sources(replace(config, clock_skew_minutes=9.0))
+    assert collect(righted).new_output_ids == ("inbox:r2", "inbox:r3")
+    made, add = table
+    add((7, soon.isoformat()))
+    waiting = made.with_sources(replace(made.workspace.sources[0], clock_skew_minutes=4.0))
+    assert collect(waiting, "made").waits[0].ahead == 1
+    assert collect(made.with_sources(replace(made.workspace.sources[0], clock_skew_minutes=9.0)), "made").waits == ()
+
+
+def test_a_clock_before_the_newest_event_is_reported(known):
+    known.workspace.inbox.mkdir()
+    assert collect(known).clock_behind_seconds == 0
+    with known.ledger.read() as connection:
+        [(newest,)] = connection.execute("SELECT max(recorded_at) FROM event").fetchall()
+        assert clock_behind_seconds(connection, newest - timedelta(hours=3)) == 3 * 3600
+        assert clock_behind_seconds(connection, newest) == 0
+    assert in_words(3 * 3600) == "3 hours"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ import torch
 
 from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.digests import content_sha256, sha256_bytes, sha256_file
+from gradtrail.own_sources import sources_of
 
 _ONLY_SHOWN = frozenset({"preview", "wording", "meaning_of_scores", "is_right"})
 """Methods of adapters that no number comes from."""
-_OF_INSTALLED_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _OWN = "gradtrail"
 _LARGEST_OPTION = 1 << 24
 _WITHOUT_MEANING = frozenset({"kind", "type_comment", "ctx"})
@@ -36,7 +35,7 @@ def deciding_digests(adapter: ModelAdapter) -> dict[str, str]:
     kind = type(adapter)
     found = {"class": sha256_bytes(kind.__qualname__.encode())}
     own = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    root, sources = _own_sources(kind.__module__, Path(own)) if own else (Path(), [])
+    root, sources = sources_of(kind.__module__, Path(own)) if own else (Path(), [])
     for path in sources:
         found[path.relative_to(root).as_posix()] = source_digest(path.read_bytes())
     for name, value in vars(adapter).items():
@@ -49,7 +48,7 @@ def deciding_digests(adapter: ModelAdapter) -> dict[str, str]:
 def own_sources(module_name: str) -> dict[Path, str]:
     """Digests of the bytes of an imported module's source and of those below its folder that it imports."""
     own = getattr(sys.modules.get(module_name), "__file__", None)
-    return {path: sha256_file(path) for path in _own_sources(module_name, Path(own))[1]} if own else {}
+    return {path: sha256_file(path) for path in sources_of(module_name, Path(own))[1]} if own else {}
 
 
 def library_versions(*made_of: object) -> dict[str, str]:
@@ -135,55 +134,3 @@ def _size(value: object) -> int:
         else:
             raise TypeError(f"a {type(part).__name__} is no plain value")
     return size
-
-
-def _own_sources(module_name: str, own: Path) -> tuple[Path, list[Path]]:
-    """The folder that a module is imported from, its source, and those below the folder that it imports, in order.
-
-    Of an installed package only its own modules count, and of gradtrail's own adapters only theirs.
-    """
-    depth = module_name.count(".") + (own.name == "__init__.py")
-    root = own.parents[depth]
-    top = module_name.partition(".")[0]
-    found: dict[Path, None] = {}
-    waiting = [] if top == _OWN else [module_name]
-    seen = {module_name}
-    if top == _OWN:
-        found[own] = None
-    while waiting:
-        name = waiting.pop()
-        for path, held_by in _files(root, name):
-            if path in found:
-                continue
-            found[path] = None
-            for other in _imported(ast.parse(path.read_bytes()), held_by, is_package=path.name == "__init__.py"):
-                first = other.partition(".")[0]
-                if other not in seen and first != _OWN and (root.name not in _OF_INSTALLED_PACKAGES or first == top):
-                    seen.add(other)
-                    waiting.append(other)
-    return root, sorted(found)
-
-
-def _files(root: Path, name: str) -> Iterator[tuple[Path, str]]:
-    """The files below a folder that importing a name runs, and the module that each is."""
-    parts = name.split(".")
-    for count in range(1, len(parts) + 1):
-        place = root.joinpath(*parts[:count])
-        module = ".".join(parts[:count])
-        if (package := place / "__init__.py").is_file():
-            yield package, module
-        elif (single := place.with_name(f"{place.name}.py")).is_file():
-            yield single, module
-
-
-def _imported(tree: ast.AST, module_name: str, *, is_package: bool) -> Iterator[str]:
-    """What a module imports, by absolute name; what comes `from` one may be an attribute of it or a module."""
-    package = module_name if is_package else module_name.rpartition(".")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            named = ".".join([*filter(None, base), *filter(None, [node.module])])
-            for each in node.names:
-                yield ".".join(filter(None, [named, each.name]))

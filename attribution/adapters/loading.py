@@ -12,7 +12,9 @@ from gradtrail.attribution.adapters.base import ModelAdapter
 from gradtrail.attribution.adapters.deciding import deciding_digests, own_sources
 from gradtrail.digests import sha256_file
 from gradtrail.errors import ModelError, UsageError
-from gradtrail.extensions import load_object, source_sha256
+from gradtrail.extensions import load_object, reference_sha256
+from gradtrail.hashed_imports import refuse_other_bytecode
+from gradtrail.own_sources import code_of
 
 BUILT_IN_ADAPTERS = ("gradtrail.demo.*",)
 ADAPTER = "an adapter"
@@ -22,7 +24,9 @@ _IMPORTED: dict[str, tuple[object, dict[Path, str]]] = {}
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter instance, the `module:Class` it came from, and the sha256 of that module's source file.
+    """An adapter instance, the `module:Class` it came from, and the sha256 that pins its code.
+
+    That is the digest of the module's source file where it is all the code, else of the names and digests of all files.
 
     `decided_by` are digests of all that is known to decide what it measures; see `deciding_digests`.
     """
@@ -39,6 +43,7 @@ def adapter_reference(adapter: ModelAdapter) -> str:
     Raises:
         UsageError: if its class lives in `__main__` or inside a function, where no other process can find it, or its
             source was changed since it was imported.
+        UntrustedCodeError: if it was imported from bytecode that is not that of its source.
     """
     kind = type(adapter)
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
@@ -53,18 +58,20 @@ def adapter_reference(adapter: ModelAdapter) -> str:
             "what that says.",
             "Start Python anew, or importlib.reload its module and make the adapter again.",
         )
+    if own := getattr(sys.modules.get(kind.__module__), "__file__", None):
+        refuse_other_bytecode(code_of(kind.__module__, Path(own))[1])
     _note_import(kind.__module__)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def adapter_source_sha256(reference: str, search_path: Path | None = None) -> str:
-    """Digest of the source file behind `module:Class`, found without running that file.
+    """Digest of all code behind `module:Class`, found without running any of it.
 
     Raises:
         UsageError: if the reference is malformed.
         NotFoundError: if the module cannot be found or has no source file.
     """
-    return source_sha256(reference, ADAPTER, search_path)
+    return reference_sha256(reference, ADAPTER, search_path)
 
 
 def load_adapter(
@@ -79,7 +86,7 @@ def load_adapter(
     Args:
         reference: for example `my_adapter:MyAdapter`.
         allowed: patterns of references that may run (`my_adapter:*`), beside gradtrail's own.
-        expected_sha256: digest of the module's source file that was pinned at ingest, if any.
+        expected_sha256: digest of its code, or of the module's source file alone, that was pinned at ingest, if any.
         search_path: folder to look in for the module before the installed packages.
 
     Raises:
@@ -110,7 +117,7 @@ def load_adapter(
             "An adapter takes no arguments and implements build_model and training_data.",
         ) from error
     _note_import(adapter_class.__module__)
-    return LoadedAdapter(adapter, reference, loaded.source_sha256, deciding_digests(adapter))
+    return LoadedAdapter(adapter, reference, expected_sha256 or loaded.code_sha256, deciding_digests(adapter))
 
 
 def _note_import(module_name: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from gradtrail.attribution.adapters.loading import load_adapter
-from gradtrail.errors import ModelError, NotFoundError, NotReadyError
+from gradtrail.errors import ModelError, NotFoundError, NotReadyError, UntrustedCodeError
 from gradtrail.lineage.read import queries
 from gradtrail.nouns import Example, Fidelity, Weighting
 from gradtrail.storage.models.registry import RegisteredVersion
@@ -274,7 +274,7 @@ def test_an_option_that_changed_since_a_version_was_taken_in_is_named(
     assert again.index_id != built.index_id
 
 
-def test_a_module_beside_the_adapter_that_changed_is_named(variants: Variants) -> None:
+def test_a_module_beside_the_adapter_is_pinned_with_it(variants: Variants) -> None:
     beside, module = variants.project.folder / f"{variants.project.module}_beside.py", variants.project.module
     beside.write_text("SCALE = 1\n")
     path = variants.project.folder / f"{module}.py"
@@ -282,9 +282,9 @@ def test_a_module_beside_the_adapter_that_changed_is_named(variants: Variants) -
     sys.modules.pop(module, None)
     name = variants.ingest("Corrected")
     beside.write_text("SCALE = 2\n")
-    with pytest.raises(ModelError, match=rf"was taken in: {beside.name}\."):
+    with pytest.raises(UntrustedCodeError, match=r"changed \(or one of the 2 files of code that it is made of\)"):
         variants.index(name)
-    beside.write_text("SCALE = 1  # as before\n")
+    beside.write_text("SCALE = 1\n")
     assert variants.index(name).new
 
 

@@ -103,7 +103,7 @@ def _apart(connection: duckdb.DuckDBPyConnection, names: Collection[str]) -> Ite
 
 
 def _note_times(connection: duckdb.DuckDBPyConnection, found: Findings) -> None:
-    """Name events that are dated before the one they follow, and the newest where it is after now: a clock was wrong."""
+    """Name events that are dated before the one they follow, and the newest after now: a clock was wrong."""
     jumps = clock_jumps(connection)
     found.notes += [
         f"Event {each.sequence} is dated {each.recorded_at:%Y-%m-%d %H:%M:%S} UTC, {in_words(each.seconds)} before the "

@@ -60,6 +60,8 @@ class ConvolutionRule(OuterProductRule):
         return GradientShape(layer.groups, layer.out_channels // layer.groups, patch + (layer.bias is not None))
 
     def keep(self, layer: Convolution, inputs: Tensor, projections: Projections) -> Tensor:
+        if _has_small_blocks(layer, projections):
+            return inputs.clone()
         patch = layer.weight[0].numel()
         blocks, columns, width = projections.inputs.shape
         kernels = projections.inputs[:, :patch].transpose(1, 2).reshape(blocks * width, *layer.weight.shape[1:])
@@ -68,8 +70,53 @@ class ConvolutionRule(OuterProductRule):
         projected: Tensor = layer._conv_forward(inputs, kernels, ones)
         return projected.reshape(len(inputs), blocks, width, -1)
 
+    def gradient(self, layer: Convolution, kept: Tensor, output_gradients: Tensor, projections: Projections) -> Tensor:
+        if not _has_small_blocks(layer, projections):
+            return super().gradient(layer, kept, output_gradients, projections)
+        whole = _example_gradients(layer, kept, output_gradients)
+        if layer.bias is not None:
+            sums = self.output_blocks(layer, output_gradients).sum(3, keepdim=True)
+            whole = torch.cat([whole, sums], dim=3)
+        if projections.exact:
+            return whole.flatten(1)
+        projected = whole @ projections.inputs
+        return (projections.outputs.flatten(0, 1).T @ projected.flatten(1, 2)).flatten(1)
+
     def output_blocks(self, layer: Convolution, output_gradients: Tensor) -> Tensor:
         return output_gradients.reshape(len(output_gradients), layer.groups, layer.out_channels // layer.groups, -1)
+
+
+def _has_small_blocks(layer: Convolution, projections: Projections) -> bool:
+    """Whether channel groups are so small that whole gradients cost less than both projections: depthwise ones."""
+    _, rows, outputs = projections.outputs.shape
+    _, columns, inputs = projections.inputs.shape
+    return layer.groups > 1 and rows * columns <= rows * outputs + columns * inputs + outputs * inputs
+
+
+def _example_gradients(layer: Convolution, inputs: Tensor, output_gradients: Tensor) -> Tensor:
+    """The weight's gradient of each example: (batch, groups, rows, patch).
+
+    One backward step of a convolution in which the channel groups of all examples are groups of their own.
+    """
+    padding = layer.padding
+    if layer.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs, padding = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), 0
+    size, dimensions = len(inputs), layer.weight.ndim - 2
+    gradients: Tensor = torch.ops.aten.convolution_backward(
+        output_gradients.reshape(1, -1, *output_gradients.shape[2:]),
+        inputs.reshape(1, -1, *inputs.shape[2:]),
+        inputs.new_empty(1).expand(size * len(layer.weight), *layer.weight.shape[1:]),
+        None,
+        layer.stride,
+        [padding] * dimensions if isinstance(padding, int) else padding,
+        layer.dilation,
+        False,
+        [0] * dimensions,
+        size * layer.groups,
+        [False, True, False],
+    )[1]
+    return gradients.reshape(size, layer.groups, len(layer.weight) // layer.groups, -1)
 
 
 @layer_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -35,7 +35,7 @@ _NOISE = 0.02
 _ROUNDING = 1e-5
 _LEAST_SHARE = 1e-3
 """A layer whose gradient is smaller than this share of the whole is compared with that share."""
-_PRODUCTS = ("mm", "bmm", "baddbmm", "linear", "convolution", "scaled_dot_product")
+_PRODUCTS = ("mm", "bmm", "baddbmm", "linear", "conv", "scaled_dot_product")
 
 
 def measured_row(case: Case, *, repetitions: int, count: int | None = None) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def _judged(tracked: TrackedModel, routes: Routes, unfit: dict[int, str], exampl
 
     Rules that are supposed only have to be shown right. `expected` are the model's outputs without hooks.
     """
+    by_use = _by_use(tracked, replace(routes, by_autograd=routes.by_autograd | set(unfit)), example, expected)
+    routes = replace(routes, by_use=by_use, by_autograd=routes.by_autograd - by_use)
     supposed = {use.place for use in tracked.uses if use.place in tracked.supposed and use.name in routes.layouts}
     for _ in range(_TRIES):
         by_autograd = (routes.by_autograd - supposed) | set(unfit)
@@ -122,6 +124,27 @@ def _judged(tracked: TrackedModel, routes: Routes, unfit: dict[int, str], exampl
     else:
         supposed = set()
     return _routes(tracked, replace(routes, by_autograd=routes.by_autograd - supposed), unfit)
+
+
+def _by_use(tracked: TrackedModel, routes: Routes, example: Example, expected: Tensor) -> frozenset[int]:
+    """The places of bare parameters whose gradient is autograd's where it is taken at their meetings with examples."""
+    bare = {place for place, group in enumerate(tracked.plan.groups) if not group.modules}
+    candidates = (routes.by_autograd & bare) - tracked.supposed
+    for _ in range(_TRIES if candidates else 0):
+        trial = replace(routes, by_use=frozenset(candidates), by_autograd=routes.by_autograd - candidates)
+        unfit = set[int]()
+        try:
+            found = _twice(tracked, trial, example, expected, unfit=unfit)
+            if found is not None:
+                wanted = autograd_vector(tracked, example)
+                silent = {place for place in candidates if not wanted[tracked.plan.slices[place]].any()}
+                return frozenset(candidates - silent - _unlike(found, wanted, tracked, trial))
+        except Exception:  # no other way than autograd is known for them
+            return frozenset()
+        if not unfit:
+            return frozenset()
+        candidates -= unfit
+    return frozenset()
 
 
 def _routes(tracked: TrackedModel, routes: Routes, unfit: Mapping[int, str]) -> Routes:
@@ -139,7 +162,7 @@ def _routes(tracked: TrackedModel, routes: Routes, unfit: Mapping[int, str]) -> 
     fallback = (
         Fallback(tracked.adapter, tracked.run, tracked.model, groups, routes.batch, tracked.device) if groups else None
     )
-    return replace(routes, by_autograd=frozenset(places), fallback=fallback)
+    return replace(routes, by_autograd=frozenset(places), by_use=routes.by_use - set(places), fallback=fallback)
 
 
 def _compared(
@@ -186,16 +209,30 @@ def _unlike(found: Tensor, wanted: Tensor, tracked: TrackedModel, routes: Routes
 
 
 def _twice(
-    tracked: TrackedModel, routes: Routes, example: Example, expected: Tensor, *, masked: bool = True
+    tracked: TrackedModel,
+    routes: Routes,
+    example: Example,
+    expected: Tensor,
+    *,
+    masked: bool = True,
+    unfit: set[int] | None = None,
 ) -> Tensor | None:
-    """Features of the same example twice, by rules alone, or None where hooks change the outputs."""
+    """Features of the same example twice, by rules alone, or None where hooks change the outputs.
+
+    Also None where parameters are used in unknown ways; their places are added to `unfit`, if it is given.
+    """
     examples = [example, example]
     with frozen_in_eval(tracked.model), ExitStack() as stack:
         forward = HookedForward(tracked, examples, routes)
         forward.masked = masked
+        forward.judging = unfit is not None
         stack.callback(forward.release)
         forward.attach(stack)
         forward.run(tracked.adapter.collate(examples).to(tracked.device))
+        if unfit is not None:
+            unfit |= forward.unknown_uses
+            if unfit:
+                return None
         outputs = forward.outputs.detach()
         if outputs.shape != expected.shape:
             return None

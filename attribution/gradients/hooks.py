@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch
 from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.parameter_uses import ParameterUses
 from gradtrail.attribution.gradients.routes import ROWS, CallLayout, Routes, positions_of
 from gradtrail.attribution.gradients.tracked_model import LayerUse, TrackedModel
 from gradtrail.attribution.gradients.weight_gradients import in_graph
@@ -52,7 +53,9 @@ class HookedForward:
         self.outputs: Tensor
         self.batch: Batch
         self.kept_bytes = 0
+        self.uses: ParameterUses | None = None
         self.masked = True
+        self.judging = False
         self._examples = examples
         self._routes = routes
         self._positions: frozenset[int] = frozenset()
@@ -86,12 +89,13 @@ class HookedForward:
         mask = self._adapter.position_mask(batch) if self.masked else None
         self._padding = None if mask is None else ~mask.bool()
         # A model may overwrite its inputs, which the fallback needs once more.
-        outputs = self._run(self._model, batch if self._fallback is None else batch.with_each(torch.clone))
+        outputs = self._outputs(batch if self._fallback is None else batch.with_each(torch.clone))
         if self._owed_by_inputs:
             # Reentrant checkpointing gives no gradients unless its inputs are in the graph.
             self._starts, self._owed = [], Counter()
-            outputs = self._run(self._model, Batch(in_graph(batch.inputs), batch.targets))
+            outputs = self._outputs(Batch(in_graph(batch.inputs), batch.targets))
         self._refuse_uncalled()
+        self._refuse_unknown_uses()
         if self._fallback is not None:
             outputs = self._in_graph(outputs)
             outputs.register_hook(self._keep_cotangents)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -138,6 +142,7 @@ class HookedForward:
         self._starts = []
         self._sums = []
         self._cotangents = None
+        self.uses = None
         if hasattr(self, "outputs"):
             del self.outputs
 
@@ -226,8 +231,7 @@ class HookedForward:
             blocks = use.projections.outputs.shape[0] if use.projections.exact else 1
             widths = (use.projections.outputs.shape[2], use.projections.inputs.shape[2])
             part = part.reshape(len(part), blocks, *widths).transpose(2, 3).flatten(1)
-        total = self._sums[use.place]
-        self._sums[use.place] = part if total is None else total + part
+        self._add_part(use.place, part)
 
     def _without_padding(self, rule: LayerRule, values: Tensor) -> Tensor:
         padding = self._padding
@@ -236,6 +240,18 @@ class HookedForward:
         if values.shape[: padding.ndim] != padding.shape or values.ndim == padding.ndim:
             return values
         return values.masked_fill(padding.reshape(*padding.shape, *[1] * (values.ndim - padding.ndim)), 0)
+
+    def _parameter_uses(self) -> ParameterUses | None:
+        if not self._routes.by_use:
+            return None
+        every = dict(self._model.named_parameters(remove_duplicate=False))
+        groups = [self._tracked.whole_group(place) for place in sorted(self._routes.by_use)]
+        named = {every[each.group.parameters[0]]: each for each in groups}
+        return ParameterUses(named, self._size, self._starts.append, self._add_part)
+
+    def _add_part(self, place: int, part: Tensor) -> None:
+        total = self._sums[place]
+        self._sums[place] = part if total is None else total + part
 
     def _keep_cotangents(self, gradient: Tensor) -> None:
         self._cotangents = gradient.detach()
@@ -261,6 +277,21 @@ class HookedForward:
         for use in self._tracked.every_use:
             if use.name not in self._called and use.place not in self._routes.by_autograd:
                 raise UnfitError(use.place, f"Layer {use.name} was never called in the forward pass.")
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        self.uses = self._parameter_uses()
+        with self.uses or nullcontext():
+            return self._run(self._model, batch)
+
+    @property
+    def unknown_uses(self) -> set[int]:
+        """The places of parameters that met the examples in a way that is not known, or not at all."""
+        return set() if self.uses is None else self.uses.unfit | (self._routes.by_use - self.uses.called)
+
+    def _refuse_unknown_uses(self) -> None:
+        if self.unknown_uses and not self.judging:
+            place = min(self.unknown_uses)
+            raise UnfitError(place, f"{self._plan.groups[place].name} is used in another way than before.")
 
     def _refuse_owed(self) -> None:
         owed = sorted(name for name, calls in self._owed.items() if calls > 0)

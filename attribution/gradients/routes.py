@@ -76,12 +76,16 @@ ROWS = CallLayout()
 class Routes:
     """`layouts` by the names of layers that a rule measures; groups at the places `by_autograd` are left to `fallback`.
 
+    Parameters at the places `by_use` have no layer with a rule, and are measured where they meet the examples
+    (`gradtrail.attribution.gradients.parameter_uses`).
+
     `batch` says where the examples of a batch stand; None where its tensors do not tell. `dtype` is the type with the
     fewest digits that the model computes in.
     """
 
     layouts: Mapping[str, CallLayout] = field(default_factory=dict)
     by_autograd: frozenset[int] = frozenset()
+    by_use: frozenset[int] = frozenset()
     fallback: Fallback | None = None
     batch: BatchLayout | None = None
     dtype: torch.dtype = torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class _Engines:
             else:
                 attached.engine.close()
 
+    def end(self) -> None:
+        """Close those that are idle: DuckDB's binding names at the end of a process what is still open."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _engine_for(self, database: Path) -> duckdb.DuckDBPyConnection:
         """An idle database, or a new one, that puts what does not fit into memory beside the file."""
         beside = f"{database}.tmp"
@@ -132,4 +138,5 @@ def second(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     return made
 
 
+atexit.register(_engines.end)
 os.register_at_fork(after_in_child=_engines.begin_anew)

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage
 from mlflow.entities import Run as RegisteredRun
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from gradtrail.errors import NotFoundError, StoreError, UsageError
@@ -96,15 +97,18 @@ class Registry:
             StoreError: if MLflow does not answer.
         """
         name, alias, number = self._parts(reference)
-        try:
-            model = self.client.get_registered_model(name)
-        except MlflowException as error:
-            self._require_answer(error)
+        model = self._registered(name)
+        if model is None and alias:
+            # A name may hold `@`: a model of the whole name is meant where it alone is there.
+            name, alias, model = (
+                (reference, "", whole) if (whole := self._registered(reference)) else (name, alias, None)
+            )
+        if model is None:
             known = sorted(m.name for m in self.client.search_registered_models(max_results=20))
             raise NotFoundError(
                 f"No model named {name} is registered at {self.tracking_uri}.",
                 f"Registered: {', '.join(known)}." if known else "Nothing is registered there yet.",
-            ) from error
+            )
         try:
             if alias:
                 return _as_version(self.client.get_model_version_by_alias(name, alias))
@@ -121,23 +125,21 @@ class Registry:
         return versions[-1]
 
     def _parts(self, reference: str) -> tuple[str, str, str]:
-        """Name, alias and number. A name may hold `@`: a model of the whole name is meant if it alone is there."""
+        """Name, alias and number."""
         if numbered := _NUMBERED.fullmatch(reference):
             return numbered["name"], "", numbered["version"]
-        with_alias = _WITH_ALIAS.fullmatch(reference)
-        if with_alias and not (self._is_registered(reference) and not self._is_registered(with_alias["name"])):
+        if with_alias := _WITH_ALIAS.fullmatch(reference):
             return with_alias["name"], with_alias["alias"], ""
-        if _NAME.fullmatch(reference) and (with_alias or "@" not in reference or self._is_registered(reference)):
+        if _NAME.fullmatch(reference) and ("@" not in reference or self._registered(reference)):
             return reference, "", ""
         raise UsageError(f"{reference!r} does not name a model version.", "Write NAME@alias, NAME/3 or NAME.")
 
-    def _is_registered(self, name: str) -> bool:
+    def _registered(self, name: str) -> RegisteredModel | None:
         try:
-            self.client.get_registered_model(name)
+            return self.client.get_registered_model(name)
         except MlflowException as fault:
             self._require_answer(fault)
-            return False
-        return True
+            return None
 
     def versions(self, name: str) -> list[RegisteredVersion]:
         """Every version of a model that is not deleted, by number."""

@@ -183,8 +183,8 @@ def test_the_configuration_makes_the_index_id_and_gives_the_plan_back(convolutio
     _, model, _ = convolutional
     plan = plan_features(model, PROJECTED)
     assert plan_from_config(model, plan.config()) == plan
-    assert index_id("c", "d", plan.config()) != index_id(
-        "c", "d", plan_features(model, FeatureSettings(36, 8)).config()
+    assert index_id("c", "d", plan.config(), None) != index_id(
+        "c", "d", plan_features(model, FeatureSettings(36, 8)).config(), None
     )
     older = {**plan.config(), "projection": {**plan.config()["projection"], "version": 0}}
     with pytest.raises(StoreError, match="other projection"):

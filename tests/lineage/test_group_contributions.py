@@ -4,19 +4,22 @@ import duckdb
 import pytest
 
 from gradtrail.errors import DataError
+from gradtrail.lineage.chain import rows
 from gradtrail.lineage.chain.appending import append
 from gradtrail.lineage.chain.rows import rows_of
 from gradtrail.lineage.ledger.audit_rows import audit_rows
 from gradtrail.lineage.ledger.writing import Ledger, nouns_to_rows
 from gradtrail.lineage.read import queries
 from gradtrail.lineage.schema.files import newest_version, schema_files
+from gradtrail.lineage.schema.tables import TABLES, tables_at
 from gradtrail.lineage.sql.answering import run_sql
 from gradtrail.lineage.verify.verifying import verify_ledger
 from gradtrail.nouns import GroupContribution, Weighting
 
 
-def _recorded_by_version_3(story, ledger: Ledger) -> None:
+def _recorded_by_version_3(story, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story's audit as a gradtrail of schema version 3 wrote it: the same rows, but no contributions of groups."""
+    monkeypatch.setattr(rows, "TABLES", {**TABLES, **tables_at(3)})
     ledger.paths.database.parent.mkdir(parents=True)
     first = schema_files()[:3]
     with duckdb.connect(str(ledger.paths.database)) as connection:
@@ -34,8 +37,8 @@ def _recorded_by_version_3(story, ledger: Ledger) -> None:
             "outputs": [nouns_to_rows.output_rows(story.outputs)],
             "audit": audit_rows(story.audit, **{**story.evidence, "group_contributions": ()}),
         }
-        for kind, rows in events.items():
-            append(connection, kind, kind, list(rows))
+        for kind, found in events.items():
+            append(connection, kind, kind, list(found))
         connection.commit()
 
 
@@ -86,8 +89,11 @@ def test_the_same_contributions_again_are_harmless_and_others_are_refused(story,
         story_ledger.record_audit(story.audit, **{**story.evidence, "group_contributions": other})
 
 
-def test_a_ledger_of_version_3_opens_migrates_and_verifies(story, empty_ledger: Ledger) -> None:
-    _recorded_by_version_3(story, empty_ledger)
+def test_a_ledger_of_version_3_opens_migrates_and_verifies(
+    story, empty_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        _recorded_by_version_3(story, empty_ledger, then)
     assert verify_ledger(empty_ledger).ok
     with empty_ledger.read() as connection:
         versions = connection.execute("SELECT version FROM schema_version ORDER BY 1").fetchall()

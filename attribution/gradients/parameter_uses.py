@@ -6,7 +6,8 @@ Whether that is right is not known from the operation alone, so whoever uses it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from gradtrail.attribution.gradients.fallback import WholeGroup
+from gradtrail.attribution.gradients.unrolled import is_recurrent, unrolled
 from gradtrail.attribution.layers.registry import Projections
 
 Add = Callable[[int, Tensor], None]
 """Adds features (batch, columns) to the group at a place."""
 
+_BIAS = 2
+"""A recurrent layer's biases stand so many places after the weights they belong to."""
 _T = torch.Tensor
 _IN_PLACE = {_T.add_, _T.mul_, _T.sub_, _T.__iadd__, _T.__imul__, _T.__isub__}
 _BROADCASTING = {
@@ -57,6 +61,10 @@ class ParameterUses(TorchFunctionMode):
         own = [tensor for tensor in _tensors((*args, *named.values())) if id(tensor) in self._known]
         if not own:
             return func(*args, **named)
+        if is_recurrent(func):
+            steps = unrolled(func.__name__, args, self._size, partial(self._seen, args[2]))
+            if steps is not None:
+                return steps
         if len(own) == 1 and len(list(_tensors((*args, *named.values())))) == 1:
             return self._derived(func, own[0], args, named)
         if len(own) == 1:
@@ -96,6 +104,28 @@ class ParameterUses(TorchFunctionMode):
             return None
         copies = self._copies(own, torch.Size(shape))
         return func(*[copies if each is own else each for each in args], **named)
+
+    def _seen(self, weights: Sequence[Tensor], number: int, outputs: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
+        """The outputs of a product with weight `number`, from whose gradient those of weight and bias are taken."""
+        has_bias = len(weights) > number + _BIAS and weights[number + _BIAS].ndim == 1
+        own = [weights[number], *([weights[number + _BIAS]] if has_bias else [])]
+        groups = [self._known[id(each)][1] for each in own if id(each) in self._known]
+        if not groups:
+            return outputs
+        if not outputs.requires_grad:
+            outputs = outputs.requires_grad_()
+            self._start(outputs)
+        self.called |= {group.place for group in groups}
+
+        def collect(gradient: Tensor) -> None:
+            for each in own:
+                if id(each) in self._known:
+                    group = self._known[id(each)][1]
+                    given = inputs() if each.ndim > 1 else gradient.new_ones(*gradient.shape[:2], 1)
+                    self._add(group.place, _projected_product(given, gradient.detach(), group.projections))
+
+        outputs.register_hook(collect)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return outputs
 
     def _copies(self, own: Tensor, shape: torch.Size) -> Tensor:
         _, group, leaf, value = self._known[id(own)]
@@ -146,6 +176,13 @@ def _projected_lookup(numbers: Tensor, gradients: Tensor, projections: Projectio
     if padding is not None:
         rows = rows * (numbers.flatten(1) != padding).unsqueeze(2)
     columns = gradients.to(rows.dtype).reshape(len(rows), rows.shape[1], -1) @ projections.inputs[0]
+    return (rows.transpose(1, 2) @ columns).flatten(1)
+
+
+def _projected_product(inputs: Tensor, gradients: Tensor, projections: Projections) -> Tensor:
+    """Σ_t (gradient_t · outputs) ⊗ (input_t · inputs) of each example, as (batch, columns)."""
+    outputs = projections.outputs[0]
+    rows, columns = gradients.to(outputs.dtype) @ outputs, inputs.to(outputs.dtype) @ projections.inputs[0]
     return (rows.transpose(1, 2) @ columns).flatten(1)
 
 

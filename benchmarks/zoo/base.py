@@ -30,7 +30,7 @@ class Case:
     name: str
     adapter: type[ModelAdapter]
     own_loss: OwnLoss
-    batch_size: int = 32
+    batch_size: int = 64
     save: Callable[[nn.Module, Path], Path] | None = None
     half_precision: bool = False
 

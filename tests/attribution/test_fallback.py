@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gradtrail.attribution.curvature.blocks import model_curvature
 from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
@@ -27,6 +28,13 @@ class Recurrent(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.read(self.recur(inputs)[0][:, -1])
+
+
+class Packed(Recurrent):
+    def forward(self, inputs: Tensor) -> Tensor:
+        lengths = inputs.abs().sum(2).count_nonzero(1)
+        packed, _ = self.recur(pack_padded_sequence(inputs, lengths, batch_first=True))
+        return self.read(pad_packed_sequence(packed)[0][-1])
 
 
 class Bare(nn.Module):
@@ -107,7 +115,7 @@ def test_where_torch_func_cannot_follow_examples_are_measured_one_at_a_time_with
 ):
     torch.manual_seed(0)
     examples = make_examples(5, 4, 3)
-    model = Recurrent(kind)
+    model = Packed(kind)
     with pytest.warns(AttributionWarning, match="recur.weight_ih_l0.*one example at a time"):
         assert_exact(make_classifier(lambda: model, examples), model, examples, autograd_vectors)
 

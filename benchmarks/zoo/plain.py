@@ -87,7 +87,7 @@ def class_of_row(model: nn.Module, example: Example) -> Tensor:
 
 
 CASES = [
-    Case("LSTM", Lstm, class_of_words),
-    Case("GRU", Gru, class_of_words),
+    Case("LSTM", Lstm, class_of_words, batch_size=128),
+    Case("GRU", Gru, class_of_words, batch_size=128),
     Case("table with embeddings", Tabular, class_of_row, batch_size=256),
 ]

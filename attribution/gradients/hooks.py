@@ -281,7 +281,9 @@ class HookedForward:
     def _outputs(self, batch: Batch) -> Tensor:
         self.uses = self._parameter_uses()
         with self.uses or nullcontext():
-            return self._run(self._model, batch)
+            outputs = self._run(self._model, batch)
+        self.kept_bytes += 0 if self.uses is None else self.uses.kept_bytes
+        return outputs
 
     @property
     def unknown_uses(self) -> set[int]:

@@ -44,6 +44,7 @@ class ParameterUses(TorchFunctionMode):
         super().__init__()
         self.unfit: set[int] = set()
         self.called: set[int] = set()
+        self.kept_bytes = 0
         self._size = size
         self._start = start
         self._add = add
@@ -116,6 +117,8 @@ class ParameterUses(TorchFunctionMode):
             outputs = outputs.requires_grad_()
             self._start(outputs)
         self.called |= {group.place for group in groups}
+        # Beside the outputs their gradient, and the steps from which it is put together.
+        self.kept_bytes += 3 * outputs.nbytes
 
         def collect(gradient: Tensor) -> None:
             for each in own:
@@ -131,6 +134,7 @@ class ParameterUses(TorchFunctionMode):
         _, group, leaf, value = self._known[id(own)]
         copies = own.detach().reshape(shape).expand(self._size, *shape[1:]).clone().requires_grad_()
         self._start(copies)
+        self.kept_bytes += 2 * copies.nbytes
         self.called.add(group.place)
 
         def collect(gradient: Tensor) -> None:

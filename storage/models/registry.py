@@ -98,11 +98,9 @@ class Registry:
         """
         name, alias, number = self._parts(reference)
         model = self._registered(name)
-        if model is None and alias:
-            # A name may hold `@`: a model of the whole name is meant where it alone is there.
-            name, alias, model = (
-                (reference, "", whole) if (whole := self._registered(reference)) else (name, alias, None)
-            )
+        # A name may hold `@`: a model of the whole name is meant where it alone is there.
+        if model is None and alias and (model := self._registered(reference)):
+            name, alias = reference, ""
         if model is None:
             known = sorted(m.name for m in self.client.search_registered_models(max_results=20))
             raise NotFoundError(

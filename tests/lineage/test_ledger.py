@@ -443,6 +443,7 @@ def _seconds(name: str) -> Iterator[None]:
     print(f"{name}: {time.perf_counter() - started:.2f} s")
 
 
+@pytest.mark.ci  # as many rows as a day of audits writes
 def test_a_hundred_thousand_attributions_are_recorded_in_seconds(story, story_ledger: Ledger) -> None:
     count = 100_000
     dataset = replace(story.dataset, dataset_version_id="b1" * 32, example_count=count)

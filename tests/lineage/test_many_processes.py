@@ -13,6 +13,8 @@ import pytest
 from gradtrail.lineage.ledger.writing import Ledger
 from gradtrail.lineage.verify.verifying import verify_ledger
 
+pytestmark = pytest.mark.ci  # several processes at once
+
 WRITERS, READERS = 2, 5
 
 # One transaction records four outputs, all or none; every few of them a snapshot is published.

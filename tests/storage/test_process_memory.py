@@ -11,6 +11,8 @@ import pytest
 
 from gradtrail.storage.process_memory import HUGE_PAGES
 
+pytestmark = pytest.mark.ci  # processes whose memory is looked at
+
 SAID = (
     "MALLOC_ARENA_MAX",
     "ARROW_DEFAULT_MEMORY_POOL",

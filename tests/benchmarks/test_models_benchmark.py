@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ci  # a process of its own
+
 WANTED = {
     "model",
     "adapter_lines",

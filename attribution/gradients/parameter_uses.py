@@ -83,6 +83,10 @@ class ParameterUses(TorchFunctionMode):
             return plain
         if func in _REPEATING and own.shape[:1] == (1,) and plain.shape == (self._size, *own.shape[1:]):
             return self._copies(own, own.shape)
+        if func in _REPEATING:
+            # Repeated for positions, say: of as many positions as examples the lengths would not tell.
+            self.unfit.add(group.place)
+            return plain
         with torch.enable_grad():
             followed = func(*[value if each is own else each for each in args], **named)
         if not followed.requires_grad:

@@ -71,6 +71,17 @@ class PositionsFirst(nn.Module):
         return (hidden.transpose(0, 1) * self.scale).transpose(0, 1)
 
 
+class RepeatedForPositions(nn.Module):
+    """A scale of features that is repeated for every position, of which there may be as many as examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(1, WIDTH) + 0.5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * self.scale.expand(hidden.shape[1], -1)
+
+
 class Summed(nn.Module):
     """A product with a matrix, which is no way that is known."""
 
@@ -93,6 +104,7 @@ KINDS = {
     "computed from the parameter": (Computed, 1),
     "looked up": (lambda: ShiftedPositions(LENGTH + 2, WIDTH), 1),
     "positions first": (PositionsFirst, 0),
+    "repeated for positions": (RepeatedForPositions, 0),
     "a product": (Summed, 0),
 }
 

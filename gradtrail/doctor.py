@@ -14,7 +14,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from gradtrail.errors import GradtrailError
-from gradtrail.settings import SETTINGS_FILE, Settings
+from gradtrail.secret_addresses import without_secrets
+from gradtrail.settings import Settings, settings_file
 
 _ENOUGH_FREE_BYTES = 1 << 30
 
@@ -58,9 +59,9 @@ def _packages() -> Iterator[Examination]:
 
 
 def _settings_file() -> Examination:
-    if Path(SETTINGS_FILE).is_file():
-        return Examination("ok", "settings", f"{SETTINGS_FILE} read")
-    return Examination("ok", "settings", f"no {SETTINGS_FILE} here: defaults and GRADTRAIL_* variables")
+    if settings_file().is_file():
+        return Examination("ok", "settings", f"{settings_file()} read")
+    return Examination("ok", "settings", f"no {settings_file()} here: defaults and GRADTRAIL_* variables")
 
 
 def _home(home: Path) -> Iterator[Examination]:
@@ -75,15 +76,18 @@ def _home(home: Path) -> Iterator[Examination]:
 def _mlflow(settings: Settings) -> Examination:
     workspace = settings.workspace()
     path = workspace.tracking_uri.removeprefix("sqlite:///")
+    shown = without_secrets(settings.mlflow_tracking_uri or workspace.tracking_uri)
     if workspace.tracking_uri.startswith("sqlite:///") and not Path(path).exists():
-        return Examination("ok", "mlflow", f"{workspace.tracking_uri}: made on first use")
+        return Examination("ok", "mlflow", f"{shown}: made on first use")
     from mlflow.exceptions import MlflowException
 
     try:
         count = len(workspace.registry().client.search_registered_models())
     except (MlflowException, OSError) as error:
-        return Examination("fault", "mlflow", f"{workspace.tracking_uri} does not answer: {error}")
-    return Examination("ok", "mlflow", f"{workspace.tracking_uri}: {count} registered models")
+        return Examination("fault", "mlflow", without_secrets(f"{shown} does not answer: {error}"))
+    except GradtrailError as error:
+        return Examination("fault", "mlflow", str(error))
+    return Examination("ok", "mlflow", f"{shown}: {count} registered models")
 
 
 def _ledger(settings: Settings) -> Examination:
@@ -100,7 +104,8 @@ def _ledger(settings: Settings) -> Examination:
 
 def _prefect() -> Examination:
     url = os.environ.get("PREFECT_API_URL")
-    return Examination("ok", "prefect", f"server {url}" if url else f"embedded in {os.environ.get('PREFECT_HOME')}")
+    found = f"server {without_secrets(url)}" if url else f"embedded in {os.environ.get('PREFECT_HOME')}"
+    return Examination("ok", "prefect", found)
 
 
 def _accelerator() -> Examination:

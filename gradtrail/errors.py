@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gradtrail.secret_addresses import without_secrets
+
 
 class GradtrailError(Exception):
     """Base of all expected errors; the command line prints its message and exits with `exit_code`.
@@ -14,6 +16,7 @@ class GradtrailError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "") -> None:
+        what, remedy = without_secrets(what), without_secrets(remedy)
         super().__init__(f"{what} {remedy}".strip())
         self.what = what
         self.remedy = remedy
@@ -21,7 +24,7 @@ class GradtrailError(Exception):
 
 def said(fault: Exception) -> str:
     """An error in words: gradtrail's own speak for themselves, others are told with their kind."""
-    return str(fault) if isinstance(fault, GradtrailError) else f"{type(fault).__name__}: {fault}"
+    return str(fault) if isinstance(fault, GradtrailError) else without_secrets(f"{type(fault).__name__}: {fault}")
 
 
 class UsageError(GradtrailError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import yaml
 from gradtrail.digests import sha256_json
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.session import quiet_libraries
-from gradtrail.settings import Settings
+from gradtrail.settings import FILE_VARIABLE, PREFIX, Settings, settings_file
 from gradtrail.storage.files.exclusive import holding
 from gradtrail.tasks.core.watched import WatchedModel
 
@@ -36,13 +37,15 @@ SERVER_RETENTION = {
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 24 * 60 * 60),
 }
 """What keeps a Prefect server small: by itself it never forgets a run, and one model makes 1,500 a day."""
-WATCH_ENTRYPOINT = "gradtrail.flows.watch:watch"
-AUDIT_ENTRYPOINT = "gradtrail.flows.audit:audit"
+WATCH_ENTRYPOINT = "gradtrail.served:watch"
+AUDIT_ENTRYPOINT = "gradtrail.served:audit"
+AUTHENTICATION_FILE = "authentication"
+"""Beside the log of a server of its own: what its API asks for, as `user:password`, for its owner alone to read."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One scheduled flow: what runs, when, and with which parameters as plain values."""
+    """One scheduled flow: what runs, when, and with which parameters, which are names of models in the settings."""
 
     name: str
     entrypoint: str
@@ -69,13 +72,9 @@ def deployments(settings: Settings) -> list[Deployment]:
             f"The settings name {', '.join(twice)} twice with the same target and method.",
             "Leave one of the [[models]] tables out.",
         )
-    workspace = asdict(settings.workspace())
-    models = [asdict(model) for model in settings.models]
-    watch = Deployment(
-        "watch", WATCH_ENTRYPOINT, {"workspace": workspace, "models": models}, interval_seconds=settings.watch_seconds
-    )
+    watch = Deployment("watch", WATCH_ENTRYPOINT, {}, interval_seconds=settings.watch_seconds)
     shared = Counter(_slug(model.reference) for model in settings.models)
-    return [watch, *(_audit(workspace, model, shared[_slug(model.reference)] == 1) for model in settings.models)]
+    return [watch, *(_audit(model, shared[_slug(model.reference)] == 1) for model in settings.models)]
 
 
 def prefect_file(settings: Settings, pool: str = POOL) -> str:
@@ -87,7 +86,7 @@ def prefect_file(settings: Settings, pool: str = POOL) -> str:
             "work_pool": {"name": pool},
             # A run that overlaps another has nothing to add: every run drains all that is unseen.
             "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
-            "parameters": _plain(each.parameters),
+            "parameters": each.parameters,
             "schedules": [
                 {"cron": each.cron, "timezone": each.time_zone} if each.cron else {"interval": each.interval_seconds}
             ],
@@ -120,12 +119,15 @@ def serve(settings: Settings, *, limit: int = 2) -> None:
         # Each flow run is a process, which inherits this.
         for name, value in HUGE_PAGES.items():
             os.environ.setdefault(name, value)
+        # Runs take all but names from the settings of this host.
+        os.environ[FILE_VARIABLE] = str(settings_file().resolve())
+        os.environ[f"{PREFIX}HOME"] = str(settings.home.resolve())
         alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
         served = [
             RunnerDeployment.from_entrypoint(
                 each.entrypoint,
                 name=each.name,
-                parameters=_plain(each.parameters),
+                parameters=each.parameters,
                 schedule=Cron(each.cron, timezone=each.time_zone) if each.cron else None,
                 interval=each.interval_seconds or None,
                 concurrency_limit=alone,
@@ -161,12 +163,17 @@ def _own_server(home: Path) -> Iterator[str]:
     port = _free_port()
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_HOME"], os.environ["PREFECT_API_URL"] = str(home), address
+    authentication = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or f"gradtrail:{secrets.token_urlsafe(32)}"
+    os.environ["PREFECT_API_AUTH_STRING"] = authentication
+    _write_for_owner(home / AUTHENTICATION_FILE, authentication)
     log = home / "server.log"
     with log.open("wb") as stream:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         if setpriv := shutil.which("setpriv"):  # of Linux: the server ends with this process even where that is killed
             command = [setpriv, "--pdeathsig", "TERM", *command]
         environment = SERVER_RETENTION | os.environ
+        environment["PREFECT_SERVER_API_AUTH_STRING"] = authentication
+        environment.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", address.removesuffix("/api"))
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)  # noqa: S603 - our own words
         try:
             _wait(process, address)
@@ -178,7 +185,7 @@ def _own_server(home: Path) -> Iterator[str]:
                 f"Look into {log}, or set PREFECT_API_URL to a server that runs.",
             ) from fault
         finally:
-            del os.environ["PREFECT_API_URL"]
+            del os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]
             process.terminate()
             process.wait()
 
@@ -199,7 +206,7 @@ def _release_leftovers(address: str) -> None:
     scheduled = FlowRunFilter(
         state=FlowRunFilterState(type=at_work), deployment_id=FlowRunFilterDeploymentId(is_null_=False)
     )
-    with SyncPrefectClient(address) as client:
+    with SyncPrefectClient(address, auth_string=os.environ.get("PREFECT_API_AUTH_STRING")) as client:
         for run in client.read_flow_runs(flow_run_filter=scheduled):
             ended: State[Any] = Crashed(
                 message="gradtrail serve ended while this ran; the next run goes on from there."
@@ -207,9 +214,8 @@ def _release_leftovers(address: str) -> None:
             client.set_flow_run_state(run.id, ended, force=True)
 
 
-def _audit(workspace: dict[str, Any], model: WatchedModel, alone: bool) -> Deployment:
-    options = {"method": model.method, "target": model.target}
-    parameters = {"workspace": workspace, "reference": model.reference, "options": options}
+def _audit(model: WatchedModel, alone: bool) -> Deployment:
+    parameters = {"reference": model.reference, "target": model.target, "method": model.method}
     name = f"audit-{_slug(model.reference)}"
     # Prefect knows a deployment by its name: two models of one name would be one.
     if not alone or name == "audit-":
@@ -217,14 +223,14 @@ def _audit(workspace: dict[str, Any], model: WatchedModel, alone: bool) -> Deplo
     return Deployment(name, AUDIT_ENTRYPOINT, parameters, cron=model.audit, time_zone=model.time_zone)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _write_for_owner(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(text)
 
 
 def _free_port() -> int:

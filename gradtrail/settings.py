@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.nouns import PreviewMode
+from gradtrail.secret_addresses import by_name
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.webhooks import Webhook
 from gradtrail.tasks.core.watched import WatchedModel
@@ -27,6 +28,9 @@ from gradtrail.tasks.core.workspace import Workspace
 
 SETTINGS_FILE = "gradtrail.toml"
 PREFIX = "GRADTRAIL_"
+FILE_VARIABLE = PREFIX + "SETTINGS_FILE"
+"""Names another settings file; `serve` sets it for the runs that it starts."""
+_KEPT = PREFIX + "KEPT_"
 _KEY_FAULTS = {
     "extra_forbidden": "there is no such key",
     "unexpected_keyword_argument": "there is no such key",
@@ -48,7 +52,9 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path(".gradtrail"), description="Folder of everything embedded.")
-    mlflow_tracking_uri: str = Field("", description="MLflow server or database; default: sqlite in the home folder.")
+    mlflow_tracking_uri: str = Field(
+        "", description="MLflow server or database, or env:NAME; default: sqlite in the home folder."
+    )
     mlflow_url: str = Field("http://127.0.0.1:5000", description="Public address of the MLflow UI, for links.")
     report_url: str = Field("", description="Public address of the reports folder, as served or published, for links.")
     gradients_uri: str = Field("", description="LanceDB folder or object-store URI; default: in the home folder.")
@@ -89,13 +95,15 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it by name
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Given values, then the environment, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_file())
 
     def workspace(self) -> Workspace:
         """The same as plain values, every default filled in."""
         home = self.home.resolve()
         embedded_uri = embedded_tracking_uri(home)
         tracking_uri = self.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri
+        # Flows take the workspace as a parameter, which Prefect shows: what has a secret goes by name.
+        tracking_uri = by_name(tracking_uri, _KEPT + "MLFLOW_TRACKING_URI")
         return Workspace(
             home=str(home),
             tracking_uri=tracking_uri,
@@ -112,10 +120,18 @@ class Settings(BaseSettings):
             signing_key=str(self.signing_key.resolve()) if self.signing_key else "",
             personal_attributes=self.personal_attributes,
             payload_retention_days=self.payload_retention_days,
-            openlineage=self.openlineage,
-            sources=self.sources,
+            openlineage=by_name(self.openlineage, _KEPT + "OPENLINEAGE"),
+            sources=tuple(
+                replace(each, location=by_name(each.location, _KEPT + f"SOURCE_{each.name.upper().replace('-', '_')}"))
+                for each in self.sources
+            ),
             webhooks=self.webhooks,
         )
+
+
+def settings_file() -> Path:
+    """The settings file: the one that a variable of the environment names, else gradtrail.toml in this folder."""
+    return Path(os.environ.get(FILE_VARIABLE) or SETTINGS_FILE)
 
 
 def embedded_tracking_uri(home: Path) -> str:
@@ -134,12 +150,12 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**given)  # type: ignore[arg-type]  # pydantic checks them
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"The settings in {SETTINGS_FILE} are no TOML: {error}.", f"Correct {Path(SETTINGS_FILE).resolve()}."
+            f"The settings in {SETTINGS_FILE} are no TOML: {error}.", f"Correct {settings_file().resolve()}."
         ) from error
     except OSError as error:
         raise UsageError(
             f"The settings in {SETTINGS_FILE} cannot be read: {error.strerror}.",
-            f"Look at the rights of {Path(SETTINGS_FILE).resolve()}.",
+            f"Look at the rights of {settings_file().resolve()}.",
         ) from error
     except SettingsError as error:
         unread = [name for name in Settings.model_fields if f'"{name}"' in str(error)]

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gradtrail.digests import short
+from gradtrail.secret_addresses import without_secrets
 from gradtrail.session import flow_session
 from gradtrail.settings import Settings, embedded_tracking_uri
 
@@ -246,7 +247,7 @@ def _next_steps(console: Console, settings: Settings, workspace: Workspace) -> N
     console.print(f"  {command} outputs add {later}{home}")
     console.print(f"  {command} audit {MODEL}@{ALIAS} --policy {policy}{home}")
     console.print("The same in MLflow:")
-    console.print(f"  mlflow server --backend-store-uri {workspace.tracking_uri}")
+    console.print(f"  mlflow server --backend-store-uri {without_secrets(workspace.tracking_uri)}")
 
 
 def _on_path() -> bool:

@@ -5,6 +5,7 @@ from .config import SourceConfigError as SourceConfigError
 from .inbox_erasure import remove_records as remove_records
 from .intake import Intake as Intake
 from .opening import open_source as open_source
+from .outputs import Refused as Refused
 from .outputs import add_file as add_file
 from .outputs import parse_record as parse_record
 from .outputs import write_outputs as write_outputs
@@ -17,6 +18,7 @@ from .rows import Source as Source
 from .spool import Held as Held
 from .spool import Spool as Spool
 from .spool import open_spool as open_spool
+from .spool import refusal_key as refusal_key
 from .traces import Answer as Answer
 from .traces import COLLECTED as COLLECTED
 from .traces import DONE as DONE

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from gradtrail.errors import UsageError
+from gradtrail.secret_addresses import without_secrets
 
 BUILT_IN_KINDS = ("inbox", "sql", "traces")
 Sampling = Literal["all", "first", "random", "stratified", "lowest_confidence"]
@@ -138,7 +139,7 @@ class SourceConfig:
         """Where it is, for people: never a password, and never what a variable holds."""
         if self.kind == "traces":
             return ", ".join(self.experiments)
-        return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", self.location)
+        return without_secrets(self.location)
 
     def _check_kind(self) -> None:
         if self.kind not in BUILT_IN_KINDS and not self.is_foreign:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from gradtrail.errors import GradtrailError
+from gradtrail.secret_addresses import FROM_ENVIRONMENT, resolved, without_secrets
 from gradtrail.storage.files.atomic import write_atomically
 from gradtrail.tasks.core.workspace import Workspace
 
@@ -27,20 +28,25 @@ def announce(workspace: Workspace, warn: Callable[[str], None]) -> int:
     from gradtrail.lineage.exports.openlineage_sending import append_to_file, send
     from gradtrail.lineage.read import queries
 
+    address = resolved(workspace.openlineage)
+    if address is None:
+        warn(f"Lineage was not announced: {workspace.openlineage.removeprefix(FROM_ENVIRONMENT)} is not set.")
+        return 0
+    shown = without_secrets(address)
     cursor = workspace.root / CURSOR
     sent = _sent(cursor)
     with closing(workspace.ledger().read_snapshot()) as connection:
         newest = queries.events(connection, 1)[0].sequence
-        events = list(run_events(connection, after=sent.get(workspace.openlineage, 0)))
+        events = list(run_events(connection, after=sent.get(shown, 0)))
     try:
-        if workspace.openlineage.startswith(("http://", "https://")):
-            send(events, workspace.openlineage, api_key=os.environ.get(API_KEY, ""))
+        if address.startswith(("http://", "https://")):
+            send(events, address, api_key=os.environ.get(API_KEY, ""))
         else:
-            append_to_file(events, Path(workspace.openlineage))
+            append_to_file(events, Path(address))
     except GradtrailError as fault:
         warn(f"Lineage was not announced, the next flow tries again. {fault}")
         return 0
-    write_atomically(cursor, json.dumps(sent | {workspace.openlineage: newest}).encode())
+    write_atomically(cursor, json.dumps(sent | {shown: newest}).encode())
     return len(events)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradtrail.digests import sha256_bytes
+from gradtrail.errors import UsageError
 from gradtrail.nouns import PreviewMode
+from gradtrail.secret_addresses import FROM_ENVIRONMENT, resolved
 from gradtrail.storage.sources.config import DEFAULT_SOURCE, SourceConfig, SourceConfigError
 from gradtrail.storage.webhooks import Webhook
 
@@ -26,7 +28,7 @@ class Workspace:
 
     Attributes:
         home: folder of everything embedded: ledger, snapshot, gradients, payloads, checkpoints, inbox, reports.
-        tracking_uri: MLflow tracking and registry.
+        tracking_uri: MLflow tracking and registry; `env:NAME` reads it from a variable of the environment.
         artifact_root: where new embedded MLflow experiments put their files; empty means MLflow's own default.
         gradients_uri: LanceDB folder or object-store URI.
         mlflow_url: public address of the MLflow UI, for links.
@@ -146,10 +148,21 @@ class Workspace:
         return PayloadStore(self.root / "payloads")
 
     def registry(self) -> Registry:
-        """The MLflow registry."""
+        """The MLflow registry.
+
+        Raises:
+            UsageError: its address is in a variable that is not set.
+        """
         from gradtrail.storage.models.registry import Registry
 
-        return Registry(self.tracking_uri, self.artifact_root)
+        address = resolved(self.tracking_uri)
+        if address is None:
+            raise UsageError(
+                f"The address of MLflow is to be in the variable {self.tracking_uri.removeprefix(FROM_ENVIRONMENT)}, "
+                "which is not set.",
+                "Set it where gradtrail runs.",
+            )
+        return Registry(address, self.artifact_root)
 
     def links(self) -> Links:
         """Deep links into MLflow and to the reports, at their public addresses."""

@@ -17,7 +17,6 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.read import queries
 from gradtrail.serving import SERVER_RETENTION, prefect_file
 from gradtrail.settings import load_settings
-from gradtrail.tasks.core.workspace import Workspace
 
 pytestmark = pytest.mark.ci  # a server and a worker of their own
 
@@ -30,7 +29,9 @@ def test_every_deployment_names_a_flow_and_parameters_it_accepts(deployment):
     module, _, name = deployment["entrypoint"].partition(":")
     flow = getattr(importlib.import_module(module), name)
     accepted = flow.validate_parameters(deployment["parameters"])
-    assert isinstance(accepted["workspace"], Workspace)
+    assert accepted.keys() <= {"references", "reference", "target", "method"}, (
+        "names, and nothing that says what runs or where"
+    )
 
 
 def test_the_file_is_what_the_command_prints_for_the_configuration_beside_it(monkeypatch):
@@ -94,13 +95,20 @@ def test_a_worker_runs_the_deployed_audit(indexed, monkeypatch):
     plan = (ROOT / "deploy" / "prefect.yaml").read_text().replace("    name: gradtrail\n", f"    name: {pool}\n")
     (tiny.folder / "deploy").mkdir()
     (tiny.folder / "deploy" / "prefect.yaml").write_text(plan)
-    workspace = json.dumps(dataclasses.asdict(tiny.workspace))
+    settings = {
+        "home": str(tiny.home), "mlflow_tracking_uri": tiny.workspace.tracking_uri, "adapter_path": str(tiny.folder),
+        "allowed_adapters": [tiny.reference], "models": [],
+    }  # fmt: skip
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if value]
+    file = tiny.folder / "gradtrail.toml"
+    file.write_text("\n".join([*lines, "[[models]]", 'reference = "tiny@champion"']))
+    monkeypatch.setenv("GRADTRAIL_SETTINGS_FILE", str(file))
     for command in (
         ["work-pool", "create", "--type", "process", pool],
         ["--no-prompt", "deploy", "--name", "audit-my-model-champion", "--prefect-file", "deploy/prefect.yaml"],
         [
-            "deployment", "run", "gradtrail-audit/audit-my-model-champion",
-            "--param", f"workspace={workspace}", "--param", "reference=tiny@champion",
+            "deployment", "run", "gradtrail-scheduled-audit/audit-my-model-champion",
+            "--param", "reference=tiny@champion",
         ],
         ["worker", "start", "--pool", pool, "--run-once"],
     ):  # fmt: skip

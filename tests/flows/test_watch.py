@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from gradtrail.errors import GradtrailError, UsageError
 from gradtrail.flows.audit import audit
 from gradtrail.flows.watch import PreparationError, watch
 from gradtrail.lineage.read import queries
-from gradtrail.serving import deployments, prefect_file, prefect_server
+from gradtrail.serving import AUTHENTICATION_FILE, deployments, prefect_file, prefect_server
 from gradtrail.settings import load_settings
 from gradtrail.storage.models.registry import ADAPTER_TAG
 from gradtrail.tasks.core.watched import WatchedModel
@@ -135,12 +134,8 @@ def test_one_configuration_makes_both_schedules(tiny, monkeypatch):
     written = yaml.safe_load(prefect_file(settings, "team"))
     assert written["deployments"][1]["schedules"] == [{"cron": "*/5 * * * *", "timezone": "Asia/Tokyo"}]
     assert [each["work_pool"]["name"] for each in written["deployments"]] == ["team", "team"]
-    for flow, each in zip((watch, audit), written["deployments"], strict=True):
-        accepted = flow.validate_parameters(each["parameters"])
-        assert asdict(accepted["workspace"]) == asdict(settings.workspace())
-    assert watch.validate_parameters(written["deployments"][0]["parameters"])["models"][0] == ALIAS.__class__(
-        "tiny@champion", calibrate=False, audit="*/5 * * * *", time_zone="Asia/Tokyo"
-    )
+    names = {"reference": "tiny@champion", "target": "emitted", "method": "auto"}
+    assert [each["parameters"] for each in written["deployments"]] == [{}, names], "all else is in local settings"
 
 
 @pytest.mark.parametrize(
@@ -168,11 +163,21 @@ def test_no_two_deployments_have_one_name(tiny):
         deployments(tiny.settings.model_copy(update={"models": (models[0], models[0])}))
 
 
+def client_of(address):
+    return SyncPrefectClient(address, auth_string=os.environ["PREFECT_API_AUTH_STRING"])
+
+
 @pytest.mark.slow  # two servers have to start
 def test_a_run_that_was_cut_off_with_its_server_does_not_stop_its_schedule(tiny, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", "as before, after this test")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+    with prefect_server(tiny.settings) as address, client_of(address) as client:
+        assert httpx.post(f"{address}/flow_runs/filter", json={}).status_code == httpx.codes.UNAUTHORIZED
+        kept = tiny.workspace.root / "prefect" / AUTHENTICATION_FILE
+        assert (kept.read_text(), kept.stat().st_mode & 0o777) == (os.environ["PREFECT_API_AUTH_STRING"], 0o600)
+        foreign = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+        answer = httpx.options(f"{address}/flow_runs/filter", headers=foreign)
+        assert "access-control-allow-origin" not in answer.headers
         flow_id = client.create_flow_from_name("cut-off")
         alone = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
         deployment = client.create_deployment(flow_id, "alone", concurrency_limit=1, concurrency_options=alone)
@@ -185,7 +190,7 @@ def test_a_run_that_was_cut_off_with_its_server_does_not_stop_its_schedule(tiny,
         client.set_flow_run_state(cut_off.id, Running())
         late = client.create_flow_run_from_deployment(deployment)
         assert client.set_flow_run_state(late.id, Pending()).state.is_cancelled()
-    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+    with prefect_server(tiny.settings) as address, client_of(address) as client:
         assert client.read_flow_run(cut_off.id).state.is_crashed()
         free = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(free.id, Pending())
@@ -197,7 +202,7 @@ def test_the_server_forgets_runs_of_long_ago_and_keeps_the_others(tiny, monkeypa
     monkeypatch.setenv("PREFECT_HOME", "as before, after this test")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS", "1")
-    with prefect_server(tiny.settings) as address, SyncPrefectClient(address) as client:
+    with prefect_server(tiny.settings) as address, client_of(address) as client:
         old, new = (client.create_flow_run(audit, state=Completed()) for _ in range(2))
         with closing(sqlite3.connect(tiny.home / "prefect" / "prefect.db", timeout=30)) as database, database:
             days = "UPDATE flow_run SET end_time = datetime('now', ?) WHERE id = ?"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
 
-from gradtrail.digests import canonical_json
+from gradtrail.digests import canonical_json, sha256_json
 from gradtrail.errors import NotFoundError
 from gradtrail.lineage.chain.appending import unrecorded
 from gradtrail.lineage.chain.integrity import row_keys
@@ -19,11 +20,13 @@ from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import TABLES
 
 SubjectKind = Literal["example", "attribute", "output", "payload", "audit", "withdrawal"]
+_ROW = re.compile(r"row [0-9]+")
 ERASED = "(erased)"
 """Stands where a row or a sentence had to keep a place for what was erased."""
 
 _SUBJECT_COLUMN: Mapping[str, str] = {
-    "audit_output": "output_id", "share": "audit_id", "finding": "audit_id", "withdrawal": "withdrawal_id"
+    "audit_output": "output_id", "quarantine": "record_id", "share": "audit_id", "finding": "audit_id",
+    "withdrawal": "withdrawal_id",
 }  # fmt: skip
 _QUOTING: Mapping[str, SubjectKind] = {"share": "audit", "finding": "audit", "withdrawal": "withdrawal"}
 
@@ -34,7 +37,9 @@ class ErasureRequest:
 
     Attributes:
         example_ids: their personal attributes and, in reports, their previews.
-        output_ids: payload, prediction, gradients and previews.
+        output_ids: payload, prediction, gradients, previews, and the causes of their quarantines, which quote them. A
+            record that was refused when it was read has no output id: it is `FILE:row N` or `SOURCE:RECORD ID`.
+        waiting_output_ids: those of them that were read and are not in the ledger yet.
         person: a value of a personal attribute, wherever it stands.
         payload_output_ids: outputs of which the payload alone has outlived its retention.
         personal_names: attributes that count as personal also where they were recorded before they did.
@@ -42,6 +47,7 @@ class ErasureRequest:
 
     example_ids: tuple[str, ...] = ()
     output_ids: tuple[str, ...] = ()
+    waiting_output_ids: frozenset[str] = frozenset()
     person: str = ""
     payload_output_ids: tuple[str, ...] = ()
     personal_names: frozenset[str] = frozenset()
@@ -74,7 +80,11 @@ def planned_deletions(
         NotFoundError: an example or output that was never recorded, or nobody of that name.
     """
     _require(connection, "example", "example_id", request.example_ids)
-    _require(connection, "output", "output_id", (*request.output_ids, *request.payload_output_ids))
+    query = "SELECT subject_id FROM erasure WHERE kind = 'output'"
+    erased = {row[0] for row in connection.execute(query).fetchall()}
+    elsewhere = request.waiting_output_ids | erased | _quarantined_ids(connection, request.output_ids)
+    recorded = [each for each in request.output_ids if each not in elsewhere]
+    _require(connection, "output", "output_id", (*recorded, *request.payload_output_ids))
     examples, outputs = sorted(set(request.example_ids)), sorted(set(request.output_ids))
     condition = "example_id IN (SELECT unnest($1)) OR value = $2"
     deletions = [
@@ -88,6 +98,7 @@ def planned_deletions(
     condition = "output_id IN (SELECT unnest($1)) AND prediction <> ''"
     for rows, sequences in _stored(connection, "audit_output", condition, [outputs]):
         deletions.append(_with_columns("audit_output", rows, sequences, prediction=[""] * rows.num_rows))
+    deletions += _causes(connection, outputs)
     carriers = {
         example_id
         for each in deletions
@@ -112,7 +123,43 @@ def planned_deletions(
     asked += [("payload", each) for each in sorted(set(request.payload_output_ids).difference(outputs))]
     done = set(connection.execute("SELECT DISTINCT kind, subject_id FROM erasure").fetchall())
     touched = carriers.union(*(each.subjects() for each in deletions))
-    return [each for each in asked if each not in done or each[1] in touched], deletions
+    again = [each for each in asked if each[1] in touched or each[1].partition(":")[2] in touched]
+    return [each for each in asked if each not in done or each in again], deletions
+
+
+def names_refused(output_ids: Collection[str]) -> list[str]:
+    """The record ids under which records that were refused when they were read stand in the quarantine.
+
+    Their source there is the file, so that an id does not say which: the same id in other files is taken, too.
+    """
+    tails = (each.partition(":")[2] for each in output_ids)
+    return sorted({each for each in tails if each and not _ROW.fullmatch(each)})
+
+
+_OF_OUTPUTS = """(source IN ('measuring', 'measuring labels') AND record_id IN (SELECT unnest($1)))
+    OR source || ':' || record_id IN (SELECT unnest($1))
+    OR (source NOT IN ('measuring', 'measuring labels', 'registry') AND record_id IN (SELECT unnest($2)))"""
+
+
+def _quarantined_ids(connection: duckdb.DuckDBPyConnection, output_ids: Sequence[str]) -> set[str]:
+    """Those of the ids under which a record stands in the quarantine."""
+    query = f"SELECT source, record_id FROM quarantine WHERE {_OF_OUTPUTS}"  # noqa: S608 - our own words
+    found = connection.execute(query, [list(output_ids), names_refused(output_ids)]).fetchall()
+    known = {record_id for _, record_id in found} | {f"{source}:{record_id}" for source, record_id in found}
+    return {each for each in output_ids if each in known or each.partition(":")[2] in known}
+
+
+def _causes(connection: duckdb.DuckDBPyConnection, output_ids: Sequence[str]) -> Iterator[Deletion]:
+    """Quarantines of the outputs, recorded anew without the cause: it quotes them, and their id is a digest of it."""
+    condition = f"({_OF_OUTPUTS}) AND cause <> $3"
+    names = names_refused(output_ids)
+    for rows, sequences in _stored(connection, "quarantine", condition, [list(output_ids), names, ERASED]):
+        named = zip(rows.column("source").to_pylist(), rows.column("record_id").to_pylist(), sequences, strict=True)
+        ids = [
+            sha256_json({"source": source, "record_id": record_id, "cause": ERASED, "event": event, "place": place})
+            for place, (source, record_id, event) in enumerate(named)
+        ]
+        yield _with_columns("quarantine", rows, sequences, quarantine_id=ids, cause=[ERASED] * rows.num_rows)
 
 
 def _inline_attributes(
@@ -177,6 +224,7 @@ def _with_columns(name: str, rows: pa.Table, sequences: tuple[int, ...], **colum
     for column, values in columns.items():
         place, field = rows.schema.get_field_index(column), rows.schema.field(column)
         instead = instead.set_column(place, field, pa.array(values, field.type))
+    instead = instead.sort_by([(column, "ascending") for column in table.key]).combine_chunks()
     return Deletion(Rows(table, rows), sequences, Rows(table, instead))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from gradtrail.errors import DataError, StoreError, said
 from gradtrail.storage.files.atomic import replacing
 from gradtrail.storage.sources.config import SourceConfig
-from gradtrail.storage.sources.files import renamed
+from gradtrail.storage.sources.files import renamed, row_name
 from gradtrail.storage.sources.inbox import InboxFile, read_inbox
 from gradtrail.storage.sources.outputs import parse_record
 
@@ -36,19 +36,20 @@ class Removal:
 def remove_records(source: SourceConfig, output_ids: Collection[str]) -> Removal:
     """Write every file of an inbox that holds one of these outputs again without it.
 
-    A file that is left without records is deleted. Rows that are no outputs stay, and so does what lies behind the
-    damage of a file: neither was ever collected. A file that the disk does not give, or that cannot be replaced, stays
+    A file that is left without records is deleted. Rows that are no outputs are named as in the quarantine, `file:row
+    N` or by their record id. What lies behind the damage of a file stays: it was never collected. Behind a link it is
+    the file itself that is written again. A file that the disk does not give, or that cannot be replaced, stays
     and is named. What others append meanwhile stays too; a program other than gradtrail that keeps a file open must
     open it again.
 
     Args:
         source: an inbox in a local folder.
-        output_ids: the outputs to take out.
+        output_ids: the outputs and refused records to take out.
     """
     records, failed, inbox = 0, [], Path(source.location)
     for file in read_inbox(inbox) if inbox.is_dir() else ():
         try:
-            records += _remove_from(source, file, output_ids)
+            records += _remove_from(source, file, frozenset(output_ids))
         except FileNotFoundError:
             continue
         except (OSError, StoreError, pa.ArrowException) as fault:
@@ -56,18 +57,21 @@ def remove_records(source: SourceConfig, output_ids: Collection[str]) -> Removal
     return Removal(records, tuple(failed))
 
 
-def _remove_from(source: SourceConfig, file: InboxFile, output_ids: Collection[str]) -> int:
+def _remove_from(source: SourceConfig, file: InboxFile, output_ids: Set[str]) -> int:
     if not _numbers(source, file, output_ids):
         return 0
-    with _held(file.path) as stream:
+    path = file.path.resolve()  # replacing a link would leave the record in the file behind it
+    with _held(path) as stream:
         # Once more: until it was held, others could write to it.
         numbers = _numbers(source, file, output_ids)
         if numbers:
-            _write_without(file.path, stream, numbers)
-        return len(numbers)
+            _write_without(path, stream, numbers)
+    if not path.exists() and file.path.is_symlink():
+        file.path.unlink()
+    return len(numbers)
 
 
-def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str]) -> set[int]:
+def _numbers(source: SourceConfig, file: InboxFile, output_ids: Set[str]) -> set[int]:
     numbers = set()
     try:
         for row in file.rows():
@@ -75,6 +79,8 @@ def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str])
             try:
                 parsed = parse_record(record, place=f"{file.name}, row {row.number}", default_source=source.name)
             except DataError:
+                if not output_ids.isdisjoint(_names(source, file, row.number, record)):
+                    numbers.add(row.number)
                 continue
             if parsed.output.output_id in output_ids:
                 numbers.add(row.number)
@@ -83,6 +89,15 @@ def _numbers(source: SourceConfig, file: InboxFile, output_ids: Collection[str])
         if isinstance(fault.__cause__, OSError) and fault.__cause__.errno is not None:
             raise fault.__cause__ from None
     return numbers
+
+
+def _names(source: SourceConfig, file: InboxFile, number: int, record: Mapping[str, Any]) -> set[str]:
+    """How a row that is no output may be called."""
+    name = row_name(record, number)
+    named = {f"{file.name}:{name}"}
+    if name != f"row {number}":
+        named |= {f"{source.name}:{name}", f"{record.get('source')}:{name}"}
+    return named
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gradtrail.digests import sha256_json
 from gradtrail.errors import DataError
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.outputs import ParsedOutput, Refused, parse_record
 from gradtrail.storage.sources.rows import Arrival, FileGone, FileMark, Settled, Source
 from gradtrail.storage.sources.sampling import Sample
-from gradtrail.storage.sources.spool import Decisions, Spool
+from gradtrail.storage.sources.spool import Decisions, Spool, refusal_key
 
 _RECORDS_AT_ONCE = 200
 _BYTES_AT_ONCE = 32 * 1024 * 1024
@@ -113,7 +112,7 @@ class Intake:
         files: dict[str, str] = {}
         for arrival, found in batch:
             if isinstance(found, Refused):
-                refused.append((_key(found), found))
+                refused.append((refusal_key(found), found))
                 continue
             output = found.output
             moment = min(output.produced_at, self.now)
@@ -154,8 +153,4 @@ def _conflict(arrival: Arrival, output_id: str) -> tuple[str, Refused]:
         "Give each output a record_id of its own.",
     )
     refused = Refused(arrival.origin, arrival.name, str(cause))
-    return _key(refused), refused
-
-
-def _key(refused: Refused) -> str:
-    return sha256_json([refused.source, refused.record_id, refused.cause])
+    return refusal_key(refused), refused

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gradtrail.digests import sha256_json
 from gradtrail.nouns import Fate, Output, Watermark
 from gradtrail.storage.sources.outputs import ParsedOutput, Refused
 from gradtrail.storage.sources.rows import FileGone, FileMark
@@ -138,6 +139,11 @@ class Spool:
         query = "SELECT place, source, record_id, cause FROM refusal WHERE origin = ? ORDER BY place"
         return [(row[0], Refused(*row[1:])) for row in self._connection.execute(query, [origin]).fetchall()]
 
+    def all_refusals(self) -> list[Refused]:
+        """The same of every source."""
+        query = "SELECT source, record_id, cause FROM refusal ORDER BY place"
+        return [Refused(*row) for row in self._connection.execute(query).fetchall()]
+
     def reported(self, places: Sequence[int]) -> None:
         """Let go of refusals that the ledger has."""
         with self._connection as connection:
@@ -182,6 +188,26 @@ class Spool:
         found = self._connection.execute(query, [_text(until)]).fetchall()
         return {(row[0], row[1]): (row[2], datetime.fromisoformat(row[3])) for row in found}
 
+    def forget_outputs(self, output_ids: Collection[str], names: Collection[str], kept: Collection[str]) -> int:
+        """Erase outputs that wait and the causes of refusals, which quote records; returns how many waited.
+
+        Args:
+            output_ids: outputs that may wait here, or refused records as `file:name`.
+            names: record ids of refused records.
+            kept: keys of refusals that the ledger has; of others the cause goes.
+        """
+        with self._connection as connection:
+            ids = [[each] for each in output_ids]
+            held = connection.executemany("DELETE FROM held WHERE output_id = ?", ids).rowcount
+            connection.executemany("DELETE FROM refusal WHERE source || ':' || record_id = ?", ids)
+            connection.executemany("DELETE FROM refusal WHERE record_id = ?", [[each] for each in names])
+            rows = connection.execute("SELECT source, record_id, cause FROM refusal").fetchall()
+            known = {*kept, *(refusal_key(Refused(*row)) for row in rows)}
+            decided = connection.execute("SELECT origin, key FROM decided WHERE verdict = 'refused' AND cause <> ''")
+            gone = [list(row) for row in decided.fetchall() if row[1] not in known]
+            connection.executemany("UPDATE decided SET cause = '' WHERE origin = ? AND key = ?", gone)
+        return max(held, 0)
+
     def _hold(self, origin: str, parsed: ParsedOutput) -> int:
         output = parsed.output
         row = (output.output_id, origin, output.source, output.record_id, _text(output.produced_at))
@@ -202,6 +228,11 @@ class Spool:
             marks = ", ".join("?" * len(some))
             found += self._connection.execute(f"{query} ({marks}){after}", [*before, *some]).fetchall()
         return found
+
+
+def refusal_key(refused: Refused) -> str:
+    """What tells a refused record from others of its source."""
+    return sha256_json([refused.source, refused.record_id, refused.cause])
 
 
 @contextmanager

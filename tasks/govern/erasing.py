@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gradtrail.digests import short
 from gradtrail.errors import StoreError
 from gradtrail.lineage.erasure import erasures
 from gradtrail.lineage.erasure.erasures import Erasure
-from gradtrail.lineage.erasure.plan import ErasureRequest
+from gradtrail.lineage.erasure.plan import ErasureRequest, names_refused
 from gradtrail.lineage.erasure.rewriting import rewrite_database
 from gradtrail.lineage.events.revisions import record_revision
 from gradtrail.lineage.read import listings, queries
@@ -23,6 +23,8 @@ from gradtrail.nouns import is_in_mlflow
 from gradtrail.storage.files.exclusive import holding
 from gradtrail.storage.models.manifests import rewrite_attributes
 from gradtrail.storage.sources.inbox_erasure import remove_records
+from gradtrail.storage.sources.outputs import Refused
+from gradtrail.storage.sources.spool import open_spool, refusal_key
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.index_pages import renew_report_pages
 from gradtrail.tasks.report.writing import rewrite_report
@@ -68,6 +70,7 @@ def preview_erasure(workspace: Workspace, request: ErasureRequest) -> ErasurePre
     Raises:
         NotFoundError: an example or output that was never recorded, or nobody of that name.
     """
+    request = _with_waiting(workspace, request)
     with workspace.ledger().read() as connection:
         planned = erasures.plan_erasure(connection, request)
     if planned is None:
@@ -88,7 +91,7 @@ def erase_data(workspace: Workspace, request: ErasureRequest | None, reason: str
     """
     with _no_audit_at_work(workspace):
         if request is not None:
-            erasures.erase(workspace.ledger(), request, reason)
+            erasures.erase(workspace.ledger(), _with_waiting(workspace, request), reason)
         return _finish(workspace)
 
 
@@ -112,6 +115,26 @@ def _no_audit_at_work(workspace: Workspace) -> Iterator[None]:
         yield
 
 
+def _with_waiting(workspace: Workspace, request: ErasureRequest) -> ErasureRequest:
+    """The request, with those of its outputs that were read and are not in the ledger."""
+    if not request.output_ids or not workspace.spool.is_file():
+        return request
+    with open_spool(workspace.spool) as spool:
+        refused = {f"{each.source}:{each.record_id}" for each in spool.all_refusals()}
+        waiting = {*spool.held_payloads(request.output_ids), *refused.intersection(request.output_ids)}
+    return replace(request, waiting_output_ids=frozenset(waiting))
+
+
+def _forget_unrecorded(workspace: Workspace, output_ids: set[str]) -> None:
+    """Erase from the spool what waits there, and every cause that the ledger does not have any more."""
+    if not output_ids or not workspace.spool.is_file():
+        return
+    with workspace.ledger().read() as connection:
+        standing = [Refused(each.source, each.record_id, each.cause) for each in queries.quarantined(connection)]
+    with open_spool(workspace.spool) as spool:
+        spool.forget_outputs(output_ids, names_refused(output_ids), [refusal_key(each) for each in standing])
+
+
 def _finish(workspace: Workspace) -> ErasureOutcome:
     """Remove every trace of what the ledger says was erased, and record that it is done."""
     ledger = workspace.ledger()
@@ -123,6 +146,7 @@ def _finish(workspace: Workspace) -> ErasureOutcome:
         rewrite_database(ledger)
     payloads = _delete_payloads(workspace, _ids(pending, "output", "payload"))
     inbox = remove_records(workspace.home_source, _ids(pending, "output", "payload"))
+    _forget_unrecorded(workspace, _ids(pending, "output"))
     _forget_queries(workspace, _ids(pending, "output"))
     _rewrite_manifests(workspace, _ids(pending, "example", "attribute"))
     audits = _audits_that_show(workspace, pending)
@@ -170,7 +194,8 @@ def _delete_payloads(workspace: Workspace, output_ids: set[str]) -> int:
         gone = erasures.erased_subjects(connection, ["output", "payload"])
     kept = {digest for output_id, digest in digests.items() if output_id not in gone}
     payloads = workspace.payloads()
-    return sum(payloads.delete(digests[each]) for each in sorted(output_ids) if digests[each] not in kept)
+    found = [digests[each] for each in sorted(output_ids) if each in digests]
+    return sum(payloads.delete(each) for each in found if each not in kept)
 
 
 def _forget_queries(workspace: Workspace, output_ids: set[str]) -> None:
@@ -202,7 +227,8 @@ def _rewrite_manifests(workspace: Workspace, example_ids: set[str]) -> None:
 
 def _audits_that_show(workspace: Workspace, pending: Sequence[Erasure]) -> list[str]:
     """Reported audits that may show something of it: previews, and attributes from before they were personal."""
-    whole = any(name == "example" for erasure in pending for name, _ in erasure.rows)
+    # Every report counts what was refused before it, with the causes.
+    whole = any(name in ("example", "quarantine") for erasure in pending for name, _ in erasure.rows)
     with workspace.ledger().read() as connection:
         reported = [report.audit_id for report in listings.reports(connection)]
         if whole:

@@ -117,8 +117,14 @@ class Connection(Reader):
             from gradtrail.tasks.audit.options import AuditOptions
 
             asked = _options(AuditOptions, options)
-            gate = {"most_unjudged": most_unjudged, "least_outputs": least_outputs}
-            return audit(self._workspace, reference, asked, retry_refused=retry_refused, **gate)
+            return audit(
+                self._workspace,
+                reference,
+                asked,
+                retry_refused=retry_refused,
+                most_unjudged=most_unjudged,
+                least_outputs=least_outputs,
+            )
 
     def report(self, audit_id: str = "") -> Path:
         """The HTML report of an audit, by the beginning of its id, or of the newest; written again if it is gone.

@@ -132,9 +132,7 @@ def collect_source(workspace: Workspace, source: SourceConfig) -> Collection:
                 record_watermark(ledger, reached)
             ahead = spool.ahead(until)
             waits = tuple(
-                WaitingOutputs(
-                    model_version_id, count, model_version_id in ingested, *ahead.get((origin, model_version_id), ())
-                )
+                _waiting(model_version_id, count, ingested, ahead.get((origin, model_version_id)))
                 for origin, model_version_id, count in spool.waiting()
                 if origin == source.name
             )
@@ -294,6 +292,13 @@ def pending_outputs(
         unfinished = queries.unreported_audits(connection, model_version_id)
     output_ids = tuple(output.output_id for output in pending if output.output_id not in unmeasurable)
     return PendingOutputs(output_ids, tuple(unfinished))
+
+
+def _waiting(
+    model_version_id: str, count: int, ingested: Sequence[str], ahead: tuple[int, datetime] | None
+) -> WaitingOutputs:
+    early, earliest = ahead or (0, None)
+    return WaitingOutputs(model_version_id, count, model_version_id in ingested, early, earliest)
 
 
 def _by_version(waits: Sequence[WaitingOutputs]) -> tuple[WaitingOutputs, ...]:

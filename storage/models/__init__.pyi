@@ -26,6 +26,10 @@ from .fitting import fit_weights as fit_weights
 from .fitting import load_into as load_into
 from .frozen_bases import base_metadata as base_metadata
 from .frozen_bases import refuse_other_adapter as refuse_other_adapter
+from .logged_models import LOGGED_MODEL_TAG as LOGGED_MODEL_TAG
+from .logged_models import create_logged_model as create_logged_model
+from .logged_models import logged_model_of as logged_model_of
+from .logged_models import name_version as name_version
 from .manifests import read_manifest as read_manifest
 from .manifests import rewrite_attributes as rewrite_attributes
 from .manifests import write_manifest as write_manifest
@@ -38,5 +42,6 @@ from .registry import DATASET_TAG as DATASET_TAG
 from .registry import MANIFEST_FILE as MANIFEST_FILE
 from .registry import RegisteredVersion as RegisteredVersion
 from .registry import Registry as Registry
+from .registry import marked_where_cut as marked_where_cut
 from .weight_folders import FoundWeights as FoundWeights
 from .weight_folders import find_weights as find_weights

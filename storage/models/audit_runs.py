@@ -10,11 +10,13 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from gradtrail.addresses import INDEX_PAGE, REPORT_PAGE, output_anchor
 from gradtrail.nouns import DatasetVersion
 from gradtrail.nouns import Run as TrainingRun
-from gradtrail.storage.models.registry import RegisteredVersion, Registry
+from gradtrail.storage.models.logged_models import log_as_input
+from gradtrail.storage.models.registry import RegisteredVersion, Registry, marked_where_cut
 
 AUDIT_TAG = "gradtrail.audit"
 TREND_TAG = "gradtrail.trend"
@@ -24,6 +26,8 @@ AUDIT_EXPERIMENT = "gradtrail audits"
 NOTE_TAG = "mlflow.note.content"
 _SECTION_START = "[//]: # (gradtrail: written by gradtrail, do not edit)"
 _SECTION_END = "[//]: # (gradtrail: end)"
+_MOST_OF_A_DESCRIPTION = 5000
+"""Of a model or version: the column of MLflow's databases. SQLite takes more, PostgreSQL refuses it."""
 _MOST_METRICS = 1000
 """MLflow's own limit for one batch."""
 
@@ -151,13 +155,24 @@ def logged_steps(registry: Registry, run: AuditRun, metric: str) -> set[int]:
     return {int(point.step) for point in registry.client.get_metric_history(run.run_id, metric)}
 
 
-def log_point(registry: Registry, run: AuditRun, figures: Mapping[str, float], step: int, moment: datetime) -> None:
+def log_point(
+    registry: Registry,
+    run: AuditRun,
+    figures: Mapping[str, float],
+    step: int,
+    moment: datetime,
+    logged_model: str = "",
+) -> None:
     """Log figures for one step of a run, as of a moment; MLflow keeps one point of the same figure, step and moment.
 
-    The last batch holds the last figure, so that a step that has it is whole.
+    The last batch holds the last figure, so that a step that has it is whole. With the id of a `logged_model` they
+    stand on its page, too.
     """
-    milliseconds = int(moment.timestamp() * 1000)
-    points = [Metric(name, figure, milliseconds, step) for name, figure in figures.items()]
+    milliseconds, model_id = int(moment.timestamp() * 1000), logged_model or None
+    points = [
+        Metric(name, figure, milliseconds, step, model_id=model_id, run_id=run.run_id)
+        for name, figure in figures.items()
+    ]
     for start in range(0, len(points), _MOST_METRICS):
         registry.client.log_batch(run.run_id, metrics=points[start : start + _MOST_METRICS])
 
@@ -172,14 +187,19 @@ def publish_audit(
     metrics: Mapping[str, float],
     files: Sequence[Path],
     dataset: DatasetVersion,
+    logged_model: str = "",
 ) -> None:
-    """Fill the audit's run: note, tags, parameters, metrics, data, report files. Repeating it changes nothing."""
+    """Fill the audit's run: note, tags, parameters, metrics, data, report files. Repeating it changes nothing.
+
+    The metrics are those of a `logged_model`, too, where its id is given.
+    """
     client = registry.client
-    client.log_batch(run.run_id, params=[Param(key, value) for key, value in parameters.items()])
-    log_point(registry, run, metrics, 0, datetime.now(UTC))
+    client.log_batch(run.run_id, params=[Param(key, marked_where_cut(value)) for key, value in parameters.items()])
+    log_as_input(registry, run.run_id, logged_model)
+    log_point(registry, run, metrics, 0, datetime.now(UTC), logged_model)
     registry.log_dataset(run.run_id, dataset)
     upload_files(registry, run.run_id, files)
-    described = {**tags, NOTE_TAG: _with_section(_note(client.get_run(run.run_id)), note)}
+    described = {**tags, NOTE_TAG: _with_section(_note(client.get_run(run.run_id)), note, MAX_TAG_VAL_LENGTH)}
     client.log_batch(run.run_id, tags=[RunTag(key, value) for key, value in described.items()])
     client.set_terminated(run.run_id)
 
@@ -208,7 +228,7 @@ def describe(
     for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
     if run := registry.active_run(version.run_id):
-        described = {**tags, NOTE_TAG: _with_section(_note(run), section)}
+        described = {**tags, NOTE_TAG: _with_section(_note(run), section, MAX_TAG_VAL_LENGTH)}
         client.log_batch(version.run_id, tags=[RunTag(key, value) for key, value in described.items()])
 
 
@@ -221,17 +241,40 @@ def describe_model(registry: Registry, name: str, section: str) -> None:
 def annotate(registry: Registry, run: AuditRun, note: str) -> None:
     """Set the note of a run that is gradtrail's own, below which people may write: only its section is replaced."""
     existing = registry.client.get_run(run.run_id)
-    registry.client.set_tag(run.run_id, NOTE_TAG, _with_section(_note(existing), note))
+    registry.client.set_tag(run.run_id, NOTE_TAG, _with_section(_note(existing), note, MAX_TAG_VAL_LENGTH))
 
 
 def _note(run: Run) -> str:
     return str(run.data.tags.get(NOTE_TAG, ""))
 
 
-def _with_section(text: str, section: str) -> str:
+def _with_section(text: str, section: str, most: int = _MOST_OF_A_DESCRIPTION) -> str:
+    """Put gradtrail's section in place of its earlier one; what others wrote stays whole, and ours is shortened.
+
+    MLflow cuts what is longer than `most` at its end, where people may have written.
+    """
     before, _, rest = text.partition(_SECTION_START)
     _, end, after = rest.partition(_SECTION_END)
     # Without the end mark nobody can say where gradtrail's words stop: keep them all.
-    kept = after if end else rest
-    own = f"{_SECTION_START}\n\n{section}\n\n{_SECTION_END}"
-    return "\n\n".join(part for part in (before.strip(), own, kept.strip()) if part)
+    before, after = before.strip(), (after if end else rest).strip()
+    others = "\n\n".join(part for part in (before, after) if part)
+    room = most - len(others) - len(_SECTION_START) - len(_SECTION_END) - 4 * len("\n\n")
+    shortened = _shortened(section, room)
+    if not shortened:
+        return others
+    own = f"{_SECTION_START}\n\n{shortened}\n\n{_SECTION_END}"
+    return "\n\n".join(part for part in (before, own, after) if part)
+
+
+def _shortened(section: str, room: int) -> str:
+    """The section without what does not fit at its end: whole lines, then whole parts between dots, no half links."""
+    if len(section) <= room:
+        return section
+    for separator in ("\n", " · "):
+        parts = section.split(separator)
+        while len(parts) > 1 and len(separator.join(parts)) + len(" …") > room:
+            parts.pop()
+        section = separator.join(parts)
+        if len(section) + len(" …") <= room:
+            return f"{section} …"
+    return ""

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage
 from mlflow.entities import Run as RegisteredRun
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from gradtrail.errors import NotFoundError, StoreError, UsageError
 from gradtrail.nouns import DatasetVersion, Run, no_run
@@ -29,7 +30,9 @@ DATASET_TAG = "gradtrail.dataset_version"
 CHECKPOINT_TAG = "gradtrail.checkpoint"
 
 _SERVER_FAULT = 500
+_CUT = f" … [cut: MLflow keeps {MAX_PARAM_VAL_LENGTH:,} characters]"
 _LOGGED_MODEL = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
+_PROMOTED = re.compile(r"models:/(?!m-[0-9a-f]+/?$)")
 _NUMBERED = re.compile(r"(?P<name>[^/:]+)/(?P<version>[0-9]+)")
 _WITH_ALIAS = re.compile(r"(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
 _NAME = re.compile(r"[^/:]+")
@@ -37,7 +40,7 @@ _NAME = re.compile(r"[^/:]+")
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A model version as MLflow has it. `version` is the number; `source_uri` is where its files lie."""
+    """A model version as MLflow has it. `version` is the number; `source_uri` is what it was registered from."""
 
     name: str
     version: int
@@ -113,7 +116,7 @@ class Registry:
             if number:
                 return _as_version(self.client.get_model_version(name, number))
         except MlflowException as error:
-            self._require_answer(error)
+            self.require_answer(error)
             aliases = ", ".join(f"@{a} → {v}" for a, v in sorted(model.aliases.items())) or "none"
             missing = f"alias {alias}" if alias else f"version {number}"
             raise NotFoundError(f"The model {name} has no {missing}.", f"Its aliases: {aliases}.") from error
@@ -136,7 +139,7 @@ class Registry:
         try:
             return self.client.get_registered_model(name)
         except MlflowException as fault:
-            self._require_answer(fault)
+            self.require_answer(fault)
             return None
 
     def versions(self, name: str) -> list[RegisteredVersion]:
@@ -148,6 +151,15 @@ class Registry:
             found += [_as_version(each) for each in page if each.name == name]
             token = page.token or ""
         return sorted(found, key=lambda version: version.version)
+
+    def location(self, version: RegisteredVersion) -> str:
+        """Where a version's files lie: of a promoted one, what MLflow resolved when it was promoted.
+
+        The source of such a version, `models:/NAME/1`, names other weights once NAME is registered anew.
+        """
+        if _PROMOTED.match(version.source_uri or ""):
+            return str(self.client.get_model_version_download_uri(version.name, str(version.version)))
+        return version.source_uri
 
     def fetch(self, version: RegisteredVersion, destination: Path) -> Path:
         """Copy the files of a model version below `destination` and return their folder.
@@ -171,7 +183,7 @@ class Registry:
         try:
             found = self.client.get_run(run_id)
         except MlflowException as error:
-            self._require_answer(error)
+            self.require_answer(error)
             raise NotFoundError(
                 f"The run {run_id} is not in MLflow at {self.tracking_uri}.",
                 "Restore it, or register the model again from a run that exists.",
@@ -182,7 +194,7 @@ class Registry:
             experiment_id=str(found.info.experiment_id),
             name=found.info.run_name or run_id,
             started_at=datetime.fromtimestamp(started / 1000, UTC) if started else None,
-            parameters=dict(found.data.params),
+            parameters={name: marked_where_cut(value) for name, value in found.data.params.items()},
         )
 
     def training_run(self, version: RegisteredVersion) -> Run:
@@ -203,7 +215,7 @@ class Registry:
         try:
             return str(self.client.get_logged_model(named["id"]).source_run_id or "")
         except MlflowException as fault:
-            self._require_answer(fault)
+            self.require_answer(fault)
             return ""
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
@@ -213,7 +225,8 @@ class Registry:
 
     def log_dataset(self, run_id: str, dataset: DatasetVersion) -> None:
         """Attach the dataset version to a run as its training input. MLflow cuts digests at 36 characters."""
-        source = json.dumps({"uri": dataset.manifest_uri, "sha256": dataset.dataset_version_id})
+        # MLflow keeps the first record of a name and digest for every run: a source in one run would stand with all.
+        source = json.dumps({"manifest_sha256": dataset.dataset_version_id})
         entry = Dataset(
             name=dataset.name,
             digest=dataset.dataset_version_id[:36],
@@ -251,17 +264,24 @@ class Registry:
         try:
             run = self.client.get_run(run_id) if run_id else None
         except MlflowException as fault:
-            self._require_answer(fault)
+            self.require_answer(fault)
             return None
         return run if run is not None and run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
-    def _require_answer(self, fault: MlflowException) -> None:
+    def require_answer(self, fault: MlflowException) -> None:
         """Tell an MLflow that is away from one that says no."""
         if int(fault.get_http_status_code()) >= _SERVER_FAULT:  # type: ignore[no-untyped-call]  # mlflow's
             raise StoreError(
                 f"MLflow at {self.tracking_uri} does not answer: {fault}",
                 "See that it runs; a repeat goes on from here.",
             ) from fault
+
+
+def marked_where_cut(value: str) -> str:
+    """The value of a parameter as MLflow can keep it, marked where MLflow cuts it or may have cut it."""
+    if len(value) < MAX_PARAM_VAL_LENGTH or value.endswith(_CUT):
+        return value
+    return value[: MAX_PARAM_VAL_LENGTH - len(_CUT)] + _CUT
 
 
 def _named(name: str) -> str:

@@ -19,6 +19,7 @@ from gradtrail.errors import CheckpointError, UsageError
 from gradtrail.nouns import DatasetVersion
 from gradtrail.storage.models.checkpoints import fit_weights, load_into, read_weights, write_safetensors
 from gradtrail.storage.models.frozen_bases import base_metadata, refuse_other_adapter
+from gradtrail.storage.models.logged_models import LOGGED_MODEL_TAG, create_logged_model, name_version
 from gradtrail.storage.models.manifests import write_manifest
 from gradtrail.storage.models.registry import (
     ADAPTER_SHA256_TAG,
@@ -30,6 +31,7 @@ from gradtrail.storage.models.registry import (
     MANIFEST_FILE,
     RegisteredVersion,
     Registry,
+    marked_where_cut,
 )
 from gradtrail.storage.models.weight_folders import find_weights
 from gradtrail.tasks.core.datasets import manifest_rows
@@ -39,6 +41,7 @@ from gradtrail.tasks.ingest.adapters_alike import (
     refuse_other_outputs,
     refuse_unlike_merged,
 )
+from gradtrail.tasks.ingest.signatures import measured_shapes
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,12 @@ def register_model(
 
         run_id = run_id or registry.start_run(name, f"train {name}")
         for key, value in parameters.items():
-            registry.client.log_param(run_id, key, value)
+            registry.client.log_param(run_id, key, marked_where_cut(str(value)))
         registry.client.log_artifacts(run_id, str(folder), ARTIFACT_FOLDER)
         count = sum(1 for _ in manifest.open("rb"))
         uri = f"runs:/{run_id}/{ARTIFACT_FOLDER}/{MANIFEST_FILE}"
         registry.log_dataset(run_id, DatasetVersion(dataset_version_id, f"{name} training data", count, uri))
+        inputs, outputs = measured_shapes(adapter, folder / str(listed[-1]["file"]), data)
     tags = {
         ADAPTER_TAG: reference,
         ADAPTER_SHA256_TAG: adapter_source_sha256(reference),
@@ -112,7 +116,19 @@ def register_model(
     }
     for key, value in tags.items():
         registry.client.set_tag(run_id, key, value)
-    return registry.add_version(name, run_id, tags, aliases)
+    model_id = create_logged_model(
+        registry,
+        run_id,
+        name,
+        kept[-1].step,
+        parameters={key: marked_where_cut(str(value)) for key, value in parameters.items()},
+        tags=tags,
+        inputs=inputs,
+        outputs=outputs,
+    )
+    version = registry.add_version(name, run_id, {**tags, LOGGED_MODEL_TAG: model_id} if model_id else tags, aliases)
+    name_version(registry, model_id, version)
+    return version
 
 
 def read_checkpoints(weights: Path, adapter: ModelAdapter) -> list[TrainedWeights]:

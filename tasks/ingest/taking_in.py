@@ -119,7 +119,7 @@ def store_checkpoints(
         search_path=Path(workspace.adapter_path),
     ).adapter
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
-    label = version.model_version_id
+    label, location = version.model_version_id, workspace.registry().location(version)
     stored: list[Checkpoint] = []
     for found in _listed_checkpoints(folder) or find_weights(folder, label=label):
         read = _read_safely(found, folder, allow_code_execution)
@@ -135,7 +135,7 @@ def store_checkpoints(
                 step=step,
                 learning_rate=found.learning_rate,
                 format=read.format,
-                source_uri=f"{version.source_uri}/{found.path.relative_to(folder).as_posix()}",
+                source_uri=f"{location}/{found.path.relative_to(folder).as_posix()}",
                 weights_uri=str(destination),
                 weights_sha256=weights_sha256,
                 byte_size=found.byte_size,

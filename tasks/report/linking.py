@@ -18,6 +18,7 @@ from gradtrail.storage.models.audit_runs import (
     markdown_text,
     publish_audit,
 )
+from gradtrail.storage.models.logged_models import logged_model_of
 from gradtrail.storage.models.registry import Registry
 from gradtrail.tasks.report.history import audit_history, audit_metrics, wrong_outputs
 from gradtrail.tasks.report.reported_audits import ReportedAudit, ShownAudit
@@ -57,6 +58,7 @@ def link_report(shown: ShownAudit) -> str:
         metrics=audit_metrics(this, wrong_outputs(workspace, audit_id)),
         files=[folder / name for name in digests],
         dataset=recorded.pinned.dataset,
+        logged_model=_logged_model(registry, model_version.model_version_id),
     )
     lead_to_report(registry, links, recorded, [each.past for each in history])
     workspace.ledger().record_report(
@@ -68,6 +70,13 @@ def link_report(shown: ShownAudit) -> str:
         mlflow_experiment_id=run.experiment_id,
     )
     return run.run_id
+
+
+def _logged_model(registry: Registry, model_version_id: str) -> str:
+    try:
+        return logged_model_of(registry, registry.resolve(model_version_id))
+    except NotFoundError:  # a version that was deleted has no page for figures
+        return ""
 
 
 def _signature_tags(recorded: ReportedAudit) -> dict[str, str]:

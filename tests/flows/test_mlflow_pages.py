@@ -80,6 +80,17 @@ def test_the_trend_of_a_model_has_one_step_an_audit_however_often_it_is_recorded
     } <= run.data.metrics.keys()
 
 
+def test_the_figures_of_audits_stand_on_the_page_of_the_model(demo, audits):
+    client = demo.workspace.registry().client
+    model = client.get_logged_model(client.get_model_version("digits", "1").tags["gradtrail.logged_model"])
+    runs = [_summary(demo, AUDIT_TAG, audit.audit_id) for audit in audits]
+    assert {each.run_id for each in model.metrics} == {run.info.run_id for run in runs}
+    shown = {each.key: each.value for each in model.metrics if each.run_id == runs[-1].info.run_id}
+    assert {"fidelity", "findings_high", "share_source/web-crawl"} <= shown.keys()
+    assert shown == runs[-1].data.metrics
+    assert [each.model_id for each in runs[-1].inputs.model_inputs] == [model.model_id]
+
+
 def test_every_link_in_mlflow_leads_to_something_that_is_there(demo, audits):
     client = demo.workspace.registry().client
     version = client.get_model_version("digits", "1")

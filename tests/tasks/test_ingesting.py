@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow.models import Model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,6 +18,7 @@ from gradtrail.flows.ingest import ingest
 from gradtrail.lineage.exports.cyclonedx import bill_of_materials
 from gradtrail.lineage.read import queries
 from gradtrail.storage.models.checkpoints import read_weights
+from gradtrail.storage.models.logged_models import logged_model_of
 from gradtrail.storage.models.registry import ARTIFACT_FOLDER
 from gradtrail.tasks.ingest.registering import TrainedWeights
 from gradtrail.tasks.ingest.taking_in import choose_adapter, fetch_files, store_checkpoints
@@ -316,7 +318,10 @@ def test_names_with_spaces_and_signs_go_all_the_way_into_the_ledger(flow, kept):
 
 def _stored(tiny, folder):
     """The checkpoints that an ingest keeps of a folder."""
-    version = tiny.workspace.registry().resolve(_version_of(tiny, folder))
+    return _stored_of(tiny, tiny.workspace.registry().resolve(_version_of(tiny, folder)))
+
+
+def _stored_of(tiny, version):
     chosen = choose_adapter(tiny.workspace, version, tiny.reference)
     files = fetch_files(tiny.workspace, version)
     return store_checkpoints(tiny.workspace, version, files, chosen, allow_code_execution=False)
@@ -359,3 +364,27 @@ def test_a_model_of_lightning_is_taken_in_by_its_part(tiny):
     [stored] = _stored(tiny, folder)
     assert stored.step == 40
     assert set(read_weights(Path(stored.weights_uri))) == set(_weights(tiny))
+
+
+def test_registering_makes_mlflows_own_model_with_its_signature(tiny):
+    version = tiny.register(parameters={"lr": "0.1", "config": "x" * 7000})
+    registry = tiny.workspace.registry()
+    model_id = logged_model_of(registry, version)
+    assert version.tags["gradtrail.logged_model"] == model_id
+    found = registry.client.get_logged_model(model_id)
+    assert (found.source_run_id, found.params["lr"]) == (version.run_id, "0.1")
+    assert json.loads(found.tags["mlflow.modelVersions"]) == [{"name": "tiny", "version": "1"}]
+    signature = Model.load(_registered_folder(tiny, version) / "MLmodel").signature
+    assert [each.shape for each in (signature.inputs.inputs[0], signature.outputs.inputs[0])] == [(-1, 4), (-1, 3)]
+    assert registry.run(version.run_id).parameters["config"].endswith("[cut: MLflow keeps 6,000 characters]")
+
+
+def test_a_promoted_version_is_recorded_by_where_its_files_lie(tiny):
+    first = tiny.register()
+    registry = tiny.workspace.registry()
+    registry.client.copy_model_version("models:/tiny/1", "production")
+    registry.client.delete_registered_model("tiny")
+    tiny.register()
+    promoted = registry.resolve("production")
+    [checkpoint] = _stored_of(tiny, promoted)
+    assert checkpoint.source_uri == f"runs:/{first.run_id}/gradtrail/step-00000000.safetensors"

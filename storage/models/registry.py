@@ -244,9 +244,12 @@ class Registry:
             self.client.get_registered_model(name)
         except MlflowException:
             self.client.create_registered_model(name)
-        created = self.client.create_model_version(
-            name, source=f"runs:/{run_id}/{ARTIFACT_FOLDER}", run_id=run_id, tags=dict(tags)
-        )
+        source = f"runs:/{run_id}/{ARTIFACT_FOLDER}"
+        root = str(self.client.get_run(run_id).info.artifact_uri).rstrip("/")
+        if root.startswith("mlflow-artifacts:"):
+            # A server cannot follow runs:/ to artifacts that it passes on, and shows such a version without a schema.
+            source = f"{root}/{ARTIFACT_FOLDER}"
+        created = self.client.create_model_version(name, source=source, run_id=run_id, tags=dict(tags))
         for alias in aliases:
             self.client.set_registered_model_alias(name, alias, created.version)
         return _as_version(created)

@@ -172,3 +172,12 @@ def test_a_description_keeps_below_what_every_database_takes(registry):
     assert described.startswith("w" * 4000)
     assert "first …" in described
     assert len(described) <= 5000
+
+
+def test_a_version_behind_a_server_that_passes_artifacts_on_names_them_so_that_its_page_has_a_schema(registry):
+    registry.client.create_experiment("passed on", artifact_location="mlflow-artifacts:/7")
+    run_id = registry.start_run("passed on", "train")
+    version = registry.add_version("model", run_id, {})
+    assert version.source_uri == f"mlflow-artifacts:/7/{run_id}/artifacts/gradtrail"
+    plain = registry.start_run("train", "train")
+    assert registry.add_version("model", plain, {}).source_uri == f"runs:/{plain}/gradtrail"

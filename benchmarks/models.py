@@ -59,7 +59,7 @@ def main() -> None:
     for case in cases(options.families, options.models):
         rows.append(measured_row(case, repetitions=options.repetitions, count=options.examples))
         print(summary(rows[-1]), flush=True)
-    write_results(options.output, described, rows)
+        write_results(options.output, described, rows)
 
 
 if __name__ == "__main__":

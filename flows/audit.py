@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from prefect import flow
 
 from gradtrail.digests import short
+from gradtrail.durations import in_words
 from gradtrail.errors import GradtrailError, NotReadyError, said
 from gradtrail.flows.examining import Examined, examine, finish
-from gradtrail.lineage.read.clocks import in_words
 from gradtrail.storage.files.exclusive import holding
 from gradtrail.storage.models.registry import RegisteredVersion
 from gradtrail.tasks.alerting import deliver_alerts

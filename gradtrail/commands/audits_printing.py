@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gradtrail import printing
 from gradtrail.digests import short
-from gradtrail.lineage.read.clocks import in_words
+from gradtrail.durations import in_words
 from gradtrail.reports.formats import plural
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from .audit_history import past_audits as past_audits
 from .catalogue import index as index
 from .clocks import clock_behind_seconds as clock_behind_seconds
 from .clocks import clock_jumps as clock_jumps
-from .clocks import in_words as in_words
 from .closure import downstream as downstream
 from .closure import resolve as resolve
 from .closure import upstream as upstream

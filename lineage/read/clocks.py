@@ -35,11 +35,3 @@ def clock_behind_seconds(connection: duckdb.DuckDBPyConnection, now: datetime) -
     """How far `now` lies before the newest time of the ledger; 0 where it does not."""
     [(newest,)] = connection.execute("SELECT max(recorded_at) FROM event").fetchall()
     return max(0.0, (newest - now).total_seconds()) if newest is not None else 0.0
-
-
-def in_words(seconds: float) -> str:
-    """A span of time for people: `90 seconds`, `3.0 hours`, `2.5 days`."""
-    for unit, length, next_length in (("seconds", 1, 60), ("minutes", 60, 3600), ("hours", 3600, 86400)):
-        if seconds < 2 * next_length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 86400:,.1f} days"

@@ -15,12 +15,13 @@ from itertools import chain
 
 import duckdb
 
+from gradtrail.durations import in_words
 from gradtrail.lineage.chain.integrity import FIRST_PREVIOUS_HASH, event_hash
 from gradtrail.lineage.chain.row_check import UNREADABLE, Erased, Problem, Promise, check_rows, erased_positions
 from gradtrail.lineage.engines import LEDGER
 from gradtrail.lineage.erasure.erasures import unfinished_erasures
 from gradtrail.lineage.ledger.definitions import differences, found_definitions, recorded_version
-from gradtrail.lineage.read.clocks import clock_behind_seconds, clock_jumps, in_words
+from gradtrail.lineage.read.clocks import clock_behind_seconds, clock_jumps
 from gradtrail.lineage.schema.statements import statement
 from gradtrail.lineage.schema.tables import tables_at
 from gradtrail.lineage.verify.signatures import check_signatures

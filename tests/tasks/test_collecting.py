@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from prefect.states import Failed
 
+from gradtrail.durations import in_words
 from gradtrail.errors import GradtrailError, NotFoundError, StoreError
-from gradtrail.lineage.read.clocks import clock_behind_seconds, in_words
+from gradtrail.lineage.read.clocks import clock_behind_seconds
 from gradtrail.storage.sources.config import SourceConfig
 from gradtrail.storage.sources.inbox_erasure import remove_records
 from gradtrail.storage.sources.spool import open_spool

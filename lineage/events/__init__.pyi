@@ -4,6 +4,7 @@ from .alerts import DELIVERED as DELIVERED
 from .alerts import DUE as DUE
 from .alerts import record_alerts as record_alerts
 from .alerts import undelivered_alerts as undelivered_alerts
+from .pinned_files import pin_file as pin_file
 from .revisions import record_index_revision as record_index_revision
 from .revisions import record_revision as record_revision
 from .source_watermarks import newest_watermark as newest_watermark

@@ -35,6 +35,10 @@ from .measuring_adapters import measured_by as measured_by
 from .measuring_adapters import own_fidelities as own_fidelities
 from .measuring_adapters import own_indexes as own_indexes
 from .measuring_adapters import possible_adapters as possible_adapters
+from .pinned_files import kept_digests as kept_digests
+from .pinned_files import pinned_sha256 as pinned_sha256
+from .pinned_files import recorded_before_pinning as recorded_before_pinning
+from .pinned_files import times_pinned as times_pinned
 from .reach import BlastRadius as BlastRadius
 from .reach import EXAMPLE_ID as EXAMPLE_ID
 from .reach import blast_radius as blast_radius

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from gradtrail.attribution.curvature.blocks import BlockCurvature, DiagonalCurvature
 from gradtrail.attribution.curvature.condition_numbers import conditioning, conditioning_warnings
@@ -22,9 +22,11 @@ from gradtrail.attribution.methods.unrolling import carried_rows
 from gradtrail.attribution.scoring.batches import ScoringPass
 from gradtrail.attribution.scoring.joint import Member, scoring_pass
 from gradtrail.errors import UsageError
+from gradtrail.lineage.read.pinned_files import recorded_before_pinning
 from gradtrail.nouns import Checkpoint, Example, Target, Weighting
 from gradtrail.storage.models.checkpoints import write_safetensors
 from gradtrail.tasks.core.extensions import load_method, method_source
+from gradtrail.tasks.core.kept_files import read_kept, write_kept
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.index.opened import OpenIndex
@@ -145,11 +147,11 @@ def _fitted(workspace: Workspace, index_id: str, need: Need[Any], data: FittingD
         # What another package fits depends on its source, too.
         name = "-".join((name, *method_source(workspace, spec.method).values()))
     path = workspace.curvatures / f"{name}.safetensors"
-    if path.is_file():
-        return need.form.from_tensors(load_file(path), spec.curvature)
+    kept = read_kept(workspace, path, partial(recorded_before_pinning, index_id=index_id))
+    if kept is not None:
+        return need.form.from_tensors(load(kept), spec.curvature)
     fitted = need.fit(data, spec)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(fitted.to_tensors(), path)
+    write_kept(workspace, path, partial(write_safetensors, fitted.to_tensors()))
     return fitted
 
 

@@ -5,6 +5,9 @@ from .datasets import refuse_drift as refuse_drift
 from .extensions import load_extension as load_extension
 from .extensions import load_method as load_method
 from .extensions import method_source as method_source
+from .kept_files import kept_name as kept_name
+from .kept_files import read_kept as read_kept
+from .kept_files import write_kept as write_kept
 from .ledger_nouns import manifest_sha256 as manifest_sha256
 from .ledger_nouns import recorded_index as recorded_index
 from .ledger_nouns import recorded_model_version as recorded_model_version

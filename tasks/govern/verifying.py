@@ -14,14 +14,18 @@ from gradtrail.lineage.chain.proofs import audit_evidence
 from gradtrail.lineage.erasure.erasures import erased_subjects
 from gradtrail.lineage.read import listings
 from gradtrail.lineage.read.measuring_adapters import audits_by_version, is_measured_by, possible_adapters
+from gradtrail.lineage.read.pinned_files import kept_digests, recorded_before_pinning
 from gradtrail.lineage.read.revisions import index_revisions
 from gradtrail.lineage.verify.signatures import read_public_key, signature_of
 from gradtrail.lineage.verify.verifying import Problem, verify_ledger
 from gradtrail.nouns import Index
 from gradtrail.reports.write import JSON_NAME
+from gradtrail.tasks.core.kept_files import kept_name
 from gradtrail.tasks.core.ledger_nouns import manifest_sha256, recorded_model_version
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
+from gradtrail.tasks.govern.copies import AWAY, extra_files, mlflow_copies
+from gradtrail.tasks.index.eigenbases import basis_problem
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,25 @@ def verify_workspace(workspace: Workspace, public_key: Path | None = None, seals
         ("manifests", _manifests),
         ("checkpoints", _checkpoints),
         ("indexes", _indexes),
+        ("kept files", _kept_files),
         ("payloads", _payloads),
         ("report files", _reports),
         ("printed roots", _printed_roots),
+        ("extra files", extra_files),
+        ("copies in MLflow", mlflow_copies),
     )
     with progress_bar("verifying", len(checks)) as bar:
         for name, check in checks:
             outcomes = list(check(workspace))
             checked[name] = len(outcomes)
-            problems += [outcome for outcome in outcomes if outcome is not None]
+            problems += [outcome for outcome in outcomes if outcome is not None and outcome.kind != AWAY]
+            notes += [f"{each.subject}: {each.message}." for each in outcomes if each is not None and each.kind == AWAY]
             bar.advance(1)
     with workspace.ledger().read() as connection:
         erased = erased_subjects(connection, ["output", "payload"])
         remeasured = index_revisions(connection)
     notes += _unknown_adapters(workspace)
+    notes += _unpinned(workspace)
     notes += [f"Index {short(each)} was measured again, by event {event}: {why}." for each, event, why in remeasured]
     by_event = Counter(erased.values())
     for event, count in sorted(by_event.items()):
@@ -112,7 +121,44 @@ def _indexes(workspace: Workspace) -> Iterator[Problem | None]:
         except GradtrailError as error:
             found = [str(error)]
         found += foreign
+        if fault := basis_problem(workspace, index.feature_config):
+            found.append(fault)
         yield Problem("index", index.index_id, "; ".join(found)) if found else None
+
+
+def _kept_files(workspace: Workspace) -> Iterator[Problem | None]:
+    """Kept files: pages of the report index, and what decides scores, which is made anew when it is gone."""
+    with workspace.ledger().read() as connection:
+        pinned = kept_digests(connection)
+    for name, sha256 in pinned.items():
+        path = workspace.root / name
+        is_page = path.parent == workspace.reports
+        yield _file("report" if is_page else "curvature", name, path, sha256) if is_page or path.is_file() else None
+
+
+def _unpinned(workspace: Workspace) -> list[str]:
+    """Kept files of curvature that the ledger holds no digest of."""
+    with workspace.ledger().read() as connection:
+        pinned = kept_digests(connection)
+        older = {
+            each.index_id for each in listings.indexes(connection) if recorded_before_pinning(connection, each.index_id)
+        }
+    notes = []
+    for path in sorted(workspace.curvatures.glob("*")):
+        name = kept_name(workspace, path)
+        is_basis = path.name.startswith("basis-") and path.suffix == ".safetensors"  # its name is its digest
+        if name in pinned or is_basis or path.name.startswith("."):
+            continue
+        is_used = path.name.startswith("basis-of-") or any(path.name.startswith(index_id) for index_id in older)
+        notes.append(
+            f"The file {name} is unpinned: "
+            + (
+                "it is from before the ledger held digests of such files. Delete it to have it made anew and pinned."
+                if is_used and older
+                else "nothing uses it."
+            )
+        )
+    return notes
 
 
 def _scored_by_others(workspace: Workspace, index: Index) -> list[str]:

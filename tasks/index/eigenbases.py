@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gradtrail.attribution.curvature.blocks import default_curvature_kind
@@ -15,10 +17,13 @@ from gradtrail.attribution.curvature.kronecker import fit_eigen_basis
 from gradtrail.attribution.features.plan import FeaturePlan
 from gradtrail.attribution.projection.eigen import EIGEN_VERSION, EigenBasis
 from gradtrail.digests import canonical_json, sha256_json
-from gradtrail.errors import StoreError
+from gradtrail.errors import GradtrailError, StoreError
+from gradtrail.lineage.read import queries
+from gradtrail.lineage.read.measuring_adapters import Connection
+from gradtrail.lineage.read.pinned_files import recorded_before_pinning
 from gradtrail.nouns import Checkpoint, Example
-from gradtrail.storage.files.atomic import write_atomically
 from gradtrail.storage.models.checkpoints import write_safetensors
+from gradtrail.tasks.core.kept_files import read_kept, write_kept
 from gradtrail.tasks.core.models import PinnedModel
 from gradtrail.tasks.core.progress import progress_bar
 from gradtrail.tasks.core.workspace import Workspace
@@ -40,7 +45,8 @@ def eigen_plan(
     workspace.curvatures.mkdir(parents=True, exist_ok=True)
     write_safetensors(basis.to_tensors(), _path(workspace, basis.digest))
     note = _note(workspace, pinned, checkpoint, plan, kind, pinned.decided_by)
-    write_atomically(note, canonical_json({"digest": basis.digest}))
+    content = canonical_json({"digest": basis.digest})
+    write_kept(workspace, note, lambda beside: beside.write_bytes(content))
     return dataclasses.replace(plan, basis=basis)
 
 
@@ -55,7 +61,8 @@ def kept_eigen_plan(
     """The same where the basis is kept, else None; one that an older gradtrail kept does not say what measured it."""
     kind = kind or default_curvature_kind(pinned.adapter)
     note = _note(workspace, pinned, checkpoint, plan, kind, measured_by)
-    kept = _path(workspace, json.loads(note.read_bytes())["digest"]) if note.is_file() else None
+    said = read_kept(workspace, note, partial(_has_older_index, checkpoint_id=checkpoint.checkpoint_id))
+    kept = _path(workspace, json.loads(said)["digest"]) if said is not None else None
     if kept is None or not kept.is_file():
         return None
     return dataclasses.replace(plan, basis=_read(kept, kind))
@@ -71,6 +78,15 @@ def stored_basis(workspace: Workspace, feature_config: Mapping[str, Any]) -> Eig
     if projection["kind"] != "eigen":
         return None
     return _read(_path(workspace, str(projection["digest"])), str(projection["factors"]))
+
+
+def basis_problem(workspace: Workspace, feature_config: Mapping[str, Any]) -> str:
+    """What is wrong with the kept basis of an index; empty where nothing is, or the projection is random."""
+    try:
+        stored_basis(workspace, feature_config)
+    except (GradtrailError, SafetensorError, OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _note(
@@ -92,6 +108,12 @@ def _note(
     if measured_by is not None:
         recipe["adapter"] = dict(measured_by)
     return workspace.curvatures / f"basis-of-{sha256_json(recipe)}.json"
+
+
+def _has_older_index(connection: Connection, checkpoint_id: str) -> bool:
+    """Whether a basis of this checkpoint may have been fitted before the ledger pinned what says which."""
+    older = queries.indexes_of(connection, checkpoint_id)
+    return any(recorded_before_pinning(connection, each.index_id) for each in older)
 
 
 def _fit(pinned: PinnedModel, checkpoint: Checkpoint, plan: FeaturePlan, kind: str, device: str) -> EigenBasis:

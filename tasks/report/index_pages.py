@@ -28,6 +28,7 @@ from gradtrail.storage.models.audit_runs import (
     uploaded_names,
 )
 from gradtrail.storage.models.registry import Registry
+from gradtrail.tasks.core.kept_files import write_kept
 from gradtrail.tasks.core.workspace import Workspace
 from gradtrail.tasks.report.history import audit_history
 from gradtrail.tasks.report.reported_audits import ShownAudit
@@ -167,7 +168,8 @@ def _write(
 ) -> None:
     path = workspace.reports / part.name
     audits = _addressed(history, workspace.links(), runs, lambda past: f"{past.audit_id}/{REPORT_PAGE}")
-    write_atomically(path, _page(audits, part, older, str).encode("utf-8"))
+    content = _page(audits, part, older, str).encode("utf-8")
+    write_kept(workspace, path, lambda beside: beside.write_bytes(content))
 
 
 def _recorded_runs(history: Sequence[IndexedAudit]) -> dict[str, AuditRun]:

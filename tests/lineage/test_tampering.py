@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gradtrail.lineage.erasure.erasures import erase, finish
 from gradtrail.lineage.erasure.plan import ErasureRequest
 from gradtrail.lineage.events.alerts import Alert, record_alerts
+from gradtrail.lineage.events.pinned_files import pin_file
 from gradtrail.lineage.events.revisions import record_index_revision, record_revision
 from gradtrail.lineage.events.source_watermarks import record_watermark
 from gradtrail.lineage.events.withdrawals import WithdrawalRequest, withdraw
@@ -36,6 +37,7 @@ LATER = (
     "file_revision",
     "index_revision",
     "personal_attribute",
+    "pinned_file",
     "watermark",
     "withdrawal",
     "withdrawn_example",
@@ -67,6 +69,8 @@ def full(recorded_story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         record_index_revision(ledger, replace(index, table_version=version), "lost")
     for seen in (1, 2):
         record_watermark(ledger, Watermark("inbox", "inbox", datetime(2026, 1, seen, tzinfo=UTC), seen, seen))
+    for digest in ("ab", "cd"):
+        pin_file(ledger, "curvature/one.safetensors", digest, lambda: None)
     for state in ("due", "delivered"):
         record_alerts(ledger, [Alert(audit_id, "https://hooks.example")], state)
     assert verify_ledger(ledger).ok

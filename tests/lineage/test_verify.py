@@ -62,6 +62,7 @@ TRIED_IN_TEST_TAMPERING = {
     "file_revision",
     "index_revision",
     "personal_attribute",
+    "pinned_file",
     "watermark",
     "withdrawal",
     "withdrawn_example",

@@ -202,7 +202,7 @@ _known: dict[Path, object] = {}
 
 def _identity(path: Path) -> object:
     """What changes whenever somebody writes the file, or a log of changes beside it."""
-    said = []
+    said: list[object] = []
     for each in (path, path.with_name(path.name + ".wal")):
         try:
             status = each.stat()

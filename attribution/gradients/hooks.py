@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradtrail.attribution.adapters.base import Batch
-from gradtrail.attribution.gradients.fallback import Fallback
+from gradtrail.attribution.gradients.fallback import Fallback, WholeGroup
 from gradtrail.attribution.gradients.parameter_uses import ParameterUses
 from gradtrail.attribution.gradients.routes import ROWS, CallLayout, Routes, positions_of
 from gradtrail.attribution.gradients.tracked_model import LayerUse, TrackedModel
@@ -246,7 +246,7 @@ class HookedForward:
             return None
         every = dict(self._model.named_parameters(remove_duplicate=False))
         groups = [self._tracked.whole_group(place) for place in sorted(self._routes.by_use)]
-        named = {every[each.group.parameters[0]]: each for each in groups}
+        named: dict[Tensor, WholeGroup] = {every[each.group.parameters[0]]: each for each in groups}
         return ParameterUses(named, self._size, self._starts.append, self._add_part)
 
     def _add_part(self, place: int, part: Tensor) -> None:

@@ -98,18 +98,18 @@ def _example_gradients(layer: Convolution, inputs: Tensor, output_gradients: Ten
 
     One backward step of a convolution in which the channel groups of all examples are groups of their own.
     """
-    padding = layer.padding
+    size, dimensions = len(inputs), layer.weight.ndim - 2
+    padding: Any = layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        inputs, padding = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), 0
-    size, dimensions = len(inputs), layer.weight.ndim - 2
+        inputs, padding = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode), (0,) * dimensions
     gradients: Tensor = torch.ops.aten.convolution_backward(
         output_gradients.reshape(1, -1, *output_gradients.shape[2:]),
         inputs.reshape(1, -1, *inputs.shape[2:]),
         inputs.new_empty(1).expand(size * len(layer.weight), *layer.weight.shape[1:]),
         None,
         layer.stride,
-        [padding] * dimensions if isinstance(padding, int) else padding,
+        padding,
         layer.dilation,
         False,
         [0] * dimensions,

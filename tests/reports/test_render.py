@@ -338,4 +338,6 @@ def test_outputs_of_which_reproduction_is_no_question_are_neither_reproduced_nor
     assert "reproduced by the pinned checkpoint" not in text
     mixed = replace(whole, outputs=(unasked[0], *sample_report.outputs[1:]))
     asked = len(mixed.outputs) - 1
-    assert f"{asked} of {asked} output" in words(Page(render_html(mixed)))
+    text = words(Page(render_html(mixed)))
+    assert f"{asked} of {asked} output" in text
+    assert "by the pinned checkpoint. Whether it gives 1 output again is no question of this model. Every" in text

@@ -37,8 +37,7 @@ def faults(folder, *options):
     return rows
 
 
-@pytest.mark.ci
-@pytest.mark.slow  # some forty processes, each of which runs a flow
+@pytest.mark.ci  # some forty processes, each of which runs a flow
 def test_three_seeded_kills_of_each_flow_lose_nothing_and_duplicate_nothing(prefect_server, tmp_path):
     flows = ["ingest", "index", "calibrate", "watch"]  # audits are killed in tests/flows/test_kills.py
     rows = faults(tmp_path, "--flows", *flows, "--trials", "3", "--other-trials", "0")

@@ -87,10 +87,13 @@ class ConvolutionRule(OuterProductRule):
 
 
 def _has_small_blocks(layer: Convolution, projections: Projections) -> bool:
-    """Whether channel groups are so small that whole gradients cost less than both projections: depthwise ones."""
+    """Whether channel groups are so small that whole gradients cost less than both projections: depthwise ones.
+
+    Never where no output is asked for: an eigenbasis is fitted to what `keep` says of the inputs alone.
+    """
     _, rows, outputs = projections.outputs.shape
     _, columns, inputs = projections.inputs.shape
-    return layer.groups > 1 and rows * columns <= rows * outputs + columns * inputs + outputs * inputs
+    return layer.groups > 1 and rows > 0 and rows * columns <= rows * outputs + columns * inputs + outputs * inputs
 
 
 def _example_gradients(layer: Convolution, inputs: Tensor, output_gradients: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_reaudit_takes_every_option_that_says_how_an_audit_scores():
         for name, command in typer.main.get_command(app).commands.items()
         if name in ("audit", "reaudit")
     }
-    for only_of_audit in ("fail_on", "junit", "retry_refused"):
+    for only_of_audit in ("fail_on", "junit", "retry_refused", "most_unjudged", "least_outputs"):
         options["audit"].pop(only_of_audit)
     options["reaudit"].pop("audit")
     assert options["reaudit"] == options["audit"]

@@ -276,3 +276,49 @@ def test_a_diagonal_needs_damping_where_it_is_zero_and_its_own_plan(double_netwo
     short = dataclasses.replace(diagonal, diagonal=diagonal.diagonal[1:])
     with pytest.raises(StoreError, match="other groups"):
         prepare_queries(MethodSpec("ekfac"), rows, plan, diagonal=short)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.head = kind(3, 4, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, inputs):
+        return self.head(self.layer(inputs[:, 0])[0][:, -1])
+
+
+class WithTokens(nn.Module):
+    """A parameter that the model uses by itself, as class tokens and positions are."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.scale = nn.Parameter(torch.randn(1, 1, 3)), nn.Parameter(torch.randn(3))
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, inputs):
+        rows = torch.cat([self.token.expand(len(inputs), -1, -1), inputs[:, 0]], dim=1) * self.scale
+        return self.head(torch.tanh(self.layer(rows)).mean(1))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 2), nn.Tanh(), nn.Conv2d(4, 8, 2, groups=4), nn.Flatten(), nn.Linear(8, 5)
+        ),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 5)),
+        lambda: Recurrent(nn.LSTM),
+        lambda: Recurrent(nn.GRU),
+        WithTokens,
+    ],
+    ids=["depthwise", "norm", "LSTM", "GRU", "tokens"],
+)
+def test_every_way_to_measure_a_layer_goes_with_a_basis(build, make_classifier, make_examples):
+    torch.manual_seed(5)
+    examples = make_examples(12, 1, 3, 3)
+    adapter = make_classifier(build, examples)
+    model = adapter.build_model()
+    settings = FeatureSettings(group_dimension=10**6)
+    plain = compute_features(adapter, model, examples, plan_features(model, settings)).vectors
+    turned = compute_features(adapter, model, examples, in_basis(adapter, model, examples, settings)).vectors
+    assert relative(turned @ turned.T, plain @ plain.T) < 1e-5
